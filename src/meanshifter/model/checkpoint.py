@@ -1,0 +1,119 @@
+"""Models on disk and on the Hub: a folder of `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.model.config import FORMAT_VERSION, ModelConfig
+from meanshifter.model.segmenter import Segmenter
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_model(model: Segmenter, folder: str | Path) -> None:
+    """Write configuration, classes and weights of `model` into `folder`, each file beside and renamed into place."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "format_version": FORMAT_VERSION,
+        "model": model.config.to_dict(),
+        "labels": model.labels.to_dict(),
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    beside = folder / f".{WEIGHTS}.{os.getpid()}"
+    save_file(state, beside, metadata={"format": "pt"})
+    beside.replace(folder / WEIGHTS)
+    write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n")
+
+
+def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
+    """The model in a folder that `Segmenter.save` wrote, in a run folder (its best checkpoint), or on the Hub.
+
+    Args:
+        name: a folder, a run folder, or a Hub id "owner/name".
+        device: where the weights go.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        InputError: nothing of that name, or files that are damaged or of another format.
+    """
+    folder = _model_folder(name)
+    described = _read_config(folder / CONFIG)
+    try:
+        config, labels = ModelConfig.from_dict(described["model"]), LabelSpace.from_dict(described["labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG}: not a model's configuration ({error}); save the model again") from error
+    model = Segmenter(config, labels)
+    _load_weights(model, folder / WEIGHTS)
+    return model.to(device).eval()
+
+
+def _model_folder(name: str | Path) -> Path:
+    path = Path(name)
+    for folder in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.exists():
+        raise InputError(f"{path}: holds no {CONFIG}; give a model folder, a run folder or a Hub id owner/name")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        return _download(str(name))
+    raise InputError(f"{path}: does not exist; give a model folder, a run folder or a Hub id owner/name")
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # the Hub client raises errors of requests, httpx and its own
+        raise InputError(
+            f"{repo}: no such folder here, and the Hub did not give it ({type(error).__name__}); "
+            f"check the name and the network, or download {CONFIG} and {WEIGHTS} into a folder"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); save the model again") from error
+    version = described.get("format_version") if isinstance(described, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}, so update the package "
+            "or save the model again"
+        )
+    return described
+
+
+def _load_weights(model: Segmenter, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); the file is missing or damaged, copy it again") from error
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} tensors do not fit config.json ({', '.join(wrong[:3])}); the two files are not of one model"
+        )
+    model.load_state_dict(state)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename it into place, so that a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, "utf-8")
+    beside.replace(path)

@@ -1,0 +1,69 @@
+"""What a model is made of, as it is stored beside its weights. Imports no torch, so that commands start fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from meanshifter.errors import InputError
+
+FORMAT_VERSION = 1
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class MeanShiftConfig:
+    """The mean shift block."""
+
+    layers: int = 1
+    """L_ms, the number of steps; 0 leaves the tokens as they are."""
+    channels: int | None = None
+    """d_ms, the width of the space in which tokens are compared; None: the encoder's width."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder, mean shift block and decoder; the classes are in the model's LabelSpace."""
+
+    backbone: str
+    """Any plain ViT name of timm."""
+    image_size: tuple[int, int] = (512, 512)
+    """(H, W) in pixels that the position embeddings are made for; other sizes resample them."""
+    decoder: Literal["linear", "mask"] = "linear"
+    """"linear", or "mask" for the mask transformer."""
+    decoder_layers: int = 2
+    """Transformer layers of the mask decoder."""
+    mean_shift: MeanShiftConfig | None = None
+    """The mean shift block between encoder and decoder, or None."""
+    drop_path: float = 0.1
+    """Stochastic depth of the encoder, rising linearly to this rate; active in training only."""
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments for timm.create_model, such as depth, embed_dim, num_heads, patch_size."""
+    mean: Triple = (0.5, 0.5, 0.5)
+    """Subtracted from RGB in 0..1 before the encoder."""
+    std: Triple = (0.5, 0.5, 0.5)
+    """RGB is divided by it after the mean is subtracted."""
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise InputError(f"image_size: {self.image_size}; give height and width in pixels, each at least 1")
+        if self.decoder not in ("linear", "mask"):
+            raise InputError(f"decoder: {self.decoder!r}; use 'linear' or 'mask'")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path: {self.drop_path}; it is a rate from 0 up to but not including 1")
+        if min(self.std) <= 0:
+            raise InputError(f"std: {self.std}; every channel must be above 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON."""
+        return {**asdict(self), "backbone_args": dict(self.backbone_args)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """The configuration that `to_dict` wrote."""
+        values = dict(data)
+        shift = values.pop("mean_shift", None)
+        for name in ("image_size", "mean", "std"):
+            values[name] = tuple(values[name])
+        return cls(**values, mean_shift=None if shift is None else MeanShiftConfig(**shift))

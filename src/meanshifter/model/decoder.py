@@ -1,0 +1,81 @@
+"""Decoders: from tokens on a grid to class logits per patch.
+
+Source: Strudel et al., Segmenter: Transformer for Semantic Segmentation, ICCV 2021, section 3.2.
+Glossary: B batch, K classes, N = h·w tokens, D token width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from meanshifter.errors import InputError
+
+Grid = tuple[int, int]
+
+
+class LinearDecoder(nn.Module):
+    """One point-wise linear layer from token to class logits (section 3.2, "linear baseline")."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, num_classes)
+        trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
+        """Logits per patch on the grid (h, w)."""
+        return rearrange(self.head(tokens), "b (h w) k -> b k h w", h=grid[0])
+
+
+class MaskTransformer(nn.Module):
+    """Patch tokens and one learnable embedding per class through pre-norm transformer layers.
+
+    The logits are the scalar products of L2-normalised patch and class features, followed by a layer norm over
+    classes (section 3.2, "mask transformer", equation 5, and the published implementation for the normalisations).
+    """
+
+    def __init__(self, width: int, num_classes: int, layers: int = 2, heads: int | None = None) -> None:
+        super().__init__()
+        heads = max(width // 64, 1) if heads is None else heads
+        if layers < 0:
+            raise InputError(f"decoder_layers: {layers}; the mask transformer takes 0 layers or more")
+        if width % heads:
+            raise InputError(f"decoder: width {width} cannot be split into {heads} heads; choose a divisor")
+        self.project = nn.Linear(width, width)
+        self.class_embeddings = nn.Parameter(torch.empty(1, num_classes, width))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.patch_projection = nn.Linear(width, width, bias=False)
+        self.class_projection = nn.Linear(width, width, bias=False)
+        self.mask_norm = nn.LayerNorm(num_classes)
+        self._initialise(width)
+
+    def _initialise(self, width: int) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.class_embeddings, std=0.02)
+        nn.init.normal_(self.patch_projection.weight, std=width**-0.5)
+        nn.init.normal_(self.class_projection.weight, std=width**-0.5)
+
+    def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
+        """Logits per patch on the grid (h, w)."""
+        classes = repeat(self.class_embeddings, "1 k d -> b k d", b=len(tokens))
+        both = torch.cat([self.project(tokens), classes], dim=1)
+        for block in self.blocks:
+            both = block(both)
+        patches, classes = self.norm(both).split([tokens.shape[1], classes.shape[1]], dim=1)
+        patches = F.normalize(self.patch_projection(patches), dim=-1)
+        classes = F.normalize(self.class_projection(classes), dim=-1)
+        masks = self.mask_norm(patches @ classes.mT)
+        return rearrange(masks, "b (h w) k -> b k h w", h=grid[0])

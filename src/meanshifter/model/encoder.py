@@ -1,0 +1,137 @@
+"""The encoder: any plain ViT of timm, from images to tokens on a grid.
+
+Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; weights and code by timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from meanshifter.errors import InputError
+
+Grid = tuple[int, int]
+
+
+class Encoder(nn.Module):
+    """A timm ViT without its classifier: images (B, 3, H, W) to patch tokens (B, h·w, D) after its final norm."""
+
+    def __init__(
+        self,
+        backbone: str,
+        image_size: tuple[int, int],
+        *,
+        drop_path: float = 0.0,
+        arguments: Mapping[str, Any] | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vit = _create_vit(backbone, image_size, drop_path, dict(arguments or {}), pretrained)
+        self.patch_size: int = int(self.vit.patch_embed.patch_size[0])
+        self.width: int = int(self.vit.embed_dim)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
+        """Patch tokens and their grid (h, w) = (ceil(H/P), ceil(W/P)).
+
+        Sides that are no multiple of the patch are padded with 0 right and bottom; class, distillation and
+        register tokens are dropped after the final norm; position embeddings are resampled to the grid.
+        """
+        P = self.patch_size
+        grid = (-(-images.shape[-2] // P), -(-images.shape[-1] // P))
+        images = F.pad(images, (0, grid[1] * P - images.shape[-1], 0, grid[0] * P - images.shape[-2]))
+        tokens = self.vit.forward_features(images)
+        return tokens[:, self.vit.num_prefix_tokens :], grid
+
+
+def _create_vit(
+    backbone: str, image_size: tuple[int, int], drop_path: float, arguments: dict[str, Any], pretrained: bool
+) -> VisionTransformer:
+    name = backbone.split(".")[0]
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models("vit*") + timm.list_models("deit*"), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `timm.list_models('vit*')` lists the names"
+        raise InputError(f"backbone: {backbone!r} is no model of timm{hint}")
+    try:
+        vit = timm.create_model(
+            backbone,
+            pretrained=pretrained,
+            img_size=image_size,
+            num_classes=0,
+            global_pool="",
+            dynamic_img_size=True,
+            drop_path_rate=drop_path,
+            **arguments,
+        )
+    except (TypeError, AssertionError) as error:
+        raise InputError(f"backbone: {backbone!r} cannot be built as a plain ViT: {_one_line(error)}") from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"backbone_weights: timm could not load {backbone!r}: {_one_line(error)}; check the tag and the network, "
+            "or give a local file"
+        ) from error
+    if not isinstance(vit, VisionTransformer):
+        raise InputError(f"backbone: {backbone!r} is a {type(vit).__name__}, not a plain ViT; choose a vit_* or deit_* name")
+    return vit
+
+
+def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
+    """Load ViT weights in timm's names from a .safetensors, .pth or .pt file into `encoder`.
+
+    Position embeddings are resampled to the encoder's grid; the classifier in the file is left out.
+
+    Raises:
+        InputError: a missing or unreadable file, or tensors that do not fit; nothing is loaded then.
+    """
+    path = Path(path)
+    state = {
+        key: value for key, value in _read_tensors(path).items() if not key.startswith(("head.", "head_dist.", "pre_logits"))
+    }
+    try:
+        state = checkpoint_filter_fn(state, encoder.vit)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"backbone_weights: {path} holds no ViT in timm's names: {_one_line(error)}") from error
+    own = encoder.vit.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    left_over = sorted(state.keys() - own.keys())
+    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    for kind, keys in (("lacks", missing), ("has unknown", left_over), ("has other shapes for", sorted(shapes))):
+        if keys:
+            raise InputError(
+                f"backbone_weights: {path} {kind} {len(keys)} of {len(own)} tensors ({', '.join(keys[:3])}"
+                f"{', …' if len(keys) > 3 else ''}); give weights of the backbone that the model names"
+            )
+    encoder.vit.load_state_dict(state)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"backbone_weights: {path} does not exist; give a .safetensors or .pth file, 'timm' or nothing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"backbone_weights: {path} cannot be read: {_one_line(error)}") from error
+    except Exception as error:  # the restricted unpickler raises pickle.UnpicklingError and others
+        raise InputError(f"backbone_weights: {path} is no plain file of tensors: {_one_line(error)}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"backbone_weights: {path} is no plain file of tensors; give a state dict in timm's names")
+    return loaded
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

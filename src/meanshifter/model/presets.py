@@ -1,0 +1,141 @@
+"""Named models: one table of encoders, times {linear, mask transformer} × {no shift, mean shift}.
+
+Sizes: Strudel et al., Segmenter, ICCV 2021, table 1, after Dosovitskiy et al., ICLR 2021, and for Ti and S
+Touvron et al., DeiT, ICML 2021. `parameters()` of a model counts; nothing is written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
+
+if TYPE_CHECKING:
+    from meanshifter.model.segmenter import Segmenter
+
+BACKBONES = {
+    "ti16": "vit_tiny_patch16_384",
+    "s16": "vit_small_patch16_384",
+    "b16": "vit_base_patch16_384",
+    "l16": "vit_large_patch16_384",
+}
+PRESETS = tuple(
+    f"{family}{mask}-{size}" for family in ("segmenter", "meanshifter") for mask in ("", "-mask") for size in BACKBONES
+)
+
+
+def create_model(
+    preset: str,
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    labels: LabelSpace | None = None,
+    image_size: int | Sequence[int] = 512,
+    mean_shift: Mapping[str, Any] | MeanShiftConfig | None = None,
+    decoder_layers: int = 2,
+    drop_path: float = 0.1,
+    backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    backbone_weights: str | Path | None = None,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+) -> Segmenter:
+    """A model by name, such as "segmenter-ti16" or "meanshifter-mask-s16".
+
+    Args:
+        preset: one of `PRESETS`; "-mask" has the mask-transformer decoder, without it the decoder is linear.
+        num_classes: K; or give `classes` (names) or `labels` (a LabelSpace). Exactly one of the three.
+        classes: the class names.
+        labels: names, palette and mask values.
+        image_size: side, or (height, width), that the position embeddings are made for, in pixels.
+        mean_shift: fields of the block, `{"layers": 1, "channels": 192}`; only for "meanshifter-…" presets.
+        decoder_layers: transformer layers of the mask decoder.
+        drop_path: stochastic depth of the encoder in training.
+        backbone: another plain ViT of timm than the preset's.
+        backbone_args: more arguments for timm.create_model.
+        backbone_weights: a local .safetensors or .pth file in timm's names; "timm" to fetch what the tag in
+            `backbone` names; None for random weights.
+        mean: of RGB in 0..1; by default what timm states for `backbone_weights="timm"`, else 0.5.
+        std: likewise.
+
+    Raises:
+        InputError: an unknown preset or field, or weights that do not fit.
+    """
+    from meanshifter.model.encoder import load_backbone_weights
+    from meanshifter.model.segmenter import Segmenter
+
+    family, decoder, size = parse_preset(preset)
+    backbone = BACKBONES[size] if backbone is None else backbone
+    pretrained = backbone_weights == "timm"
+    stated = _stated_normalisation(backbone) if pretrained else ((0.5,) * 3, (0.5,) * 3)
+    config = ModelConfig(
+        backbone=backbone,
+        image_size=_pair(image_size),
+        decoder=decoder,
+        decoder_layers=decoder_layers,
+        mean_shift=_mean_shift(family, mean_shift),
+        drop_path=drop_path,
+        backbone_args=dict(backbone_args or {}),
+        mean=stated[0] if mean is None else mean,
+        std=stated[1] if std is None else std,
+    )
+    model = Segmenter(config, _labels(num_classes, classes, labels), pretrained=pretrained)
+    if backbone_weights is not None and not pretrained:
+        load_backbone_weights(model.encoder, backbone_weights)
+    return model
+
+
+def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
+    """Family, decoder and size of a preset's name."""
+    if preset not in PRESETS:
+        near = get_close_matches(preset, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(PRESETS)}"
+        raise InputError(f"preset: {preset!r} is unknown; {hint}")
+    family, *mask, size = preset.split("-")
+    return family, "mask" if mask else "linear", size
+
+
+def _mean_shift(family: str, given: Mapping[str, Any] | MeanShiftConfig | None) -> MeanShiftConfig | None:
+    if family == "segmenter":
+        if given is not None:
+            raise InputError("mean_shift: given for a 'segmenter' preset, which has no block; use a 'meanshifter' preset")
+        return None
+    if given is None or isinstance(given, MeanShiftConfig):
+        return MeanShiftConfig() if given is None else given
+    known = [field.name for field in fields(MeanShiftConfig)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise InputError(f"mean_shift.{name}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}")
+    return MeanShiftConfig(**given)
+
+
+def _labels(num_classes: int | None, classes: Sequence[str] | None, labels: LabelSpace | None) -> LabelSpace:
+    if sum(given is not None for given in (num_classes, classes, labels)) != 1:
+        raise InputError("num_classes, classes, labels: give exactly one of the three")
+    if labels is not None:
+        return labels
+    return LabelSpace(tuple(classes)) if classes is not None else LabelSpace.unnamed(int(num_classes or 0))
+
+
+def _stated_normalisation(backbone: str) -> tuple[Triple, Triple]:
+    import timm
+
+    stated = timm.get_pretrained_cfg(backbone)
+    if stated is None:
+        raise InputError(f"backbone: timm knows no published weights for {backbone!r}; give a local file or none")
+    return tuple(stated.mean), tuple(stated.std)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise InputError(f"image_size: {list(size)}; give one side, or height and width")
+    return int(size[0]), int(size[1])

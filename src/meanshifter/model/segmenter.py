@@ -1,0 +1,118 @@
+"""Encoder, mean shift block and decoder together: from images to patch logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.model.config import ModelConfig
+from meanshifter.model.decoder import LinearDecoder, MaskTransformer
+from meanshifter.model.encoder import Encoder, Grid
+from meanshifter.model.mean_shift import MeanShift, check_layers
+
+
+class Segmenter(nn.Module):
+    """A plain ViT, optionally a mean shift block, and a decoder; images (B,3,H,W) to patch logits (B,K,h,w)."""
+
+    def __init__(self, config: ModelConfig, labels: LabelSpace, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.labels = labels
+        self.encoder = Encoder(
+            config.backbone,
+            config.image_size,
+            drop_path=config.drop_path,
+            arguments=config.backbone_args,
+            pretrained=pretrained,
+        )
+        width, shift = self.encoder.width, config.mean_shift
+        self.mean_shift = None if shift is None else MeanShift(width, shift.layers, shift.channels)
+        self.decoder: LinearDecoder | MaskTransformer = (
+            LinearDecoder(width, labels.num_classes)
+            if config.decoder == "linear"
+            else MaskTransformer(width, labels.num_classes, config.decoder_layers)
+        )
+
+    @property
+    def patch_size(self) -> int:
+        """P, the side of a patch in pixels."""
+        return self.encoder.patch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], mean_shift_layers: int | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """Patch logits of normalised images, h = ceil(H/P), w = ceil(W/P).
+
+        Args:
+            images: normalised floats; sides that are no multiple of P are padded with 0 right and bottom.
+            mean_shift_layers: steps of mean shift (L'_ms); None is the trained number, 0 no shift.
+
+        Raises:
+            InputError: steps asked of a model without the block.
+        """
+        return self.logits_at(images, [mean_shift_layers])[0]
+
+    def logits_at(
+        self, images: Float[Tensor, "B 3 H W"], layers: Sequence[int | None]
+    ) -> list[Float[Tensor, "B K h w"]]:
+        """Patch logits after each of several numbers of mean shift steps, with one pass through the encoder."""
+        wanted = [self.steps(count) for count in layers]
+        tokens, grid = self.encode(images)
+        logits: dict[int, Tensor] = {}
+        done = 0
+        for steps in sorted(set(wanted)):
+            if self.mean_shift is not None:
+                tokens = self.mean_shift(tokens, steps - done)
+            done = steps
+            logits[steps] = self.decoder(tokens, grid)
+        return [logits[steps] for steps in wanted]
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
+        """The tokens before the shift, and their grid (h, w)."""
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
+            raise InputError(
+                f"images: shape {tuple(images.shape)} of {images.dtype}; expected normalised floats (B, 3, H, W): "
+                "`model.normalize` makes them from uint8"
+            )
+        tokens, grid = self.encoder(images)
+        return tokens, grid
+
+    def steps(self, layers: int | None) -> int:
+        """The number of mean shift steps that `mean_shift_layers=layers` stands for."""
+        if self.mean_shift is not None:
+            return self.mean_shift.layers if layers is None else check_layers(layers, "mean_shift_layers")
+        if layers not in (None, 0):
+            raise InputError(f"mean_shift_layers: {layers}; this model has no mean shift block, so use 0 or leave it out")
+        return 0
+
+    def normalize(self, images: npt.NDArray[np.uint8] | Tensor) -> Float[Tensor, "B 3 H W"]:
+        """uint8 RGB (H, W, 3) or (B, H, W, 3) to normalised floats (B, 3, H, W) on the model's device."""
+        pixels = torch.as_tensor(images)
+        if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+            raise InputError(
+                f"images: shape {tuple(pixels.shape)} of {pixels.dtype}; expected uint8 RGB (H, W, 3) or (B, H, W, 3)"
+            )
+        pixels = pixels if pixels.ndim == 4 else pixels[None]
+        pixels = pixels.to(self.device).permute(0, 3, 1, 2).float()
+        mean = pixels.new_tensor(self.config.mean).view(3, 1, 1)
+        std = pixels.new_tensor(self.config.std).view(3, 1, 1)
+        return (pixels / 255 - mean) / std
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`; `load_model(folder)` reads them."""
+        from meanshifter.model.checkpoint import save_model
+
+        save_model(self, folder)

@@ -1,0 +1,116 @@
+"""Cross-entropy of upsampled logits, tile by tile, with the gradient taken on the way."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from meanshifter.errors import InputError
+from meanshifter.ops.upsampling import Size, axis_matrices, check_logits, tiles
+
+Normalize = Literal["valid", "pixels"]
+
+
+def upsampled_cross_entropy(
+    logits: Float[Tensor, "B K h w"],
+    labels: Int[Tensor, "B H W"],
+    *,
+    padded_size: Size | None = None,
+    ignore_index: int = 255,
+    normalize: Normalize = "valid",
+    weight: Float[Tensor, " K"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy between labels (B, H, W) and logits upsampled bilinearly to their size, as a float32 scalar.
+
+    Equal to `torch.nn.functional.cross_entropy` of the upsampled logits, which are never held: the sum runs
+    over tiles, and each tile's gradient is folded back onto the patch grid (B, K, h, w) at once.
+
+    Args:
+        logits: patch logits of any floating dtype; arithmetic is float32 (float64 for float64 logits).
+        labels: class per pixel, of an integer dtype; `ignore_index` adds nothing.
+        padded_size: upsample to this size and crop at the top left to the labels' size.
+        ignore_index: the label that adds neither loss nor gradient.
+        normalize: "valid" divides by the (weighted) number of labelled pixels, "pixels" by all B·H·W.
+        weight: one factor per class.
+        label_smoothing: in [0, 1), mixed evenly over classes.
+
+    Where every pixel is ignored, the loss and its gradient are 0.
+
+    Raises:
+        InputError: shapes that do not fit, an unknown `normalize`, or a label outside 0..K-1 that is not ignored.
+    """
+    _check(logits, labels, ignore_index, normalize, weight)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    weight = logits.new_ones(logits.shape[1], dtype=dtype) if weight is None else weight.to(logits.device, dtype)
+    settings = (padded_size, ignore_index, normalize, label_smoothing)
+    loss: Tensor = _TiledCrossEntropy.apply(logits, labels, weight, settings)
+    return loss
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor, settings: Any) -> Tensor:
+        padded_size, ignore_index, normalize, smoothing = settings
+        height, width = labels.shape[-2:]
+        rows, cols = axis_matrices(logits, (height, width), padded_size)
+        wide = logits.detach().to(rows.dtype)
+        gradient = torch.zeros_like(wide) if ctx.needs_input_grad[0] else None
+        total = wide.new_zeros(())
+        for b in range(len(labels)):
+            for tile in tiles(rows, cols):
+                target = labels[b, tile.out_rows, tile.out_cols].long()
+                with torch.set_grad_enabled(gradient is not None):
+                    z = wide[b].requires_grad_(gradient is not None)
+                    loss = F.cross_entropy(
+                        tile.upsample(z, rows, cols)[None],
+                        target[None],
+                        weight,
+                        ignore_index=ignore_index,
+                        reduction="sum",
+                        label_smoothing=smoothing,
+                    )
+                if gradient is not None:
+                    gradient[b] += torch.autograd.grad(loss, z)[0]
+                total += loss.detach()
+        count = _count(labels, weight, ignore_index, normalize)
+        ctx.save_for_backward(None if gradient is None else (gradient / count).to(logits.dtype))
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[0].to(gradient.dtype) if gradient is not None else None), None, None, None
+
+
+def _count(labels: Tensor, weight: Tensor, ignore_index: int, normalize: Normalize) -> Tensor:
+    """What the sum is divided by; at least the smallest number that keeps 0 / 0 at 0."""
+    if normalize == "pixels":
+        return weight.new_tensor(max(labels.numel(), 1))
+    valid = labels[labels != ignore_index].long()
+    count = torch.bincount(valid, minlength=len(weight)).to(weight.dtype) @ weight
+    return torch.where(count > 0, count, 1.0)
+
+
+def _check(logits: Tensor, labels: Tensor, ignore_index: int, normalize: str, weight: Tensor | None) -> None:
+    check_logits(logits)
+    if labels.ndim != 3 or len(labels) != len(logits) or labels.is_floating_point():
+        raise InputError(
+            f"labels: shape {tuple(labels.shape)} of {labels.dtype}; expected integers (B, H, W) with B={len(logits)}"
+        )
+    if normalize not in ("valid", "pixels"):
+        raise InputError(f"normalize: {normalize!r}; use 'valid' or 'pixels'")
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise InputError(f"weight: shape {tuple(weight.shape)}; expected one factor for each of {logits.shape[1]} classes")
+    if labels.device.type == "cpu" and labels.numel():
+        wide = labels.long()
+        wrong = wide[(wide != ignore_index) & ((wide < 0) | (wide >= logits.shape[1]))]
+        if len(wrong):
+            raise InputError(
+                f"labels: value {int(wrong[0])} in {len(wrong)} pixels; classes are 0 to {logits.shape[1] - 1}, "
+                f"ignored is {ignore_index}"
+            )

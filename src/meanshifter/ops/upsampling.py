@@ -1,0 +1,103 @@
+"""Bilinear upsampling as two small matrices, evaluated one tile of pixels at a time.
+
+Glossary: B batch, K classes, h w patch grid, H W pixels, R C rows and columns of one tile.
+
+Upsampling is separable: class k of the full-resolution logits is ``rows @ z[k] @ cols.T`` with a matrix of a
+few non-zero weights a row for each axis. Averages of overlapping windows, flips and a final resize are such
+matrices too, so one function serves them all, and only tiles of the product are ever formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meanshifter.errors import InputError
+
+Size = tuple[int, int]
+TILE = 256
+"""Side of a tile in pixels: K × TILE × TILE floats are alive at once."""
+
+
+def bilinear_matrix(n_in: int, padded: int, n_out: int) -> Float[Tensor, "n_out n_in"]:
+    """The weights that take `n_in` values to `padded` by bilinear upsampling, cropped to the first `n_out`.
+
+    Positions are half-pixel centred and clamped at the borders (``align_corners=False`` of
+    `torch.nn.functional.interpolate`, without antialiasing). Computed in float64, returned in float32.
+
+    Raises:
+        InputError: a size below 1, or `n_out` above `padded`.
+    """
+    if n_in < 1 or not 1 <= n_out <= padded:
+        raise InputError(
+            f"size: {n_in} values to {n_out} of {padded}; sizes start at 1 and the crop must fit into the padded size"
+        )
+    position = (torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / padded) - 0.5
+    position = position.clamp(0, n_in - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp(max=n_in - 1)
+    matrix = torch.zeros(n_out, n_in, dtype=torch.float64)
+    row = torch.arange(n_out)
+    matrix[row, low] += 1 - (position - low)
+    matrix[row, high] += position - low
+    return matrix.float()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One rectangle of pixels, and the part of the patch grid that it depends on."""
+
+    out_rows: slice
+    out_cols: slice
+    in_rows: slice
+    in_cols: slice
+
+    def upsample(self, z: Tensor, rows: Tensor, cols: Tensor) -> Float[Tensor, "K R C"]:
+        """The tile of ``rows @ z[k] @ cols.T`` from the whole z (K, h, w), rows (H, h) and cols (W, w).
+
+        One equal product per class (bmm over classes), so that classes with equal logits stay equal to the bit.
+        """
+        part = z[:, self.in_rows, self.in_cols]
+        across = cols[self.out_cols, self.in_cols].T.expand(len(part), -1, -1)
+        down = rows[self.out_rows, self.in_rows].expand(len(part), -1, -1)
+        return torch.bmm(down, torch.bmm(part, across))
+
+
+def tiles(rows: Tensor, cols: Tensor, side: int = TILE) -> Iterator[Tile]:
+    """Rectangles of at most side × side pixels that cover the output of rows (H, h) and cols (W, w)."""
+    down, across = _spans(rows, side), _spans(cols, side)
+    for out_rows, in_rows in down:
+        for out_cols, in_cols in across:
+            yield Tile(out_rows, out_cols, in_rows, in_cols)
+
+
+def _spans(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
+    """Runs of at most `side` outputs, each with the inputs from its first to its last non-zero weight."""
+    used = (matrix != 0).cpu()
+    spans = []
+    for start in range(0, len(matrix), side):
+        stop = min(start + side, len(matrix))
+        inputs = used[start:stop].any(0).nonzero()
+        spans.append((slice(start, stop), slice(int(inputs[0]), int(inputs[-1]) + 1)))
+    return spans
+
+
+def axis_matrices(logits: Tensor, size: Size, padded_size: Size | None) -> tuple[Tensor, Tensor]:
+    """The row and column matrices from the grid of `logits` (B, K, h, w) to `size`, on its device."""
+    padded = size if padded_size is None else padded_size
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows = bilinear_matrix(logits.shape[-2], padded[0], size[0])
+    cols = bilinear_matrix(logits.shape[-1], padded[1], size[1])
+    return rows.to(logits.device, dtype), cols.to(logits.device, dtype)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse anything but floating-point logits (B, K, h, w)."""
+    if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
+        raise InputError(
+            f"logits: shape {tuple(logits.shape)} of {logits.dtype}; expected floats (B, K, h, w) with K, h, w >= 1"
+        )
