@@ -1,0 +1,81 @@
+"""`meanshifter data`: list the data sets, or download one."""
+
+from __future__ import annotations
+
+import argparse
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    from meanshifter.data.catalog.public import About
+
+HELP = "list or download data sets"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    commands.add_parser("list", help="names, classes, images, terms and sources")
+    download = commands.add_parser("download", help="fetch a data set, check it and unpack it")
+    download.add_argument("name", metavar="NAME", help="a name that `meanshifter data list` prints")
+    download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into; made if need be")
+
+
+def run(args: argparse.Namespace) -> None:
+    """List or download."""
+    if args.action == "list":
+        _print_table()
+    else:
+        _download(args.name, args.dir)
+
+
+def _print_table() -> None:
+    rows = [("name", "classes", "download", "images")]
+    for about in _abouts():
+        images = ", ".join(f"{split} {count:,}" for split, count in about.images.items())
+        fetch = "by hand" if about.archive is None else "yes"
+        rows.append((about.name, str(about.classes), "not needed" if about.name == "shapes" else fetch, images))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print()
+    for about in _abouts():
+        print(f"{about.name}: {about.title}; {about.terms}; {about.home}")
+    print("folder: your own images/ and masks/ in one folder; `meanshifter train DIR` learns from them")
+
+
+def _abouts() -> list[About]:
+    from meanshifter.data.catalog.ade20k import ADE20K
+    from meanshifter.data.catalog.camvid import CamVid
+    from meanshifter.data.catalog.cityscapes import Cityscapes
+    from meanshifter.data.catalog.pascal_voc import PascalVOC
+    from meanshifter.data.catalog.public import About
+    from meanshifter.data.catalog.shapes import LENGTHS, NAMES
+
+    shapes = About(
+        name="shapes",
+        title="overlapping shapes on textured ground",
+        classes=len(NAMES),
+        images=LENGTHS,
+        terms="generated",
+        home="drawn as it is read",
+    )
+    return [shapes, *(kind.about for kind in (CamVid, ADE20K, PascalVOC, Cityscapes))]
+
+
+def _download(name: str, folder: Path) -> None:
+    from meanshifter.data.catalog.public import PublicDataset
+
+    names = [about.name for about in _abouts()]
+    kinds = {kind.about.name: kind for kind in PublicDataset.__subclasses__()}
+    if name == "shapes":
+        raise InputError("shapes: generated as it is read; there is nothing to download")
+    if name not in kinds:
+        near = get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(names)}"
+        raise InputError(f"data set {name!r} is unknown; {hint}")
+    print(f"{name}: {kinds[name].about.terms}")
+    print(f"{name} is in {kinds[name].download(folder)}")

@@ -1,0 +1,23 @@
+"""Data: labels, reading, data sets, augmentation. Nothing here imports torch."""
+
+from meanshifter.data.catalog import open_dataset
+from meanshifter.data.catalog.ade20k import ADE20K
+from meanshifter.data.catalog.camvid import CamVid
+from meanshifter.data.catalog.cityscapes import Cityscapes
+from meanshifter.data.catalog.pascal_voc import PascalVOC
+from meanshifter.data.catalog.shapes import Shapes
+from meanshifter.data.datasets import Dataset, Folder, Sample
+from meanshifter.data.labels import LabelSpace
+
+__all__ = [
+    "ADE20K",
+    "CamVid",
+    "Cityscapes",
+    "Dataset",
+    "Folder",
+    "LabelSpace",
+    "PascalVOC",
+    "Sample",
+    "Shapes",
+    "open_dataset",
+]

@@ -1,0 +1,234 @@
+"""The field's training augmentation: resize, crop, flip, photometric distortion, normalise, pad.
+
+Source: the ADE20K pipeline of MMSegmentation. The crop is chosen first and only the crop is resampled.
+Glossary: H W pixels of the source, h w of the crop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from meanshifter.data.labels import Labels
+from meanshifter.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+ROWS: Final = 64
+BILINEAR: Final = Image.Resampling.BILINEAR
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation of training samples."""
+
+    crop: tuple[int, int] = (512, 512)
+    """(height, width) of a training crop in pixels."""
+    base: tuple[int, int] | None = (2048, 512)
+    """Images are first thought of as fitted into (long side, short side); null keeps their own size."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random factor on that size."""
+    max_class_share: float = 0.75
+    """A crop with more than this share of one class is drawn again, up to 10 times; 1 accepts every crop."""
+    flip: float = 0.5
+    """Probability of mirroring."""
+    distortion: bool = True
+    """Random brightness, contrast, saturation and hue, each with probability one half."""
+
+    def check(self) -> None:
+        """Refuse what means nothing.
+
+        Raises:
+            InputError: a field outside its range.
+        """
+        rules = [
+            ("crop", self.crop, min(self.crop) >= 1, "at least 1 pixel"),
+            ("base", self.base, self.base is None or min(self.base) >= 1, "at least 1 pixel, or null"),
+            ("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two factors above 0, the smaller first"),
+            ("max_class_share", self.max_class_share, 0 < self.max_class_share <= 1, "above 0, up to 1"),
+            ("flip", self.flip, 0 <= self.flip <= 1, "a probability"),
+        ]
+        wrong = [f"augment.{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
+        if wrong:
+            raise InputError("; ".join(wrong))
+
+
+def augment(
+    image: Pixels,
+    labels: Labels,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    ignore: int,
+) -> tuple[Floats, Labels]:
+    """One training crop: float32 (3, h, w), normalised, and labels (h, w).
+
+    All draws come from `rng`. What the image does not fill is 0 after normalisation, its labels `ignore`.
+    """
+    size = _resized(labels.shape, config, rng)
+    box = _choose_crop(labels, size, config, rng, ignore)
+    crop, target = _resample(image, size, box), nearest(labels, size, box)
+    if rng.random() < config.flip:
+        crop, target = crop[:, ::-1], target[:, ::-1]
+    planes = crop.transpose(2, 0, 1).astype(np.float32, order="C")
+    if config.distortion:
+        distort(planes, rng)
+    h, w = target.shape
+    out = np.zeros((3, *config.crop), np.float32)
+    for channel in range(3):
+        inside = out[channel, :h, :w]
+        np.multiply(planes[channel], np.float32(1 / (255 * std[channel])), out=inside)
+        inside -= np.float32(mean[channel] / std[channel])
+    padded = np.full(config.crop, ignore, labels.dtype)
+    padded[:h, :w] = target
+    return out, padded
+
+
+Box = tuple[int, int, int, int]
+"""(top, left, bottom, right) in the resized image."""
+
+
+def _resized(shape: tuple[int, ...], config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width of the randomly resized image, as mmcv's imrescale rounds them."""
+    H, W = shape[:2]
+    factor = rng.uniform(*config.scale)
+    if config.base is not None:
+        long, short = max(config.base) * factor, min(config.base) * factor
+        factor = min(long / max(H, W), short / min(H, W))
+    return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
+
+
+def _choose_crop(
+    labels: Labels, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, ignore: int
+) -> Box:
+    """A crop in which no class has more than its share of the labelled pixels; the 10th try is taken as it is."""
+    for _ in range(10):
+        top = int(rng.integers(0, max(size[0] - config.crop[0], 0) + 1))
+        left = int(rng.integers(0, max(size[1] - config.crop[1], 0) + 1))
+        box = (top, left, min(top + config.crop[0], size[0]), min(left + config.crop[1], size[1]))
+        if config.max_class_share >= 1:
+            return box
+        target = nearest(labels, size, box)
+        counts = np.bincount(target.ravel(), minlength=ignore + 1)
+        counts[ignore] = 0
+        if np.count_nonzero(counts) > 1 and counts.max() < config.max_class_share * counts.sum():
+            return box
+    return box
+
+
+def nearest(labels: Labels, size: tuple[int, int], box: Box) -> Labels:
+    """The box of `labels` resized to `size` by nearest neighbour (half-pixel centres), without resizing the rest."""
+    top, left, bottom, right = box
+    rows = _nearest_indices(labels.shape[0], size[0], top, bottom)
+    cols = _nearest_indices(labels.shape[1], size[1], left, right)
+    return labels.take(rows, axis=0).take(cols, axis=1)
+
+
+def _nearest_indices(whole: int, target: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """floor((i + 1/2) · whole / target) for i in start … stop-1, exactly."""
+    indices: npt.NDArray[np.int64] = (2 * np.arange(start, stop) + 1) * whole // (2 * target)
+    return indices
+
+
+def _resample(image: Pixels, size: tuple[int, int], box: Box) -> Pixels:
+    """The box of `image` resized bilinearly, without resizing the rest.
+
+    Pillow widens its triangle filter when it shrinks (antialiasing); OpenCV, behind MMSegmentation, does not.
+    """
+    if size == image.shape[:2]:
+        return image[box[0] : box[2], box[1] : box[3]]
+    y0, y1, above, top, bottom = _span(image.shape[0], size[0], box[0], box[2])
+    x0, x1, before, left, right = _span(image.shape[1], size[1], box[1], box[3])
+    source = Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1]))
+    h, w = box[2] - box[0], box[3] - box[1]
+    padded = source.resize((w + before[0] + before[1], h + above[0] + above[1]), BILINEAR, (left, top, right, bottom))
+    return np.asarray(padded)[above[0] : above[0] + h, before[0] : before[0] + w]
+
+
+def _span(whole: int, target: int, start: int, stop: int) -> tuple[int, int, tuple[int, int], float, float]:
+    """What one axis of a crop is made from: whole source pixels, extra target pixels, and the exact source range.
+
+    Two target pixels more on each side, and the source pixels that the filter reaches from there, make the crop
+    the same as one cut from the whole resized image.
+    """
+    extra = min(2, start), min(2, target - stop)
+    step = whole / target
+    first, last = (start - extra[0]) * step, (stop + extra[1]) * step
+    low, high = max(0, math.floor(first) - 1), min(whole, math.ceil(last) + 1)
+    return low, high, extra, max(0.0, first - low), min(float(high - low), last - low)
+
+
+def distort(planes: Floats, rng: np.random.Generator) -> None:
+    """Photometric distortion of (3, h, w) RGB in 0..255, in place; the result stays in 0..255.
+
+    Brightness ±32, contrast 0.5-1.5 (before or after the colours), saturation 0.5-1.5 and hue ±18/180 of the
+    circle, each with probability one half: MMSegmentation's PhotoMetricDistortion, without its rounding to
+    integers between the steps.
+    """
+    brightness = float(rng.uniform(-32, 32)) if rng.random() < 0.5 else 0.0
+    contrast_first = rng.random() < 0.5
+    contrast = float(rng.uniform(0.5, 1.5)) if rng.random() < 0.5 else 1.0
+    saturation = float(rng.uniform(0.5, 1.5)) if rng.random() < 0.5 else 1.0
+    hue = int(rng.integers(-18, 18)) / 180 if rng.random() < 0.5 else 0.0
+    if brightness != 0:
+        planes += np.float32(brightness)
+        np.clip(planes, 0, 255, out=planes)
+    if contrast_first:
+        _contrast(planes, contrast)
+    shift_colors(planes, hue=hue, saturation=saturation)
+    if not contrast_first:
+        _contrast(planes, contrast)
+
+
+def _contrast(planes: Floats, gain: float) -> None:
+    if gain != 1:
+        planes *= np.float32(gain)
+        np.minimum(planes, 255, out=planes)
+
+
+def shift_colors(planes: Floats, *, hue: float, saturation: float) -> None:
+    """Turn the hue by a fraction of the circle (at most 1/6) and scale the saturation, as in HSV, in place.
+
+    Value is kept. With V the largest channel and C the chroma (largest minus smallest), a channel is
+    V - C·(1 - w), and w is a trapezium over the hue h in sixths of the circle: clip(|h-3|-1) for red,
+    clip(2-|h-2|) for green and clip(2-|h-4|) for blue.
+    """
+    if hue == 0 and saturation == 1:
+        return
+    # in blocks of rows that stay in the cache: a third of the time
+    for start in range(0, planes.shape[1], ROWS):
+        _shift_block(planes[:, start : start + ROWS], hue, saturation)
+
+
+def _shift_block(planes: Floats, hue: float, saturation: float) -> None:
+    red, green, blue = planes
+    value = np.maximum(np.maximum(red, green), blue)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    divisor = np.maximum(chroma, np.float32(1e-6))
+    target = np.minimum(chroma * np.float32(saturation), value)
+    if hue == 0:
+        np.subtract(value, planes, out=planes)
+        planes *= target / divisor
+        np.subtract(value, planes, out=planes)
+        return
+    sixths = np.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
+    sixths = np.where(value == red, (green - blue) / divisor, sixths)
+    sixths += np.float32(6 * hue)
+    sixths += np.multiply(sixths < 0, np.float32(6))
+    low = value - target
+    for plane, weight in (
+        (red, np.abs(sixths - 3) - 1),
+        (green, 2 - np.abs(sixths - 2)),
+        (blue, 2 - np.abs(sixths - 4)),
+    ):
+        np.clip(weight, 0, 1, out=weight)
+        weight *= target
+        np.add(low, weight, out=plane)

@@ -1,0 +1,37 @@
+"""Public data sets, one small file each, and how to open one by name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from meanshifter.data.datasets import Dataset
+from meanshifter.errors import InputError
+
+HOMES: Final = {
+    "folder": ("meanshifter.data.datasets", "Folder"),
+    "camvid": ("meanshifter.data.catalog.camvid", "CamVid"),
+    "ade20k": ("meanshifter.data.catalog.ade20k", "ADE20K"),
+    "pascal_voc": ("meanshifter.data.catalog.pascal_voc", "PascalVOC"),
+    "cityscapes": ("meanshifter.data.catalog.cityscapes", "Cityscapes"),
+    "shapes": ("meanshifter.data.catalog.shapes", "Shapes"),
+}
+
+
+def open_dataset(name: str, root: str | Path | None, split: str) -> Dataset:
+    """A split of the data set of that name; a folder's path in place of the name opens it as a `Folder`.
+
+    Raises:
+        InputError: an unknown name, and as the data set itself.
+    """
+    if name not in HOMES and root is None and Path(name).is_dir():
+        name, root = "folder", name
+    if name not in HOMES:
+        near = get_close_matches(name.lower(), HOMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(HOMES)}, or a folder that exists"
+        raise InputError(f"data set {name!r} is unknown; {hint}")
+    module, kind = HOMES[name]
+    dataset: Dataset = getattr(import_module(module), kind)(root, split)
+    return dataset

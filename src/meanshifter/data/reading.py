@@ -1,0 +1,289 @@
+"""Files → arrays: images as uint8 RGB, masks as train ids. What cannot be read is refused in one line.
+
+Glossary: H W pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.errors import InputError
+
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+_ORIENTATION: Final = 0x0112
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES: Final = (5, 6, 7, 8)
+
+
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+    """The image as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
+
+    Grey, palette, CMYK and 1-bit images are converted. Of 16 bits the upper 8 are kept. Transparency is dropped:
+    the stored colours are returned, as OpenCV and torchvision do, without an invented background. Of several
+    frames the first is read.
+
+    Raises:
+        InputError: a file that is missing, truncated, no image, or of 32-bit values.
+    """
+    picture, turn = _decode(Path(path))
+    return _rgb(_upright(picture, turn), Path(path))
+
+
+def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
+    """The mask as (H, W) train ids of `labels.dtype`, pixel for pixel.
+
+    Grey, palette and 1-bit masks hold indices, which `labels.raw` maps to train ids; colour masks are mapped by
+    `labels.colors`. A label space with `colors` and no `raw` reads grey and palette masks by their colours too.
+    Transparency is dropped, and the mask's own EXIF orientation, a rarity, is applied.
+
+    Raises:
+        InputError: a file that cannot be read, a JPEG, colours without a colour map, or a value outside the map.
+    """
+    picture, turn = _decode(Path(path))
+    return _train_ids(_upright(picture, turn), Path(path), labels)
+
+
+def read_sample(
+    image_path: str | Path, mask_path: str | Path, labels: LabelSpace
+) -> tuple[npt.NDArray[np.uint8], Labels]:
+    """An image (H, W, 3) and its mask (H, W), which must be of one size.
+
+    Annotation tools that know EXIF show the image upright and store an upright mask; others store a mask of the
+    image as it lies in the file. Sizes tell the two apart where the orientation swaps the sides: the second kind
+    is refused. Where they cannot tell (turned by 180 degrees, mirrored, or square) there is a UserWarning.
+
+    Raises:
+        InputError: as `read_image` and `read_mask`, and for two sizes.
+    """
+    image_path, mask_path = Path(image_path), Path(mask_path)
+    picture, turn = _decode(image_path)
+    mask_picture, mask_turn = _decode(mask_path)
+    lying = picture.size
+    picture, mask_picture = _upright(picture, turn), _upright(mask_picture, mask_turn)
+    _check_sizes(image_path, mask_path, picture.size, mask_picture.size, lying if turn != mask_turn else None)
+    if turn != mask_turn and (turn not in _SWAPS_SIDES or lying[0] == lying[1]):
+        warnings.warn(
+            f"{image_path}: turned upright by its EXIF orientation {turn}, which {mask_path} lacks; if the mask "
+            "was drawn on the image as stored, remove the tag from the image",
+            stacklevel=2,
+        )
+    return _rgb(picture, image_path), _train_ids(mask_picture, mask_path, labels)
+
+
+def _check_sizes(
+    image: Path, mask: Path, size: tuple[int, int], mask_size: tuple[int, int], lying: tuple[int, int] | None
+) -> None:
+    """Sizes are (W, H); `lying` is the image's before its EXIF turn, where the mask has not been turned too."""
+    if size == mask_size:
+        return
+    if lying is not None and lying == mask_size:
+        raise InputError(
+            f"{mask}: {_by(mask_size)} like {image} as stored, but the image's EXIF orientation turns it to "
+            f"{_by(size)} and the mask has none; turn the mask likewise, or remove the tag from the image"
+        )
+    raise InputError(
+        f"{mask}: {_by(mask_size)}, but its image {image} is {_by(size)} (width×height); a mask is as large as its "
+        "image"
+    )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
+    """The distinct indices of a mask, ascending.
+
+    Raises:
+        InputError: a file that cannot be read, a JPEG, or a mask of colours.
+    """
+    picture, _ = _decode(Path(path))
+    _refuse_lossy(picture, Path(path))
+    values = _indices(picture, Path(path))
+    if values.itemsize <= 2:
+        return np.flatnonzero(np.bincount(values.ravel())).astype(np.int64)
+    return np.unique(values).astype(np.int64)
+
+
+def _decode(path: Path) -> tuple[Image.Image, int]:
+    """The decoded picture as stored, and its EXIF orientation (1: upright)."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            turn = picture.getexif().get(_ORIENTATION, 1)
+            return picture, turn if turn in _TURNS else 1
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name an image") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image, or of a format that Pillow cannot read") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error
+
+
+def _upright(picture: Image.Image, turn: int) -> Image.Image:
+    if turn not in _TURNS:
+        return picture
+    turned = picture.transpose(_TURNS[turn])
+    turned.format = picture.format
+    return turned
+
+
+def _rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError(
+                f"{path}: 32-bit values {grey.min()} to {grey.max()}; export the image with 8 or 16 bits per channel"
+            )
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode == "F":
+        raise InputError(f"{path}: floating-point values; export the image with 8 or 16 bits per channel")
+    if "transparency" in picture.info:
+        # Pillow warns when a palette's transparency has to vanish in one step
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def _train_ids(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:
+    _refuse_lossy(picture, path)
+    by_color = labels.colors is not None and labels.raw is None
+    if by_color and picture.mode in ("1", "L", "LA", "P", "PA"):
+        picture = picture.convert("RGBA")
+    if picture.mode in ("RGB", "RGBA"):
+        return _map_colors(picture, path, labels)
+    return _map_indices(_indices(picture, path), path, labels)
+
+
+def _refuse_lossy(picture: Image.Image, path: Path) -> None:
+    if picture.format in ("JPEG", "MPO", "JPEG2000"):
+        raise InputError(
+            f"{path}: a {picture.format} mask; lossy compression changes class indices along every edge; "
+            "store masks as PNG"
+        )
+
+
+def _indices(picture: Image.Image, path: Path) -> npt.NDArray[Any]:
+    """(H, W) of the mask's integers: uint8, uint16 or int32."""
+    if picture.mode in ("LA", "PA"):
+        return np.asarray(picture)[..., 0]
+    if picture.mode in ("L", "P"):
+        return np.asarray(picture)
+    if picture.mode == "1":
+        return np.asarray(picture).astype(np.uint8)
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture)
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    if picture.mode in ("RGB", "RGBA"):
+        raise InputError(
+            f"{path}: an {picture.mode} mask without a colour map; give one (`colors`: colour → train id, in "
+            "labels.json or LabelSpace), or store class indices"
+        )
+    raise InputError(f"{path}: a mask of mode {picture.mode}; store class indices as an 8- or 16-bit PNG")
+
+
+def _map_indices(values: npt.NDArray[Any], path: Path, labels: LabelSpace) -> Labels:
+    mapping = labels.raw
+    if mapping is None:
+        mapping = {**{k: k for k in range(labels.num_classes)}, labels.ignore: labels.ignore}
+    if values.dtype.itemsize > 2:
+        return _map_sparse(values, mapping.items(), path, labels)
+    top = np.iinfo(values.dtype).max
+    keys = [key for key in mapping if 0 <= key <= top]
+    table = np.zeros(top + 1, labels.dtype)
+    table[keys] = [mapping[key] for key in keys]
+    known = np.zeros(top + 1, np.bool_)
+    known[keys] = True
+    found = np.bincount(values.ravel(), minlength=top + 1)
+    strange = np.flatnonzero((found > 0) & ~known)
+    if strange.size:
+        raise _outside(path, {str(v): int(found[v]) for v in strange}, f"({_ranges(mapping)})", "raw")
+    mapped: Labels = table.take(values)
+    return mapped
+
+
+def _map_colors(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:
+    if not labels.colors:
+        _indices(picture, path)
+        raise AssertionError("colours without a map are refused above")
+    # four bytes a pixel, red lowest; the fourth is alpha or filling
+    pixels = np.asarray(picture if picture.mode == "RGBA" else picture.convert("RGBX"))
+    packed = np.ascontiguousarray(pixels).view("<u4")[..., 0] & np.uint32(0xFFFFFF)
+    return _map_sparse(
+        packed,
+        [(red | green << 8 | blue << 16, target) for (red, green, blue), target in labels.colors.items()],
+        path,
+        labels,
+        colors=True,
+    )
+
+
+def _map_sparse(
+    values: npt.NDArray[Any],
+    pairs: Iterable[tuple[int, int]],
+    path: Path,
+    labels: LabelSpace,
+    *,
+    colors: bool = False,
+) -> Labels:
+    """Values of any range by binary search among the keys, once per run of equal values in reading order."""
+    pairs = sorted(pairs)
+    keys = np.array([key for key, _ in pairs], np.int64)
+    targets = np.array([target for _, target in pairs], labels.dtype)
+    flat = values.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths = np.diff(starts, append=flat.size)
+    runs = flat[starts].astype(np.int64)
+    place = np.searchsorted(keys, runs).clip(max=len(keys) - 1)
+    strange = keys[place] != runs
+    if strange.any():
+        found: Counter[str] = Counter()
+        for value, length in zip(runs[strange].tolist(), lengths[strange].tolist(), strict=True):
+            found[str((value & 255, value >> 8 & 255, value >> 16)) if colors else str(value)] += length
+        allowed = f"of {len(keys)} colours" if colors else f"({_ranges(keys.tolist())})"
+        raise _outside(path, found, allowed, "colors" if colors else "raw")
+    mapped: Labels = np.repeat(targets[place], lengths).reshape(values.shape)
+    return mapped
+
+
+def _outside(path: Path, found: dict[str, int], allowed: str, field: str) -> InputError:
+    """Names the three most frequent strangers."""
+    ranked = sorted(found.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{value} ({count:,} pixel{'s'[: count != 1]})" for value, count in ranked[:3])
+    more = f" and {len(ranked) - 3} more" if len(ranked) > 3 else ""
+    return InputError(
+        f"{path}: value{'s'[: len(ranked) != 1]} {named}{more} outside the label map {allowed}; correct the mask, "
+        f"or add what is missing to `{field}` of the label map"
+    )
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """0, 1, 2, 3, 255 → "0-3, 255"."""
+    ordered = sorted(values)
+    if not ordered:
+        return "empty"
+    starts = [ordered[0], *(b for a, b in pairwise(ordered) if b != a + 1)]
+    stops = [*(a for a, b in pairwise(ordered) if b != a + 1), ordered[-1]]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
