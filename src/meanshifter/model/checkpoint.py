@@ -86,7 +86,7 @@ def _download(repo: str) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        described = json.loads(path.read_text("utf-8"))
+        described: Any = json.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); save the model again") from error
     version = described.get("format_version") if isinstance(described, dict) else None
@@ -95,7 +95,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}, so update the package "
             "or save the model again"
         )
-    return described
+    return dict(described)
 
 
 def _load_weights(model: Segmenter, path: Path) -> None:
@@ -104,7 +104,7 @@ def _load_weights(model: Segmenter, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({error}); the file is missing or damaged, copy it again") from error
     own = model.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if own[key].shape != state[key].shape)
     if wrong:
         raise InputError(
             f"{path}: {len(wrong)} tensors do not fit config.json ({', '.join(wrong[:3])}); the two files are not of one model"

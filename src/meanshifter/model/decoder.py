@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float
-from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -25,12 +24,13 @@ class LinearDecoder(nn.Module):
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.head = nn.Linear(width, num_classes)
-        trunc_normal_(self.head.weight, std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
         """Logits per patch on the grid (h, w)."""
-        return rearrange(self.head(tokens), "b (h w) k -> b k h w", h=grid[0])
+        logits: Tensor = rearrange(self.head(tokens), "b (h w) k -> b k h w", h=grid[0])
+        return logits
 
 
 class MaskTransformer(nn.Module):
@@ -61,21 +61,22 @@ class MaskTransformer(nn.Module):
     def _initialise(self, width: int) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        trunc_normal_(self.class_embeddings, std=0.02)
+        nn.init.trunc_normal_(self.class_embeddings, std=0.02)
         nn.init.normal_(self.patch_projection.weight, std=width**-0.5)
         nn.init.normal_(self.class_projection.weight, std=width**-0.5)
 
     def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
         """Logits per patch on the grid (h, w)."""
-        classes = repeat(self.class_embeddings, "1 k d -> b k d", b=len(tokens))
-        both = torch.cat([self.project(tokens), classes], dim=1)
+        embeddings = repeat(self.class_embeddings, "1 k d -> b k d", b=len(tokens))
+        both = torch.cat([self.project(tokens), embeddings], dim=1)
         for block in self.blocks:
             both = block(both)
-        patches, classes = self.norm(both).split([tokens.shape[1], classes.shape[1]], dim=1)
+        patches, classes = self.norm(both).split([tokens.shape[1], embeddings.shape[1]], dim=1)
         patches = F.normalize(self.patch_projection(patches), dim=-1)
         classes = F.normalize(self.class_projection(classes), dim=-1)
         masks = self.mask_norm(patches @ classes.mT)
-        return rearrange(masks, "b (h w) k -> b k h w", h=grid[0])
+        logits: Tensor = rearrange(masks, "b (h w) k -> b k h w", h=grid[0])
+        return logits

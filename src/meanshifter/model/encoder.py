@@ -68,7 +68,7 @@ def _create_vit(
             pretrained=pretrained,
             img_size=image_size,
             num_classes=0,
-            global_pool="",
+            fc_norm=False,
             dynamic_img_size=True,
             drop_path_rate=drop_path,
             **arguments,
@@ -81,7 +81,10 @@ def _create_vit(
             "or give a local file"
         ) from error
     if not isinstance(vit, VisionTransformer):
-        raise InputError(f"backbone: {backbone!r} is a {type(vit).__name__}, not a plain ViT; choose a vit_* or deit_* name")
+        raise InputError(
+            f"backbone: {backbone!r} is a {type(vit).__name__}, not a plain ViT; choose a vit_* or deit_* name"
+        )
+    vit.attn_pool = None  # type: ignore[assignment]
     return vit
 
 
@@ -95,7 +98,9 @@ def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
     """
     path = Path(path)
     state = {
-        key: value for key, value in _read_tensors(path).items() if not key.startswith(("head.", "head_dist.", "pre_logits"))
+        key: value
+        for key, value in _read_tensors(path).items()
+        if not key.startswith(("head.", "head_dist.", "pre_logits"))
     }
     try:
         state = checkpoint_filter_fn(state, encoder.vit)
@@ -116,7 +121,9 @@ def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"backbone_weights: {path} does not exist; give a .safetensors or .pth file, 'timm' or nothing")
+        raise InputError(
+            f"backbone_weights: {path} does not exist; give a .safetensors or .pth file, 'timm' or nothing"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -49,15 +49,16 @@ class MeanShift(nn.Module):
         r = F.pad(r, (0, shared - r.shape[-1])).unsqueeze(1)
         values = F.pad(tokens, (0, shared - tokens.shape[-1])).unsqueeze(1).to(r.dtype)
         shifted = F.scaled_dot_product_attention(r, r, values, scale=1 / math.sqrt(self.channels))
-        return shifted.squeeze(1)[..., : tokens.shape[-1]]
+        moved: Tensor = shifted.squeeze(1).narrow(-1, 0, tokens.shape[-1])
+        return moved
 
     def weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N N"]:
         """S of one step from `tokens`: every row sums to 1, and S is not symmetric. For analysis: it is N × N."""
         r = self.project(tokens)
         return (r @ r.mT / math.sqrt(self.channels)).softmax(-1)
 
-    def trajectory(self, tokens: Float[Tensor, "B N D"], layers: int | None = None) -> Float[Tensor, "L+1 B N D"]:
-        """The tokens after 0, 1, …, `layers` steps (None: the trained number)."""
+    def trajectory(self, tokens: Float[Tensor, "B N D"], layers: int | None = None) -> Float[Tensor, "steps B N D"]:
+        """The tokens after 0, 1, …, `layers` steps (None: the trained number): (layers + 1, B, N, D)."""
         states = [tokens]
         for _ in range(self.layers if layers is None else check_layers(layers, "layers")):
             states.append(self.step(states[-1]))

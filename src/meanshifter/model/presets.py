@@ -104,7 +104,9 @@ def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
 def _mean_shift(family: str, given: Mapping[str, Any] | MeanShiftConfig | None) -> MeanShiftConfig | None:
     if family == "segmenter":
         if given is not None:
-            raise InputError("mean_shift: given for a 'segmenter' preset, which has no block; use a 'meanshifter' preset")
+            raise InputError(
+                "mean_shift: given for a 'segmenter' preset, which has no block; use a 'meanshifter' preset"
+            )
         return None
     if given is None or isinstance(given, MeanShiftConfig):
         return MeanShiftConfig() if given is None else given
@@ -112,7 +114,9 @@ def _mean_shift(family: str, given: Mapping[str, Any] | MeanShiftConfig | None) 
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise InputError(f"mean_shift.{name}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}")
+            raise InputError(
+                f"mean_shift.{name}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}"
+            )
     return MeanShiftConfig(**given)
 
 
@@ -130,7 +134,12 @@ def _stated_normalisation(backbone: str) -> tuple[Triple, Triple]:
     stated = timm.get_pretrained_cfg(backbone)
     if stated is None:
         raise InputError(f"backbone: timm knows no published weights for {backbone!r}; give a local file or none")
-    return tuple(stated.mean), tuple(stated.std)
+    return _triple(stated.mean), _triple(stated.std)
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

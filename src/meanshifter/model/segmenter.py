@@ -95,7 +95,9 @@ class Segmenter(nn.Module):
         if self.mean_shift is not None:
             return self.mean_shift.layers if layers is None else check_layers(layers, "mean_shift_layers")
         if layers not in (None, 0):
-            raise InputError(f"mean_shift_layers: {layers}; this model has no mean shift block, so use 0 or leave it out")
+            raise InputError(
+                f"mean_shift_layers: {layers}; this model has no mean shift block, so use 0 or leave it out"
+            )
         return 0
 
     def normalize(self, images: npt.NDArray[np.uint8] | Tensor) -> Float[Tensor, "B 3 H W"]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from meanshifter.errors import InputError
@@ -17,7 +17,7 @@ Normalize = Literal["valid", "pixels"]
 
 def upsampled_cross_entropy(
     logits: Float[Tensor, "B K h w"],
-    labels: Int[Tensor, "B H W"],
+    labels: Integer[Tensor, "B H W"],
     *,
     padded_size: Size | None = None,
     ignore_index: int = 255,
@@ -105,7 +105,9 @@ def _check(logits: Tensor, labels: Tensor, ignore_index: int, normalize: str, we
     if normalize not in ("valid", "pixels"):
         raise InputError(f"normalize: {normalize!r}; use 'valid' or 'pixels'")
     if weight is not None and weight.shape != logits.shape[1:2]:
-        raise InputError(f"weight: shape {tuple(weight.shape)}; expected one factor for each of {logits.shape[1]} classes")
+        raise InputError(
+            f"weight: shape {tuple(weight.shape)}; expected one factor for each of {logits.shape[1]} classes"
+        )
     if labels.device.type == "cpu" and labels.numel():
         wide = labels.long()
         wrong = wide[(wide != ignore_index) & ((wide < 0) | (wide >= logits.shape[1]))]

@@ -1,0 +1,116 @@
+"""The block against the equations, written out in float64 NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import meanshifter as ms
+from meanshifter.model.mean_shift import MeanShift
+
+Array = npt.NDArray[np.float64]
+
+
+def reference_weights(z: Array, E: Array, bias: Array) -> Array:
+    """S = softmax(R Rᵀ / sqrt(d_ms)) row by row, R = z E_r."""
+    R = z @ E.T + bias
+    scores = R @ R.swapaxes(-1, -2) / np.sqrt(E.shape[0])
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
+
+
+def reference(z: Array, E: Array, bias: Array, layers: int) -> list[Array]:
+    """z ← S z, `layers` times; all states."""
+    states = [z]
+    for _ in range(layers):
+        states.append(reference_weights(states[-1], E, bias) @ states[-1])
+    return states
+
+
+def block(width: int, channels: int, seed: int, dtype: torch.dtype) -> MeanShift:
+    torch.manual_seed(seed)
+    module = MeanShift(width, 1, channels).to(dtype)
+    torch.nn.init.normal_(module.project.weight, std=width**-0.5)
+    torch.nn.init.normal_(module.project.bias)
+    return module
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.integers(0, 4),
+    width=st.sampled_from([3, 8, 24, 192]),
+    channels=st.sampled_from([1, 5, 16, 64, 192, 256]),
+    tokens=st.sampled_from([1, 7, 50]),
+    seed=st.integers(0, 99),
+)
+def test_the_block_is_the_equations(layers: int, width: int, channels: int, tokens: int, seed: int) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        module = block(width, channels, seed, dtype)
+        z = torch.randn(2, tokens, width, dtype=dtype)
+        E, bias = (p.detach().double().numpy() for p in (module.project.weight, module.project.bias))
+        states = reference(z.double().numpy(), E, bias, layers)
+        with torch.no_grad():
+            np.testing.assert_allclose(module(z, layers).double().numpy(), states[-1], atol=tolerance, rtol=0)
+            trajectory = module.trajectory(z, layers).double().numpy()
+            weights = module.weights(z).double().numpy()
+        assert trajectory.shape == (layers + 1, 2, tokens, width)
+        np.testing.assert_allclose(trajectory, np.stack(states), atol=tolerance, rtol=0)
+        np.testing.assert_allclose(weights, reference_weights(states[0], E, bias), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("width", "channels"), [(6, 6), (6, 4), (4, 9)])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_gradient_is_right(width: int, channels: int, layers: int) -> None:
+    module = block(width, channels, 0, torch.float64)
+    z = torch.randn(1, 5, width, dtype=torch.float64, requires_grad=True)
+
+    def run(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        named = {"project.weight": weight, "project.bias": bias}
+        out: torch.Tensor = torch.func.functional_call(module, named, (tokens, layers))
+        return out
+
+    assert torch.autograd.gradcheck(run, (z, module.project.weight, module.project.bias))
+
+
+def test_weights_are_row_stochastic_and_not_symmetric() -> None:
+    weights = block(16, 8, 0, torch.float64).weights(torch.randn(1, 20, 16, dtype=torch.float64)).detach()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 20, dtype=torch.float64))
+    assert (weights - weights.mT).abs().max() > 1e-3
+
+
+class Largest(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(item, torch.Tensor):
+                self.elements = max(self.elements, item.numel())
+        return out
+
+
+@pytest.mark.parametrize("channels", [7, 16, 100])
+def test_no_matrix_over_pairs_of_tokens_is_held_in_training(channels: int) -> None:
+    module = block(16, channels, 0, torch.float32)
+    z = torch.randn(1, 4000, 16, requires_grad=True)
+    with Largest() as seen:
+        module(z, 2).sum().backward()
+    assert seen.elements <= 2 * 4000 * max(channels + 8, 24)
+
+
+def test_no_steps_leave_the_tokens_as_they_are() -> None:
+    z = torch.randn(1, 5, 8)
+    assert torch.equal(MeanShift(8, layers=0)(z), z)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((8, -1), "mean_shift.layers: -1"), ((8, 1, 0), "mean_shift.channels: 0")]
+)
+def test_settings_that_mean_nothing_are_refused(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ms.InputError, match=message):
+        MeanShift(*arguments)
