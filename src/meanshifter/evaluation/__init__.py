@@ -1,0 +1,8 @@
+"""Scores: one confusion matrix over a data set, and what it was measured under."""
+
+from meanshifter.evaluation.confusion import confusion_matrix
+from meanshifter.evaluation.evaluate import evaluate
+from meanshifter.evaluation.protocol import Protocol, weights_hash
+from meanshifter.evaluation.result import ClassScore, Result, save_results
+
+__all__ = ["ClassScore", "Protocol", "Result", "confusion_matrix", "evaluate", "save_results", "weights_hash"]

@@ -1,0 +1,48 @@
+"""Counts of pixels by true and predicted class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meanshifter.errors import InputError
+
+Confusion = npt.NDArray[np.int64]
+
+
+def confusion_matrix(
+    truth: npt.NDArray[Any], prediction: npt.NDArray[Any], num_classes: int, *, ignore: int
+) -> Confusion:
+    """Pixels of each true class (row) predicted as each class (column), (K, K) int64.
+
+    Pixels whose truth is `ignore` are not counted, whatever was predicted there. Matrices of several images
+    add up.
+
+    Raises:
+        InputError: label maps of different sizes, or a value outside 0..K-1 where pixels are counted.
+    """
+    if truth.shape != prediction.shape:
+        raise InputError(f"labels: truth is {_size(truth)} and prediction {_size(prediction)}; they must have one size")
+    counted = truth != ignore
+    true = truth[counted].astype(np.int64)
+    predicted = prediction[counted].astype(np.int64)
+    for name, values in (("truth", true), ("prediction", predicted)):
+        _check(name, values, num_classes, ignore)
+    pairs = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes).astype(np.int64, copy=False)
+
+
+def _check(name: str, values: npt.NDArray[np.int64], num_classes: int, ignore: int) -> None:
+    if not values.size or (values.min() >= 0 and values.max() < num_classes):
+        return
+    wrong = values[(values < 0) | (values >= num_classes)]
+    raise InputError(
+        f"{name}: value {wrong[0]} in {np.count_nonzero(wrong == wrong[0])} pixels; classes are 0 to "
+        f"{num_classes - 1}" + (f", ignored is {ignore}" if name == "truth" else "")
+    )
+
+
+def _size(labels: npt.NDArray[Any]) -> str:
+    return "×".join(str(side) for side in labels.shape)

@@ -1,0 +1,167 @@
+"""Scoring a model on a data set in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+import meanshifter
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.evaluation.confusion import Confusion, confusion_matrix
+from meanshifter.evaluation.protocol import Protocol, weights_hash
+from meanshifter.evaluation.result import Result
+from meanshifter.inference.files import read_ahead
+from meanshifter.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from meanshifter.data.datasets import Dataset, Sample
+    from meanshifter.model.segmenter import Segmenter
+
+
+@overload
+def evaluate(
+    predictor: Predictor | Segmenter,
+    dataset: Dataset,
+    *,
+    mean_shift_layers: int | None = None,
+    progress: bool = False,
+    limit: int | None = None,
+) -> Result: ...
+
+
+@overload
+def evaluate(
+    predictor: Predictor | Segmenter,
+    dataset: Dataset,
+    *,
+    mean_shift_layers: Sequence[int | None],
+    progress: bool = False,
+    limit: int | None = None,
+) -> dict[int, Result]: ...
+
+
+def evaluate(
+    predictor: Predictor | Segmenter,
+    dataset: Dataset,
+    *,
+    mean_shift_layers: int | Sequence[int | None] | None = None,
+    progress: bool = False,
+    limit: int | None = None,
+) -> Result | dict[int, Result]:
+    """The scores of a predictor (or of a model, read out as ``Predictor(model)`` does) on a data set.
+
+    Images and masks are read ahead in threads. Each image is resized, cut and encoded once, however many
+    entries `mean_shift_layers` has; truth is compared at the mask's own size.
+
+    Args:
+        predictor: a `Predictor`, or a `Segmenter`.
+        dataset: a data set whose classes are those of the model.
+        mean_shift_layers: None: the predictor's own; a number: that many steps; a sequence: a result for
+            each, by number of steps, from one pass over the data.
+        progress: show a bar on standard error, where that is a terminal.
+        limit: score only the first so many images; the protocol says so.
+
+    Raises:
+        InputError: classes that differ between data set and model in number or, unless one of them is
+            unnamed, in name (letter case aside); an empty data set; a sample that cannot be read.
+    """
+    if not isinstance(predictor, Predictor):
+        predictor = Predictor(predictor)
+    check_classes(predictor.model.labels, dataset.labels, f"{dataset.name} {dataset.split}")
+    several = isinstance(mean_shift_layers, Sequence)
+    asked = mean_shift_layers if isinstance(mean_shift_layers, Sequence) else [mean_shift_layers]
+    own = predictor.mean_shift_layers
+    steps = list(dict.fromkeys(own if entry is None else predictor.resolve_layers(entry) for entry in asked))
+    if not steps:
+        raise InputError("mean_shift_layers: 0 entries; name at least one number of steps")
+    count = _count(dataset, limit)
+    totals = _confusions(predictor, dataset, steps, count, progress)
+    weights = weights_hash(predictor.model)
+    results = {}
+    for layers, total in zip(steps, totals, strict=True):
+        settings = {**predictor.protocol(), "mean_shift_layers": layers}
+        protocol = Protocol(
+            dataset=dataset.name,
+            split=dataset.split,
+            images=count,
+            images_in_split=len(dataset),
+            weights=weights,
+            version=meanshifter.__version__,
+            **settings,
+        )
+        results[layers] = Result(total, dataset.labels.names, protocol)
+    return results if several else results[steps[0]]
+
+
+def check_classes(model: LabelSpace, dataset: LabelSpace, name: str) -> None:
+    """Refuse a data set whose classes are not the model's: a score over unlike classes means nothing.
+
+    Raises:
+        InputError: another number of classes, or other names (letter case aside); the names "class 0",
+            "class 1", … of a model that was told only a number agree with any.
+    """
+    if model.num_classes != dataset.num_classes:
+        raise InputError(
+            f"model: a checkpoint of {model.num_classes} classes, but {name} has {dataset.num_classes}; "
+            "give a model trained on these classes, or the data set it was trained on"
+        )
+    if _unnamed(model) or _unnamed(dataset):
+        return
+    for k, (ours, theirs) in enumerate(zip(model.names, dataset.names, strict=True)):
+        if ours.casefold() != theirs.casefold():
+            raise InputError(
+                f"model: class {k} is {ours!r}, but {name} calls it {theirs!r}; "
+                "give a model trained on these classes, or the data set it was trained on"
+            )
+
+
+def _unnamed(space: LabelSpace) -> bool:
+    return space.names == LabelSpace.unnamed(space.num_classes).names
+
+
+def _count(dataset: Dataset, limit: int | None) -> int:
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} images; it must be at least 1, or None for all")
+    if len(dataset) == 0:
+        raise InputError(f"{dataset.name} {dataset.split}: 0 images; a score needs at least one")
+    return len(dataset) if limit is None else min(limit, len(dataset))
+
+
+def _confusions(
+    predictor: Predictor, dataset: Dataset, steps: list[int], count: int, progress: bool
+) -> list[Confusion]:
+    K, ignore = dataset.labels.num_classes, dataset.labels.ignore
+    totals = [np.zeros((K, K), dtype=np.int64) for _ in steps]
+    with _bar(count, progress) as advance:
+        for _, future in read_ahead(dataset.__getitem__, range(count)):
+            sample: Sample = future.result()
+            if sample.image.shape[:2] != sample.labels.shape:
+                raise InputError(
+                    f"{sample.name}: image of {sample.image.shape[:2]} and mask of {sample.labels.shape} "
+                    "(height, width); they must have one size"
+                )
+            maps = predictor.label_maps(sample.image, steps)
+            for total, prediction in zip(totals, maps, strict=True):
+                total += confusion_matrix(sample.labels, prediction, K, ignore=ignore)
+            advance()
+    return totals
+
+
+@contextmanager
+def _bar(count: int, shown: bool) -> Iterator[Callable[[], object]]:
+    """A bar on standard error over `count` images and the function that moves it on by one."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=count)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,79 @@
+"""What a score was measured under; no score is written without it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that decides a score besides the method itself. `str` says it in one line."""
+
+    dataset: str
+    """Name of the data set, for example camvid."""
+    split: str
+    """Name of the split, for example val."""
+    images: int
+    """Images scored."""
+    images_in_split: int
+    """Images in the split; above `images` where only the first ones were scored."""
+    short_side: int | None
+    """Shorter side into which images are resized, keeping their ratio; None: not resized."""
+    long_side: int | None
+    """Longer side into which images are resized; None: not resized."""
+    window: int | None
+    """Side of the sliding windows in pixels; None: whole images."""
+    stride: int | None
+    """Distance between windows in pixels; None: whole images."""
+    flip: bool
+    """Whether probabilities were averaged with those of the mirrored image."""
+    scales: tuple[float, ...]
+    """Factors on the image size over which probabilities were averaged."""
+    mean_shift_layers: int
+    """Mean shift steps at inference."""
+    precision: str
+    """Arithmetic of the model: fp32, bf16 or fp16."""
+    weights: str
+    """`weights_hash` of the model."""
+    version: str
+    """Version of meanshifter."""
+
+    def __str__(self) -> str:
+        images = (
+            f"{self.images}"
+            if self.images == self.images_in_split
+            else f"first {self.images} of {self.images_in_split}"
+        )
+        parts = [
+            f"{self.dataset} {self.split}, {images} images",
+            "not resized" if self.short_side is None else f"sides fitted into {self.long_side}×{self.short_side}",
+            "whole image" if self.window is None else f"window {self.window}, stride {self.stride}",
+            "with flip" if self.flip else "no flip",
+            f"scales {', '.join(f'{scale:g}' for scale in self.scales)}",
+            f"{self.mean_shift_layers} mean-shift layer{'' if self.mean_shift_layers == 1 else 's'}",
+            self.precision,
+            f"weights {self.weights}",
+            f"meanshifter {self.version}",
+        ]
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON."""
+        return {**asdict(self), "scales": list(self.scales)}
+
+
+def weights_hash(model: nn.Module) -> str:
+    """The first 12 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors, by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,144 @@
+"""Scores from a confusion matrix, as the tables of MMSegmentation define them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meanshifter.evaluation.confusion import Confusion
+from meanshifter.evaluation.protocol import Protocol
+from meanshifter.inference.files import write_beside
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One row of the table."""
+
+    IoU: float
+    """TP / (TP + FP + FN) in percent; NaN where the class is neither in the truth nor predicted."""
+    Acc: float
+    """TP / truth in percent (recall); NaN where the class is not in the truth."""
+    pixels: int
+    """Pixels of the class in the truth."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The scores of one model on one data set, all from one confusion matrix over the whole set.
+
+    aAcc is the share of counted pixels that are right; mIoU the mean IoU over classes in the truth or the
+    prediction (`absent` names the others); mAcc the mean accuracy over classes in the truth. A class that is
+    predicted but not in the truth has IoU 0 and no accuracy. This is the `IoUMetric` of MMSegmentation, whose
+    means leave out NaN.
+    """
+
+    confusion: Confusion
+    """(K, K) pixels: row truth, column prediction; ignored pixels are in neither."""
+    names: tuple[str, ...]
+    """The K class names."""
+    protocol: Protocol
+    """What the scores were measured under."""
+
+    @property
+    def aAcc(self) -> float:  # noqa: N802
+        """Percent of counted pixels that are right; NaN without any."""
+        total = int(self.confusion.sum())
+        return 100 * int(self.confusion.trace()) / total if total else math.nan
+
+    @property
+    def mAcc(self) -> float:  # noqa: N802
+        """Mean class accuracy in percent."""
+        return _mean([score.Acc for score in self.per_class.values()])
+
+    @property
+    def mIoU(self) -> float:  # noqa: N802
+        """Mean class IoU in percent."""
+        return _mean([score.IoU for score in self.per_class.values()])
+
+    @cached_property
+    def per_class(self) -> dict[str, ClassScore]:
+        """Scores by class name, in the order of the train ids."""
+        right = self.confusion.diagonal()
+        truth, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        return {
+            name: ClassScore(
+                _percent(right[k], truth[k] + predicted[k] - right[k]),
+                _percent(right[k], truth[k]),
+                int(truth[k]),
+            )
+            for k, name in enumerate(self.names)
+        }
+
+    @property
+    def absent(self) -> list[str]:
+        """Classes neither in the truth nor predicted, left out of every mean."""
+        return [name for name, score in self.per_class.items() if math.isnan(score.IoU)]
+
+    def table(self) -> str:
+        """A Markdown table of all classes, the means below it, and the protocol in one line."""
+        width = max(len(name) for name in (*self.names, "class"))
+        lines = [
+            f"| {'class':<{width}} |    IoU |    Acc |       pixels |",
+            f"| {'-' * width} | -----: | -----: | -----------: |",
+        ]
+        for name, score in self.per_class.items():
+            lines.append(f"| {name:<{width}} | {_cell(score.IoU)} | {_cell(score.Acc)} | {score.pixels:>12,} |")
+        lines += ["", f"aAcc {self.aAcc:.2f}   mAcc {self.mAcc:.2f}   mIoU {self.mIoU:.2f}"]
+        if self.absent:
+            lines.append(f"left out of the means, in neither truth nor prediction: {', '.join(self.absent)}")
+        return "\n".join([*lines, str(self.protocol)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON; NaN becomes None."""
+        return {
+            "protocol": self.protocol.to_dict(),
+            "aAcc": _null(self.aAcc),
+            "mAcc": _null(self.mAcc),
+            "mIoU": _null(self.mIoU),
+            "absent": self.absent,
+            "per_class": {
+                name: {"IoU": _null(score.IoU), "Acc": _null(score.Acc), "pixels": score.pixels}
+                for name, score in self.per_class.items()
+            },
+            "confusion": self.confusion.tolist(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores as JSON, beside and renamed into place; the format is that of `save_results`."""
+        save_results(path, [self])
+
+
+def save_results(path: str | Path, results: Sequence[Result]) -> None:
+    """Write one or several results as JSON: ``{"format_version": 1, "results": [...]}``.
+
+    Raises:
+        InputError: a place that cannot be written.
+    """
+    document = {"format_version": 1, "results": [result.to_dict() for result in results]}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_beside(path, lambda file: file.write(text.encode()))
+
+
+def _percent(part: np.int64, whole: np.int64) -> float:
+    return 100 * int(part) / int(whole) if whole else math.nan
+
+
+def _mean(values: list[float]) -> float:
+    """The mean without NaN; NaN if nothing is left."""
+    counted = [value for value in values if not math.isnan(value)]
+    return math.fsum(counted) / len(counted) if counted else math.nan
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _cell(value: float) -> str:
+    return f"{'-':>6}" if math.isnan(value) else f"{value:6.2f}"

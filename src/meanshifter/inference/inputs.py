@@ -1,0 +1,105 @@
+"""Which images a command line means, and where the results of each go."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meanshifter.data.reading import IMAGE_SUFFIXES
+from meanshifter.errors import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and the files that its prediction becomes."""
+
+    source: Path
+    mask: Path
+    overlay: Path | None
+
+
+def plan(inputs: Sequence[str], out: Path, *, overlay: bool) -> list[Job]:
+    """The work for images, folders and globs, checked as a whole before any of it is done.
+
+    A file NAME.jpg becomes OUT/NAME.png. Folders are searched recursively, and their structure is kept below
+    OUT; so is that below the part of a glob before its first wildcard. Overlays go to OUT/overlays, likewise.
+    Hidden files, and what lies in OUT where OUT is inside an input folder, are passed over. A file
+    named twice is read once.
+
+    Raises:
+        InputError: an input that is missing or holds no image; two inputs with the same result; a result that
+            would replace an input; an OUT that is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: {out} is a file; name a folder")
+    jobs: dict[tuple[Path, Path], Job] = {}
+    for given in inputs:
+        for source, relative in _expand(given, out):
+            mask = out / relative.with_suffix(".png")
+            picture = out / "overlays" / relative.with_suffix(".png") if overlay else None
+            jobs.setdefault((source.resolve(), mask), Job(source, mask, picture))
+    _check_targets(list(jobs.values()))
+    return list(jobs.values())
+
+
+def _expand(given: str, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Images that one argument means, each with its place below the output folder."""
+    path = Path(given)
+    if path.is_file():
+        yield path, Path(path.name)
+        return
+    if path.is_dir():
+        base, found = path, sorted(path.rglob("*"))
+    elif glob.has_magic(given):
+        base, found = _fixed_part(path), sorted(Path(match) for match in glob.glob(given, recursive=True))  # noqa: PTH207
+    else:
+        raise InputError(f"{given}: no such file or folder; give images, folders or globs")
+    images = [file for file in found if _is_image(file, base) and not _inside(file, out, base)]
+    if not images:
+        raise InputError(f"{given}: no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    for file in images:
+        yield file, file.relative_to(base)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a glob before its first wildcard."""
+    fixed = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
+
+
+def _is_image(file: Path, base: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
+    return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+
+
+def _inside(file: Path, out: Path, base: Path) -> bool:
+    """Whether `file` is an earlier result, in an output folder that itself lies inside the input folder."""
+    out, base = out.resolve(), base.resolve()
+    return out != base and out.is_relative_to(base) and file.resolve().is_relative_to(out)
+
+
+def _check_targets(jobs: list[Job]) -> None:
+    sources = {job.source.resolve(): job.source for job in jobs}
+    written: dict[Path, Path] = {}
+    for job in jobs:
+        for target in (job.mask, job.overlay):
+            if target is None:
+                continue
+            place = target.resolve()
+            if place in sources:
+                raise InputError(
+                    f"{target}: the result of {job.source} would replace the input {sources[place]}; "
+                    "choose another --out"
+                )
+            if place in written:
+                raise InputError(
+                    f"{target}: would be written for both {written[place]} and {job.source}; rename one, "
+                    "give their common parent folder, or use another --out for each"
+                )
+            written[place] = job.source

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from meanshifter.errors import InputError
+from meanshifter.inference.files import read_ahead, write_beside
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError(28, "No space left on device"), InputError), (KeyError(), KeyError)]
+)
+def test_failed_write_keeps_the_old_file(tmp_path: Path, error: Exception, raised: type[Exception]) -> None:
+    def write(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise error
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(raised):
+        write_beside(tmp_path / "file", write)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_order_is_kept_and_an_error_belongs_to_its_item() -> None:
+    def load(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item * item
+
+    loaded = {}
+    for item, future in read_ahead(load, range(7)):
+        if item == 3:
+            with pytest.raises(ValueError, match="three"):
+                future.result()
+        else:
+            loaded[item] = future.result()
+    assert list(loaded.items()) == [(k, k * k) for k in range(7) if k != 3]
+
+
+def test_no_more_than_ahead_items_are_taken() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for k in range(100):
+            taken.append(k)
+            yield k
+
+    stream = read_ahead(lambda k: k, items(), ahead=3)
+    for k in range(5):
+        assert next(stream)[0] == k
+        assert len(taken) <= k + 4
+
+
+def test_leaving_early_ends_the_threads() -> None:
+    before = threading.active_count()
+    stream = read_ahead(lambda k: k, range(1000))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from meanshifter.errors import InputError
+from meanshifter.inference.inputs import plan
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in (
+        "photos/a.jpg",
+        "photos/trip/b.JPG",
+        "photos/trip/c.png",
+        "photos/notes.txt",
+        "photos/.hidden/d.jpg",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "photos"
+
+
+def targets(inputs: list[str], out: Path, *, overlay: bool = False) -> list[str]:
+    return sorted(job.mask.relative_to(out).as_posix() for job in plan(inputs, out, overlay=overlay))
+
+
+def test_folders_keep_their_structure(photos: Path, tmp_path: Path) -> None:
+    assert targets([str(photos)], tmp_path / "out") == ["a.png", "trip/b.png", "trip/c.png"]
+
+
+def test_globs_keep_what_is_below_their_fixed_part(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert targets([f"{photos}/**/*.[jJ]*"], out) == ["a.png", "trip/b.png"]
+    assert targets([f"{photos}/trip/*"], out) == ["b.png", "c.png"]
+
+
+def test_files_and_repetitions(photos: Path, tmp_path: Path) -> None:
+    jobs = plan([str(photos / "a.jpg"), str(photos)], tmp_path / "out", overlay=True)
+    assert [job.mask.name for job in jobs].count("a.png") == 1
+    assert jobs[0].overlay == tmp_path / "out" / "overlays" / "a.png"
+
+
+def test_earlier_results_inside_the_input_are_passed_over(photos: Path) -> None:
+    out = photos / "out"
+    out.mkdir()
+    (out / "a.png").touch()
+    assert targets([str(photos)], out) == ["a.png", "trip/b.png", "trip/c.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "message"),
+    [
+        (["{0}/nowhere"], "out", "nowhere: no such file or folder"),
+        (["{0}/*.tiff"], "out", r"\*.tiff: no images; looked for"),
+        (["{0}/empty"], "out", "empty: no images; looked for"),
+        (
+            ["{0}/one", "{0}/two"],
+            "out",
+            r"x.png: would be written for both .*one.x.jpg and .*two.x.jpg; rename",
+        ),
+        (["{0}/three"], "three", "y.png: the result of .* would replace the input"),
+        (["{0}/one"], "file", "--out: .*file is a file; name a folder"),
+    ],
+)
+def test_conflicts_are_found_before_any_work(tmp_path: Path, given: list[str], out: str, message: str) -> None:
+    for name in ("one/x.jpg", "two/x.jpg", "three/y.png", "empty/readme.txt", "file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        plan([text.format(tmp_path) for text in given], tmp_path / out, overlay=False)
+
+
+def test_overlays_must_not_meet_masks(tmp_path: Path) -> None:
+    for name in ("in/x.jpg", "in/overlays/x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="would be written for both"):
+        plan([str(tmp_path / "in")], tmp_path / "out", overlay=True)
+    assert len(plan([str(tmp_path / "in")], tmp_path / "out", overlay=False)) == 2

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import meanshifter as ms
+from meanshifter.errors import InputError
+from meanshifter.inference.resizing import fitted_size, resize
+
+Pixels = npt.NDArray[np.uint8]
+Make = Callable[..., ms.Segmenter]
+
+
+def random_image(height: int, width: int, seed: int = 0) -> Pixels:
+    """Blocks of colour with noise."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (height // 7 + 1, width // 7 + 1, 3))
+    image = np.kron(blocks, np.ones((7, 7, 1)))[:height, :width] + rng.integers(-30, 30, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def usual_logits(
+    model: ms.Segmenter,
+    image: Pixels,
+    size: tuple[int, int],
+    window: int | None,
+    stride: int,
+    layers: int | None,
+) -> Tensor:
+    """Slide inference as it is usually written: K × H × W, float64 after the model."""
+    H, W = size
+    scaled = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    if image.shape[:2] != size:
+        scaled = F.interpolate(scaled, size=size, mode="bilinear", align_corners=False).round()
+    mean, std = torch.tensor(model.config.mean).view(3, 1, 1), torch.tensor(model.config.std).view(3, 1, 1)
+    images = (scaled / 255 - mean) / std
+    wh, ww = (H, W) if window is None else (min(window, H), min(window, W))
+    total, count = (
+        torch.zeros(1, model.labels.num_classes, H, W, dtype=torch.float64),
+        torch.zeros(1, 1, H, W),
+    )
+    for i in range(max(H - wh + stride - 1, 0) // stride + 1):
+        for j in range(max(W - ww + stride - 1, 0) // stride + 1):
+            y, x = min(i * stride, H - wh), min(j * stride, W - ww)
+            z = model(images[..., y : y + wh, x : x + ww], mean_shift_layers=layers).double()
+            padded = (z.shape[2] * model.patch_size, z.shape[3] * model.patch_size)
+            wide = F.interpolate(z, size=padded, mode="bilinear", align_corners=False)
+            total[..., y : y + wh, x : x + ww] += wide[..., :wh, :ww]
+            count[..., y : y + wh, x : x + ww] += 1
+    return F.interpolate(total / count, size=image.shape[:2], mode="bilinear", align_corners=False)[0]
+
+
+def assert_same_labels(labels: npt.NDArray[Any], scores: Tensor) -> None:
+    """Equal wherever the two best classes are further apart than rounding, which is nearly everywhere."""
+    best = scores.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-4).numpy()
+    assert clear.mean() > 0.9
+    expected = scores.argmax(0).numpy()
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+
+
+@pytest.mark.parametrize("preset", ["segmenter-ti16", "meanshifter-mask-ti16"])
+@pytest.mark.parametrize(
+    ("height", "width", "window", "stride", "short_side"),
+    [
+        (61, 90, 32, 24, None),  # windows, no resizing
+        (50, 70, 32, 32, 43),  # made smaller
+        (40, 33, 30, 17, 57),  # made larger; windows that are no multiple of the patch
+        (20, 75, 32, 20, None),  # lower than a window
+        (53, 45, None, 480, None),  # whole image, padded by the model
+        (53, 45, None, 480, 64),
+        (5, 3, 32, 24, None),  # smaller than a patch
+    ],
+)
+@torch.inference_mode()
+def test_label_map_is_that_of_usual_slide_inference(
+    tiny_model: Make,
+    preset: str,
+    height: int,
+    width: int,
+    window: int | None,
+    stride: int,
+    short_side: int | None,
+) -> None:
+    model = tiny_model(preset).eval()
+    image = random_image(height, width)
+    predictor = ms.Predictor(model, window=window, stride=stride, short_side=short_side, long_side=96, batch_size=3)
+    size = fitted_size(height, width, short_side=short_side, long_side=96, scale=1.0)
+    labels = predictor(image).labels
+    assert labels.shape == (height, width)
+    assert labels.dtype == np.uint8
+    if (height, width) == (5, 3):
+        expected = usual_logits(model, image, size, window, stride, None)
+        np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
+        return
+    assert_same_labels(labels, usual_logits(model, image, size, window, stride, None))
+
+
+@torch.inference_mode()
+def test_flips_and_scales_average_probabilities(tiny_model: Make) -> None:
+    model = tiny_model().eval()
+    image = random_image(47, 66)
+    predictor = ms.Predictor(model, window=32, stride=20, short_side=40, long_side=80, scales=(0.75, 1.5), flip=True)
+    total = torch.zeros(model.labels.num_classes, 47, 66, dtype=torch.float64)
+    for scale in (0.75, 1.5):
+        size = fitted_size(47, 66, short_side=40, long_side=80, scale=scale)
+        total += usual_logits(model, image, size, 32, 20, None).softmax(0)
+        # The mirror image of the resized image, as bilinear resizing is symmetric up to rounding to uint8.
+        scaled = resize(image, size)[:, ::-1]
+        mirrored = usual_logits(model, scaled, size, 32, 20, None)
+        back = F.interpolate(mirrored.flip(-1)[None], size=(47, 66), mode="bilinear", align_corners=False)[0]
+        total += back.softmax(0)
+    assert_same_labels(predictor(image).labels, total / 4)
+
+
+@torch.inference_mode()
+def test_label_maps_at_several_depths_use_one_encoder_pass(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(layers=2, channels=12).eval()
+    image = random_image(45, 51)
+    expected = [usual_logits(model, image, (45, 51), 32, 24, steps) for steps in (3, 0, 2)]
+    passes = []
+    encode = model.encode
+
+    def counting(images: Tensor) -> Any:
+        passes.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(model, "encode", counting)
+    predictor = ms.Predictor(model, window=32, stride=24, short_side=None, batch_size=4)
+    maps = predictor.label_maps(image, [3, 0, None])
+    assert sum(passes) == 4
+    for labels, scores in zip(maps, expected, strict=True):
+        assert_same_labels(labels, scores)
+
+
+def test_many_classes_make_uint16_labels(tiny_model: Make) -> None:
+    model = tiny_model("segmenter-ti16", num_classes=300)
+    labels = ms.Predictor(model, window=32, stride=24, short_side=None)(random_image(40, 40)).labels
+    assert labels.dtype == np.uint16
+    with torch.inference_mode():
+        assert_same_labels(labels, usual_logits(model.eval(), random_image(40, 40), (40, 40), 32, 24, None))
+
+
+def test_training_flags_survive_prediction_and_errors(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().train()
+    model.encoder.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    predictor = ms.Predictor(model, short_side=None)
+    seen = []
+
+    def failing(images: Pixels) -> Tensor:
+        seen.append(model.training)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(model, "normalize", failing)
+    with pytest.raises(ZeroDivisionError):
+        predictor(random_image(20, 20))
+    assert seen == [False]
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_path_pil_image_and_array_give_one_result(tiny_model: Make, tmp_path: Path) -> None:
+    predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=40)
+    image = random_image(30, 44)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    expected = predictor(image)
+    for given in (tmp_path / "photo.png", str(tmp_path / "photo.png"), Image.fromarray(image)):
+        segmentation = predictor(given)
+        np.testing.assert_array_equal(segmentation.labels, expected.labels)
+        np.testing.assert_array_equal(segmentation.image, image)
+
+
+def test_pil_images_are_converted_and_turned_upright(tiny_model: Make, tmp_path: Path) -> None:
+    picture = Image.fromarray(random_image(30, 44))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=None)
+    with Image.open(tmp_path / "turned.png") as turned:
+        np.testing.assert_array_equal(predictor(turned).image, predictor(tmp_path / "turned.png").image)
+        assert predictor(turned).labels.shape == (44, 30)
+    palette = picture.quantize(16)
+    palette.info["transparency"] = bytes(16)
+    for other in (picture.convert("L"), picture.convert("CMYK"), picture.convert("RGBA"), palette):
+        assert predictor(other).image.shape == (30, 44, 3)
+    with pytest.raises(InputError, match="a PIL image of mode I;16; give its path"):
+        predictor(Image.fromarray(np.zeros((4, 4), np.uint16)))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"float32; RGB values are uint8.*astype\(np.uint8\)"),
+        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\).*np.stack"),
+        (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\).*transpose\(1, 2, 0\)"),
+        (np.zeros((4, 5, 4), np.uint8), r"alpha channel with image\[..., :3\]"),
+        (np.zeros((1, 4, 5, 3), np.uint8), "one image at a time"),
+        (np.zeros((0, 5, 3), np.uint8), "holds no pixels"),
+        (torch.zeros(3, 4, 5), r"Tensor; give a path.*permute"),
+    ],
+)
+def test_other_arrays_are_refused_with_the_remedy(tiny_model: Make, image: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ms.Predictor(tiny_model())(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stride": 600}, "stride: 600 is above the window of 512"),
+        ({"window": 0}, "window: 0 pixels"),
+        ({"short_side": 0}, "short_side: 0 pixels; it must be at least 1, or None"),
+        ({"long_side": 100}, "long_side: 100 is below short_side 512"),
+        ({"scales": ()}, "scales: none given"),
+        ({"scales": (1.0, 0.0)}, "scales: 0.0; a factor lies above 0"),
+        ({"scales": (0.001,)}, "leaves no pixel"),
+        ({"mean_shift_layers": -1}, "mean_shift_layers: -1; use a whole number"),
+        ({"mean_shift_layers": 1.5}, "mean_shift_layers: 1.5; use a whole number"),
+        ({"precision": "fp8"}, "precision: 'fp8'; use one of fp32, bf16, fp16"),
+        ({"batch_size": 0}, "batch_size: 0 windows"),
+        ({"device": "abacus"}, "device: abacus cannot be used"),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(tiny_model: Make, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ms.Predictor(tiny_model(), **arguments)
+
+
+def test_steps_asked_of_a_model_without_the_block_are_refused(tiny_model: Make) -> None:
+    model = tiny_model("segmenter-ti16")
+    assert ms.Predictor(model, mean_shift_layers=0).mean_shift_layers == 0
+    with pytest.raises(InputError, match="mean_shift_layers: 2"):
+        ms.Predictor(model, mean_shift_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((512, 683), (512, 683)),
+        ((360, 480), (512, 683)),
+        ((100, 1000), (205, 2048)),
+        ((1, 5000), (1, 2048)),
+        ((3000, 2000), (768, 512)),
+    ],
+)
+def test_sides_fit_as_mmcv_rescales(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert fitted_size(*size, short_side=512, long_side=2048, scale=1.0) == expected
+
+
+def test_half_precision_stays_close(tiny_model: Make) -> None:
+    model, image = tiny_model(), random_image(48, 48)
+    full = ms.Predictor(model, short_side=None)(image).labels
+    half = ms.Predictor(model, short_side=None, precision="bf16")(image).labels
+    assert (full == half).mean() > 0.9
