@@ -1,0 +1,93 @@
+"""The stream of training samples: a function of (seed, position) alone, so that a run resumes anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from meanshifter.data.augment import AugmentConfig, augment
+from meanshifter.data.datasets import Dataset
+from meanshifter.model.config import Triple
+
+Batch = tuple[Tensor, Tensor, list[str]]
+
+
+class SampleStream(TorchDataset[tuple[Tensor, Tensor, str]]):
+    """Sample number `position` of an endless stream: one shuffle of the data set after the other, augmented.
+
+    The shuffle is keyed by (seed, epoch), the augmentation by (seed, position): neither by worker nor process.
+    """
+
+    def __init__(self, dataset: Dataset, config: AugmentConfig, seed: int, *, mean: Triple, std: Triple) -> None:
+        self.dataset, self.config, self.seed = dataset, config, seed
+        self.mean, self.std = mean, std
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, str]:
+        epoch, place = divmod(position, len(self.dataset))
+        sample = self.dataset[_order(len(self.dataset), self.seed, epoch)[place]]
+        image, labels = augment(
+            sample.image,
+            sample.labels,
+            self.config,
+            np.random.default_rng((self.seed, position, 1)),
+            mean=self.mean,
+            std=self.std,
+            ignore=self.dataset.labels.ignore,
+        )
+        return torch.from_numpy(image), torch.from_numpy(labels.astype(np.int64)), sample.name
+
+
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = np.random.default_rng((seed, epoch, 0)).permutation(length).tolist()
+    return order
+
+
+def batches(
+    stream: SampleStream, *, batch_size: int, start: int, stop: int, workers: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Batches number `start` to `stop` of the stream; with `world` processes, each takes every world-th batch."""
+    numbers = range(start * world + rank, stop * world + rank, world)
+    loader: DataLoader[Any] = DataLoader(
+        stream,
+        batch_sampler=[list(range(n * batch_size, (n + 1) * batch_size)) for n in numbers],
+        num_workers=min(workers, len(numbers)),
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _collate(samples: list[tuple[Tensor, Tensor, str]]) -> Batch:
+    images, labels, names = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels), list(names)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def class_weights(dataset: Dataset, power: float) -> Tensor | None:
+    """(1 / share of the labelled pixels) ** power per class, scaled so that the mean over pixels is 1.
+
+    A class that never occurs weighs as much as the rarest that does. None for power 0.
+    """
+    if power == 0:
+        return None
+    K = dataset.labels.num_classes
+    counts = np.zeros(K)
+    for index in range(len(dataset)):
+        labels = dataset.read_labels(index)
+        counts += np.bincount(labels[labels != dataset.labels.ignore], minlength=K)[:K]
+    present = counts[counts > 0]
+    share = np.maximum(counts, present.min(initial=counts.max(initial=1.0))) / max(counts.sum(), 1.0)
+    weights = share**-power
+    return torch.from_numpy(weights / max((weights * counts).sum() / max(counts.sum(), 1.0), 1e-12)).float()

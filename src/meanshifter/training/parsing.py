@@ -1,0 +1,142 @@
+"""From a recipe's name or file and fields on the command line to a checked TrainConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from meanshifter.errors import InputError
+from meanshifter.training.recipe import TrainConfig
+
+FORMAT_VERSION = 1
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("meanshifter") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
+    """A training configuration.
+
+    Args:
+        recipe: a name of `recipe_names()`, a YAML file, or a data folder (then the recipe `folder_ti16` on it).
+        fields: command-line overrides, such as `["--model.mean_shift.layers", "2"]`.
+
+    Raises:
+        InputError: an unknown recipe or field (with the nearest valid name), or a value of another type.
+    """
+    name, text, preset_fields = _find(str(recipe))
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{recipe}: not YAML: {_one_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise InputError(f"{recipe}: holds {type(values).__name__}; a recipe is a mapping of fields")
+    values = dict(values)
+    if (version := values.pop("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise InputError(f"{recipe}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}")
+    _refuse_unknown(_leaves(values), str(recipe))
+    given = [*preset_fields, *fields]
+    _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
+    config = _parse(values, given, str(recipe))
+    config.out = f"runs/{name}" if config.out is None else config.out
+    config.check()
+    return config
+
+
+def parser() -> ArgumentParser:
+    """Every field of TrainConfig as an option, with its documentation."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    built = ArgumentParser(prog="meanshifter train RECIPE", exit_on_error=False, add_help=False)
+    built.add_class_arguments(TrainConfig)
+    return built
+
+
+def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> TrainConfig:
+    options = parser()
+    try:
+        base = options.parse_object(dict(values), defaults=True)
+        parsed = options.parse_args(list(fields), namespace=base)
+        return TrainConfig(**vars(options.instantiate(parsed)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        message = re.sub(r'^Parser key "(.+?)": ', r"\1: ", _one_line(error))
+        raise InputError(f"{source}: {message}") from error
+
+
+def _find(recipe: str) -> tuple[str, str, list[str]]:
+    """Name, text and implied fields of a recipe."""
+    path = Path(recipe)
+    if path.is_dir():
+        return path.resolve().name, _packaged("folder_ti16"), ["--data.root", str(path)]
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return path.stem, path.read_text("utf-8"), []
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{recipe}: cannot be read ({_one_line(error)}); give a recipe's name or file") from error
+    if recipe in recipe_names():
+        return recipe, _packaged(recipe), []
+    near = get_close_matches(recipe, recipe_names(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(recipe_names())}"
+    raise InputError(f"{recipe}: no recipe, YAML file or data folder of that name; {hint}")
+
+
+def _packaged(name: str) -> str:
+    return (resources.files("meanshifter") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def _field_of(item: str) -> str:
+    return item.removeprefix("--").split("=", 1)[0]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in _free_fields():
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name
+
+
+def _refuse_unknown(names: Iterator[str], source: str) -> None:
+    known = set(field_names(TrainConfig))
+    wrong = [name for name in names if name not in known and not name.startswith(tuple(_free_fields(".")))]
+    if wrong:
+        hints = []
+        for name in wrong:
+            near = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            hints.append(f"unknown field {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
+        raise InputError(f"{source}: {'; '.join(hints)}")
+
+
+def _free_fields(suffix: str = "") -> list[str]:
+    return [f"model.backbone_args{suffix}"]
+
+
+def field_names(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields of a dataclass and of the dataclasses in it."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        yield f"{prefix}{field.name}"
+        for inner in _members(hints[field.name]):
+            if dataclasses.is_dataclass(inner):
+                yield from field_names(typing.cast(type, inner), f"{prefix}{field.name}.")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

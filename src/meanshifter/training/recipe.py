@@ -1,0 +1,204 @@
+"""TrainConfig: everything that a training is made of. The defaults are the recipe of the field.
+
+One dataclass per concern; the line under each field is also its `--help`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from meanshifter.data.augment import AugmentConfig
+from meanshifter.errors import InputError
+from meanshifter.model.config import MeanShiftConfig
+
+
+@dataclass
+class DataConfig:
+    """Which images the model learns from, and which it is scored on."""
+
+    name: str = "folder"
+    """Data set: folder, camvid, ade20k, pascal_voc, cityscapes or shapes."""
+    root: str | None = None
+    """Folder of the data set."""
+    train_split: str = "train"
+    """Split to learn from."""
+    val_split: str = "val"
+    """Split to score on."""
+    workers: int = 2
+    """Processes that read and augment; 0 does it in the main process."""
+
+
+@dataclass
+class ModelRecipe:
+    """The model, and the weights it starts from."""
+
+    preset: str = "segmenter-ti16"
+    """Preset; `meanshifter models` lists them. With mean_shift given, a segmenter preset gets the block."""
+    mean_shift: MeanShiftConfig | None = None
+    """The mean shift block, such as {layers: 1, channels: 192}; null for none (or a meanshifter preset's default)."""
+    decoder_layers: int = 2
+    """Transformer layers of the mask decoder."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) of the position embeddings; null: the crop."""
+    drop_path: float = 0.1
+    """Stochastic depth of the encoder."""
+    backbone: str | None = None
+    """A plain ViT of timm in place of the preset's."""
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    """More arguments for timm.create_model, such as {depth: 4, embed_dim: 96}."""
+    backbone_weights: str | None = None
+    """A .safetensors or .pth file in timm's names, "timm" to fetch what backbone's tag names, or null."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of RGB in 0..1; null: what timm states for its weights, else 0.5."""
+    std: tuple[float, float, float] | None = None
+    """Deviation of RGB in 0..1; null: likewise."""
+
+
+@dataclass
+class LossConfig:
+    """Cross-entropy of the upsampled logits."""
+
+    normalize: Literal["valid", "pixels"] = "pixels"
+    """Divide by the labelled pixels, or by all pixels of the crop as MMSegmentation does."""
+    class_balance: float = 0.0
+    """Classes weigh (1 / their share of the training pixels) to this power; 0 weighs all alike, 0.5 lifts rare ones."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    head_lr: float | None = None
+    """Learning rate of mean shift block and decoder; null: lr."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of AdamW."""
+    weight_decay: float = 0.0
+    """Decay of weight matrices; biases, norms and embeddings are never decayed."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient; null does not clip."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """Polynomial or cosine decay from lr to min_lr over all steps."""
+    power: float = 0.9
+    """Power of the polynomial decay."""
+    min_lr: float = 1e-4
+    """Learning rate at the end."""
+    warmup: int = 0
+    """Steps in which the learning rate rises linearly from 0."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Scores during training, and how images are read out."""
+
+    every: int = 16_000
+    """Steps between evaluations; 0 evaluates at the end only."""
+    window: int | None = 512
+    """Side of the sliding window in pixels; null reads whole images."""
+    stride: int = 480
+    """Step of the sliding window in pixels."""
+    short_side: int | None = 512
+    """Images are resized to fit (short_side, long_side), keeping their ratio; null leaves their size."""
+    long_side: int = 2048
+    """See short_side."""
+    limit: int | None = None
+    """Score only the first so many images; null scores all."""
+
+
+@dataclass
+class TrainConfig:
+    """A training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data."""
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    """Model."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    out: str | None = None
+    """Run folder; null: runs/NAME after the recipe."""
+    steps: int = 160_000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Crops in one forward pass, on one device."""
+    accumulate: int = 1
+    """Forward passes whose gradients are averaged into one step."""
+    ema: float | None = None
+    """Decay of the weights' running average, which is then what is scored and saved; null: no average."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward; weights stay float32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    accelerator: str = "auto"
+    """auto, cpu, cuda or mps."""
+    devices: int | str = 1
+    """Number of devices."""
+    seed: int = 0
+    """All random draws follow from it."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 1_000
+    """Steps between writes of checkpoints/last; evaluations write it too."""
+
+    def check(self) -> None:
+        """Refuse, in one message, all that could only fail later.
+
+        Raises:
+            InputError: naming every field that is out of its range.
+        """
+        rules = [
+            ("steps", self.steps, self.steps >= 1, "at least 1"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1"),
+            ("log_every", self.log_every, self.log_every >= 1, "at least 1"),
+            ("save_every", self.save_every, self.save_every >= 1, "at least 1"),
+            ("seed", self.seed, self.seed >= 0, "0 or above"),
+            ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
+            ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),
+            ("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0"),
+            ("optimizer.warmup", self.optimizer.warmup, self.optimizer.warmup >= 0, "0 or above"),
+            ("evaluation.every", self.evaluation.every, self.evaluation.every >= 0, "0 or above"),
+            ("loss.class_balance", self.loss.class_balance, self.loss.class_balance >= 0, "0 or above"),
+            (
+                "loss.label_smoothing",
+                self.loss.label_smoothing,
+                0 <= self.loss.label_smoothing < 1,
+                "0 up to but not 1",
+            ),
+        ]
+        wrong = [f"{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
+        if self.optimizer.min_lr > self.optimizer.lr:
+            wrong.append(
+                f"optimizer.min_lr: {self.optimizer.min_lr} is above optimizer.lr {self.optimizer.lr}; lower it"
+            )
+        if wrong:
+            raise InputError("; ".join(wrong))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for YAML."""
+        plain: Mapping[str, Any] = asdict(self)
+        return {key: _plain(value) for key, value in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

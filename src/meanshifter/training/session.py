@@ -1,0 +1,143 @@
+"""Everything that stands before the first step: data, model, optimiser, run folder, on the devices they belong to."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from meanshifter.data.catalog import open_dataset
+from meanshifter.data.datasets import Dataset
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.model.presets import create_model
+from meanshifter.model.segmenter import Segmenter
+from meanshifter.training.batches import Batch, SampleStream, batches, class_weights
+from meanshifter.training.optimizer import WeightAverage, create_optimizer
+from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.state import RunFolder, pack, unpack
+
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass
+class Session:
+    """What the loop works with."""
+
+    fabric: Fabric
+    run: RunFolder
+    val_set: Dataset
+    feed: Iterator[Batch]
+    model: Segmenter
+    """The raw model, whose weights are trained."""
+    network: Any
+    """The same weights, compiled and wrapped as the device asks."""
+    optimizer: Optimizer
+    average: WeightAverage | None
+    weight: Tensor | None
+    """One factor of the loss per class, (K,)."""
+    start: int
+    """Steps that are done already."""
+    best: float
+    """Best mIoU so far."""
+
+    @property
+    def scored(self) -> Segmenter:
+        """The model that is scored and saved: the running average where there is one."""
+        return self.model if self.average is None else self.average.average
+
+    def save(self, step: int) -> None:
+        """Write checkpoints/last, with all that `resume` needs."""
+        state = pack(self.model, self.optimizer)
+        if self.average is not None:
+            state |= {f"average.{name}": value.cpu() for name, value in self.average.average.state_dict().items()}
+        self.run.save("last", self.scored, state, step=step, best=self.best)
+
+
+def prepare(config: TrainConfig, *, resume: bool) -> Session:
+    """Open the data, build the model and the run folder; with `resume`, where the run stopped.
+
+    Raises:
+        InputError: a wrong configuration, wrong data or a run folder that is taken, before anything is written.
+    """
+    config.check()
+    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=PRECISIONS[config.precision])
+    fabric.launch()
+    train_set = open_dataset(config.data.name, config.data.root, config.data.train_split)
+    val_set = open_dataset(config.data.name, config.data.root, config.data.val_split)
+    model = build_model(config, train_set.labels)
+    optimizer = create_optimizer(model, config.optimizer)
+    average = None
+    if config.ema is not None:
+        average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
+    weight = class_weights(train_set, config.loss.class_balance)
+    run = RunFolder.open(config, resume=resume)
+    start, best = restore(run, model, optimizer, average) if resume else (0, -math.inf)
+    network, wrapped = fabric.setup(_compiled(model) if config.compile else model, optimizer)
+    if average is not None:
+        fabric.to_device(average.average)
+    stream = SampleStream(train_set, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    feed = batches(
+        stream,
+        batch_size=config.batch_size,
+        start=start * config.accumulate,
+        stop=config.steps * config.accumulate,
+        workers=config.data.workers,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    weight = None if weight is None else fabric.to_device(weight)
+    return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best)
+
+
+def _compiled(model: Segmenter) -> nn.Module:
+    compiled: Any = torch.compile(model)
+    return cast(nn.Module, compiled)
+
+
+def build_model(config: TrainConfig, labels: LabelSpace) -> Segmenter:
+    """The model of a recipe; a segmenter preset with `mean_shift` given becomes the meanshifter of that size."""
+    recipe = config.model
+    preset = recipe.preset
+    if recipe.mean_shift is not None:
+        preset = preset.replace("segmenter", "meanshifter", 1)
+    torch.manual_seed(config.seed)
+    return create_model(
+        preset,
+        labels=labels,
+        image_size=config.augment.crop if recipe.image_size is None else recipe.image_size,
+        mean_shift=recipe.mean_shift,
+        decoder_layers=recipe.decoder_layers,
+        drop_path=recipe.drop_path,
+        backbone=recipe.backbone,
+        backbone_args=recipe.backbone_args,
+        backbone_weights=recipe.backbone_weights,
+        mean=recipe.mean,
+        std=recipe.std,
+    ).train()
+
+
+def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None) -> tuple[int, float]:
+    """Load the newest checkpoint; returns the step to continue from and the best mIoU so far."""
+    state, facts = run.load_state()
+    try:
+        unpack(state, model, optimizer)
+        if average is not None:
+            weights = {
+                key.removeprefix("average."): value for key, value in state.items() if key.startswith("average.")
+            }
+            average.average.load_state_dict(weights)
+    except (RuntimeError, KeyError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"{run.checkpoint('last')}: does not fit this recipe ({text}); start another run with --out"
+        ) from error
+    run.forget_after(int(facts["step"]))
+    return int(facts["step"]), float(facts["best"])

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import meanshifter as ms
+from meanshifter.data.catalog.shapes import Shapes
+from meanshifter.errors import RunError
+from meanshifter.model.mean_shift import MeanShift
+from meanshifter.training import loop
+from meanshifter.training.batches import class_weights
+from meanshifter.training.loop import train
+from meanshifter.training.optimizer import learning_rate
+from meanshifter.training.recipe import MeanShiftConfig, OptimizerConfig, TrainConfig
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path) -> list[tuple[float, ...]]:
+    """What of the metrics does not depend on the clock."""
+    return [tuple(line[key] for key in ("step", "loss", "lr", "mIoU") if key in line) for line in metrics(run)]
+
+
+def test_a_run_leaves_what_the_run_folder_promises(tiny: TrainConfig) -> None:
+    trained = train(tiny, quiet=True)
+    run = trained.path
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/last/training.safetensors"):
+        assert (run / name).is_file(), name
+    assert list(run.glob("events.*"))
+    assert ms.load_model(run).labels == Shapes().labels
+    lines = metrics(run)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if "mIoU" in line] == [4, 8]
+    assert trained.best == max(line["mIoU"] for line in lines if "mIoU" in line)
+    assert not list(run.rglob(".*")), "nothing half-written is left"
+
+
+def test_training_learns(tiny: TrainConfig) -> None:
+    config = dataclasses.replace(tiny, steps=60, batch_size=8, log_every=10, ema=None, evaluation=tiny.evaluation)
+    config.evaluation.every = 0
+    losses = [line["loss"] for line in metrics(train(config, quiet=True).path) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.08
+
+
+@pytest.mark.parametrize("stopped_at", [3, 5])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    whole = dataclasses.replace(tiny, out=str(tmp_path / "whole"))
+    train(whole, quiet=True)
+
+    calls = 0
+    crop_loss = loop.crop_loss
+
+    def interrupting(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == stopped_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return crop_loss(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "crop_loss", interrupting)
+    with pytest.raises(
+        KeyboardInterrupt, match=f"stopped after step {stopped_at} of 8; the same command with --resume"
+    ):
+        train(tiny, quiet=True)
+    monkeypatch.undo()
+    train(tiny, resume=True, quiet=True)
+    for name in ("model.safetensors", "training.safetensors"):
+        ours, theirs = (load_file(tmp_path / run / "checkpoints" / "last" / name) for run in ("run", "whole"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert {line[0] for line in curve(tmp_path / "run")} >= {line[0] for line in curve(tmp_path / "whole")}
+    assert curve(tmp_path / "run")[-1] == curve(tmp_path / "whole")[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    crop_loss = loop.crop_loss
+
+    def poisoned(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = crop_loss(*args)  # type: ignore[arg-type]
+        return loss * float("nan") if calls == 5 else loss
+
+    monkeypatch.setattr(loop, "crop_loss", poisoned)
+    with pytest.raises(RunError, match="step 5: the loss is nan") as caught:
+        train(tiny, quiet=True)
+    run = Path(str(tiny.out))
+    kept = load_file(run / "nonfinite" / "step_5.safetensors")
+    assert kept["images"].shape == (2, 3, 64, 64)
+    assert kept["labels"].shape == (2, 64, 64)
+    assert str(run / "nonfinite" / "step_5.safetensors") in str(caught.value)
+    last = load_file(run / "checkpoints" / "last" / "training.safetensors")
+    assert all(value.isfinite().all() for value in last.values())
+
+
+def test_a_run_folder_that_is_taken_is_refused(tiny: TrainConfig) -> None:
+    run = Path(str(tiny.out))
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ms.InputError, match=r"run: already exists; --resume continues it, --out DIR starts another run"
+    ):
+        train(tiny, quiet=True)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_with_other_fields_is_refused(tiny: TrainConfig) -> None:
+    train(tiny, quiet=True)
+    other = dataclasses.replace(tiny, batch_size=3)
+    with pytest.raises(ms.InputError, match=r"batch_size differ from its config\.yaml"):
+        train(other, resume=True, quiet=True)
+
+
+def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:
+    with pytest.raises(ms.InputError, match="holds no run to resume"):
+        train(tiny, resume=True, quiet=True)
+
+
+def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path) -> None:
+    tiny.model.drop_path = 0.0
+    tiny.optimizer.name = "sgd"
+    states = []
+    for name, batch_size, accumulate in (("one", 4, 1), ("parts", 2, 2)):
+        config = dataclasses.replace(
+            tiny, out=str(tmp_path / name), batch_size=batch_size, accumulate=accumulate, steps=2
+        )
+        states.append(load_file(train(config, quiet=True).path / "checkpoints" / "last" / "model.safetensors"))
+    for key in states[0]:
+        torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_segmenter_recipe_with_the_block_given_is_a_meanshifter(tiny: TrainConfig) -> None:
+    tiny.model.mean_shift = MeanShiftConfig(layers=2, channels=8)
+    model = ms.load_model(train(tiny, quiet=True).path)
+    assert isinstance(model.mean_shift, MeanShift)
+    assert (model.mean_shift.layers, model.mean_shift.channels) == (2, 8)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_the_schedule_warms_up_and_falls_to_the_smallest_rate(schedule: str) -> None:
+    config = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=4, schedule=schedule)  # type: ignore[arg-type]
+    rates = [learning_rate(config, 1.0, step, 100) for step in range(101)]
+    assert rates[:4] == sorted(rates[:4])
+    assert rates[0] < 0.25
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_the_poly_schedule_is_mmsegmentations() -> None:
+    rates = [learning_rate(OptimizerConfig(), 1e-3, step, 160_000) for step in (0, 80_000, 160_000)]
+    assert rates == pytest.approx([1e-3, (1e-3 - 1e-4) * 0.5**0.9 + 1e-4, 1e-4])
+
+
+def test_class_weights_lift_rare_classes_and_keep_the_mean_over_pixels() -> None:
+    shapes = Shapes(split="train", length=4)
+    counts = sum(
+        torch.bincount(torch.from_numpy(shapes[i].labels.astype(int)).flatten(), minlength=256) for i in range(4)
+    )
+    share = counts[:7].double() / counts[:7].sum()
+    weights = class_weights(shapes, 0.5)
+    assert weights is not None
+    assert (weights.double() * share).sum().item() == pytest.approx(1, rel=1e-4)
+    present = share > 0
+    expected = share[present].rsqrt()
+    torch.testing.assert_close(
+        (weights.double()[present] / weights.double()[present][0]), expected / expected[0], rtol=1e-4, atol=1e-6
+    )
+    assert class_weights(shapes, 0.0) is None
+
+
+def test_signals_are_left_alone_after_a_run(tiny: TrainConfig) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    train(tiny, quiet=True)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert threading.active_count() < 20
