@@ -1,0 +1,72 @@
+"""`meanshifter evaluate`: scores of a model on a data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meanshifter.cli.predict import add_reading_options, load_predictor
+from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    from meanshifter.data.datasets import Dataset
+    from meanshifter.data.labels import LabelSpace
+
+HELP = "score a trained model on a data set"
+DATASETS = ("ade20k", "camvid", "cityscapes", "folder", "pascal_voc", "shapes")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.description = (
+        "Prints IoU and accuracy of every class, aAcc, mAcc and mIoU as MMSegmentation defines them, and the "
+        "protocol they were measured under."
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
+    parser.add_argument("dataset", metavar="DATASET", choices=DATASETS, help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--root", metavar="DIR", type=Path, help="folder of the data set; shapes needs none")
+    parser.add_argument("--split", default="val", help="which part of the data set (default: %(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    add_reading_options(parser)
+    parser.add_argument(
+        "--mean-shift-layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="mean shift steps, several for a score at each in one pass (default: as trained)",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate and print."""
+    from meanshifter.evaluation import evaluate, save_results
+
+    if args.out is not None and args.out.is_dir():
+        raise InputError(f"--out: {args.out} is a folder; name a file, such as {args.out / 'result.json'}")
+    predictor = load_predictor(args, None)
+    dataset = _open(args.dataset, args.root, args.split, predictor.model.labels)
+    asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
+    results = list(evaluate(predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit).values())
+    print("\n\n".join(result.table() for result in results))
+    if len(results) > 1:
+        print("\nmean-shift layers   mIoU")
+        for result in results:
+            print(f"{result.protocol.mean_shift_layers:>17}  {result.mIoU:5.2f}")
+    if args.out is not None:
+        save_results(args.out, results)
+        print(f"written to {args.out}")
+
+
+def _open(name: str, root: Path | None, split: str, labels: LabelSpace) -> Dataset:
+    """The data set; a folder that does not describe its classes is read with those of the model."""
+    from meanshifter.data.catalog import open_dataset
+    from meanshifter.data.datasets import Folder
+
+    if root is None and name != "shapes":
+        raise InputError(f"--root: missing; {name} is read from a folder")
+    if name == "folder" and root is not None:
+        described = any((root / file).is_file() for file in ("labels.json", "classes.txt"))
+        return Folder(root, split, labels=None if described else labels)
+    return open_dataset(name, root, split)

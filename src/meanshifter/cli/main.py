@@ -1,0 +1,112 @@
+"""`meanshifter COMMAND …`: find the command, run it, and turn what it raises into an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from types import FrameType
+
+from meanshifter import __version__
+from meanshifter.errors import InputError, RunError
+
+COMMANDS = {
+    "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the result",
+    "train": "train a model from a recipe, or on a folder of images and masks",
+    "evaluate": "score a model on a data set",
+    "predict": "write the label maps of images",
+    "models": "list the presets, with parameters and cost",
+    "data": "list or download data sets",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    0 done; 2 the input or the command line is wrong; 130 and 143 for Ctrl-C and SIGTERM; 1 anything else.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        return _fail(str(error), 2, debug)
+    except RunError as error:
+        return _fail(str(error), 1, debug)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated) or getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM
+        return _fail(str(stop) or "interrupted", 143 if terminated else 130, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0].startswith("-"):
+        return _top_level(words)
+    command, *rest = words
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+        raise InputError(f"{command}: no such command; {hint}")
+    module = import_module(f"meanshifter.cli.{command}")
+    parser = _Parser(prog=f"meanshifter {command}", description=COMMANDS[command].capitalize() + ".")
+    module.configure(parser)
+    arguments, fields = parser.parse_known_args(rest)
+    if fields and not parser.get_default("takes_fields"):
+        raise InputError(f"{fields[0]}: unknown argument; `meanshifter {command} --help` lists them")
+    arguments.fields = fields
+    status: int | None = module.run(arguments)
+    return 0 if status is None else status
+
+
+def _top_level(words: list[str]) -> int:
+    width = max(map(len, COMMANDS))
+    parser = _Parser(
+        prog="meanshifter",
+        usage="meanshifter COMMAND …",
+        description="Semantic segmentation with plain vision transformers.",
+        epilog="\n".join(["commands:", *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())])
+        + "\n\n`meanshifter COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"meanshifter {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.parse_args(words)
+    parser.print_help()
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"{message}; `{self.prog} --help` shows the arguments")
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated("terminated")
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"meanshifter: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

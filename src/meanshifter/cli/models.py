@@ -1,0 +1,61 @@
+"""`meanshifter models`: the presets, or the published table with counted parameters."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--classes", type=int, default=150, help="number of classes (default: 150)")
+    parser.add_argument("--image-size", type=int, default=512, help="side of the image in pixels (default: 512)")
+    parser.add_argument(
+        "--table", action="store_true", help="count the parameters of the published table's rows instead"
+    )
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Print the table asked for."""
+    from meanshifter.errors import InputError
+
+    for name, value in (("--classes", args.classes), ("--image-size", args.image_size)):
+        if value < 1:
+            raise InputError(f"{name}: {value}; it must be at least 1")
+    if args.table:
+        _published()
+    else:
+        _presets(args.classes, args.image_size)
+    return 0
+
+
+def _presets(classes: int, image_size: int) -> None:
+    from meanshifter.model.presets import BACKBONES, parse_preset
+    from meanshifter.study.sizes import preset_sizes
+
+    print(
+        f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   ({classes} classes, {image_size}×{image_size})"
+    )
+    for preset, size in preset_sizes(classes, image_size).items():
+        backbone = BACKBONES[parse_preset(preset)[2]]
+        print(f"{preset:24} {backbone:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
+
+
+def _published() -> None:
+    from meanshifter.study.published import TABLE_1
+    from meanshifter.study.sizes import size_of
+
+    print(
+        "Parameters counted here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K validation.\n"
+    )
+    print(f"| {'model':20} | layers | channels | parameters | millions | published | mIoU, published |")
+    print(f"| {'-' * 20} | -----: | -------: | ---------: | -------: | --------: | --------------: |")
+    for row in TABLE_1:
+        name = "Segmenter-Ti/16" if row.layers is None else "MeanShifter-Ti/16"
+        preset = "segmenter-ti16" if row.layers is None else "meanshifter-ti16"
+        block = None if row.layers is None else {"layers": row.layers, "channels": row.channels}
+        count = size_of(preset, num_classes=150, image_size=512, mean_shift=block).parameters
+        layers, channels = ("", "") if block is None else (row.layers, row.channels)
+        print(
+            f"| {name:20} | {layers:>6} | {channels:>8} | {count:>10,} | {count / 1e6:>8.2f} "
+            f"| {row.millions:>9.2f} | {row.mIoU:>15.2f} |"
+        )

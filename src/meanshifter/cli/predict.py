@@ -1,0 +1,136 @@
+"""`meanshifter predict`: label maps of images, folders and globs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    from meanshifter.inference.inputs import Job
+    from meanshifter.inference.predictor import Predictor
+
+HELP = "write label maps of images, folders and globs with a trained model"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.description = (
+        "Writes DIR/NAME.png for every image: a PNG of class numbers with the model's palette, as large as "
+        "the image. Folders are searched recursively and keep their structure below DIR. Label maps already "
+        "there are replaced."
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, or glob in quotes")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the label maps")
+    parser.add_argument(
+        "--overlay",
+        action="store_true",
+        help="also write the images under class colours, with a legend, to DIR/overlays",
+    )
+    parser.add_argument(
+        "--alpha", type=float, default=0.5, help="opacity of the colours, 0 to 1 (default: %(default)s)"
+    )
+    add_reading_options(parser)
+    parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="mean shift steps (default: as trained)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict every image; past an unreadable one it goes on, and leaves with status 2 at the end."""
+    from meanshifter.inference.inputs import plan
+
+    if not 0 <= args.alpha <= 1:
+        raise InputError(f"--alpha: {args.alpha}; it must lie between 0 (image alone) and 1 (colours alone)")
+    jobs = plan(args.inputs, args.out, overlay=args.overlay)
+    failed = _predict(jobs, load_predictor(args, args.mean_shift_layers), args.alpha)
+    done = len(jobs) - len(failed)
+    print(f"{done} of {len(jobs)} label maps written to {args.out}")
+    for reason in failed:
+        print(f"meanshifter: {reason}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _predict(jobs: list[Job], predictor: Predictor, alpha: float) -> list[str]:
+    """Write the results of all jobs; the reasons of those that could not be read, one line each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from meanshifter.inference.files import read_ahead, save_png
+    from meanshifter.inference.predictor import as_pixels
+
+    console = Console(stderr=True)
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    failed = []
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        for job, future in bar.track(read_ahead(lambda job: as_pixels(job.source), jobs), total=len(jobs)):
+            try:
+                pixels = future.result()
+            except InputError as error:
+                failed.append(str(error))
+                continue
+            segmentation = predictor(pixels)
+            segmentation.save(job.mask)
+            if job.overlay is not None:
+                save_png(job.overlay, segmentation.overlay(alpha, legend=True))
+    return failed
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `Predictor` that predicting and evaluating share."""
+    group = parser.add_argument_group("how images are read")
+    group.add_argument(
+        "--window",
+        type=_or_none,
+        metavar="PIXELS",
+        default=512,
+        help="side of the sliding windows; none: the whole image at once",
+    )
+    group.add_argument("--stride", type=int, metavar="PIXELS", default=480, help="distance between windows")
+    group.add_argument(
+        "--short-side",
+        type=_or_none,
+        metavar="PIXELS",
+        default=512,
+        help="resize to fit these sides; none: no resizing",
+    )
+    group.add_argument("--long-side", type=int, metavar="PIXELS", default=2048, help="the longer of the two")
+    group.add_argument(
+        "--scales", type=float, nargs="+", metavar="FACTOR", default=[1.0], help="average over these sizes"
+    )
+    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    group.add_argument("--batch-size", type=int, metavar="WINDOWS", help="windows per pass (default: by device)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
+
+
+def load_predictor(args: argparse.Namespace, mean_shift_layers: int | None) -> Predictor:
+    """The predictor that the command line describes, with its model loaded."""
+    import torch
+
+    import meanshifter
+
+    return meanshifter.Predictor(
+        meanshifter.load_model(args.model),
+        window=args.window,
+        stride=args.stride,
+        short_side=args.short_side,
+        long_side=args.long_side,
+        scales=args.scales,
+        flip=args.flip,
+        mean_shift_layers=mean_shift_layers,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        precision=args.precision,
+        batch_size=args.batch_size,
+    )
+
+
+def _or_none(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; give a number of pixels or none") from None

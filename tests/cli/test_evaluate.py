@@ -1,0 +1,108 @@
+"""`meanshifter evaluate`, run as a process where the process matters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import meanshifter as ms
+from meanshifter.cli.main import main
+from meanshifter.data.catalog.shapes import Shapes
+
+SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of the classes of Shapes, and one of two classes."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    labels = Shapes(split="val").labels
+    ms.create_model("meanshifter-ti16", labels=labels, image_size=32, backbone_args=SMALL).save(folder / "shapes")
+    ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(folder / "two")
+    return folder
+
+
+def meanshifter(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line on standard error, where the status is 2."""
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores" / "result.json"
+    done = meanshifter(
+        "evaluate", models / "shapes", "shapes", "--limit", 3, "--short-side", "none", "--window", "none",
+        "--mean-shift-layers", 0, 1, 2, "--out", out,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(out.read_text())
+    assert document["format_version"] == 1
+    assert [result["protocol"]["mean_shift_layers"] for result in document["results"]] == [0, 1, 2]
+    for result in document["results"]:
+        assert result["protocol"]["images"] == 3
+        assert f"mIoU {result['mIoU']:.2f}" in done.stdout
+        assert f"weights {result['protocol']['weights']}" in done.stdout
+    for name in Shapes(split="val").labels.names:
+        assert f"| {name} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["two", "shapes"], "a checkpoint of 2 classes, but shapes val has"),
+        (["shapes", "camvid"], "--root: missing; camvid is read from a folder"),
+        (["shapes", "camvid", "--root", "nowhere"], "nowhere"),
+        (["shapes", "shape"], "shape"),
+        (["shapes", "shapes", "--limit", "0"], "limit: 0 images"),
+        (["shapes", "shapes", "--mean-shift-layers", "-1"], "mean_shift_layers: -1"),
+        (["shapes", "shapes", "--out", "."], "--out: . is a folder"),
+    ],
+)
+def test_wrong_command_lines(
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(models)
+    assert main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_an_error_leaves_the_process_with_status_2_and_one_line(models: Path) -> None:
+    done = meanshifter("evaluate", models / "two", "shapes")
+    assert "a checkpoint of 2 classes, but shapes val has 7" in one_line(done)
+
+
+def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for folder, shape, top in (("images", (20, 24, 3), 256), ("masks", (20, 24), 2)):
+        (tmp_path / folder).mkdir()
+        for k in range(2):
+            Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(tmp_path / folder / f"{k}.png")
+    command = ["evaluate", str(models / "shapes"), "folder", "--root", str(tmp_path), "--split", "all"]
+    assert main([*command, "--short-side", "none"]) == 0
+    assert "folder all, 2 images; not resized" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert main(command) == 2
+    assert "a checkpoint of 7 classes, but folder all has 2" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""`meanshifter predict`, run as a process where the process matters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import meanshifter as ms
+from meanshifter.cli.main import main
+
+SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    ms.create_model("segmenter-ti16", classes=["sky", "road"], image_size=32, backbone_args=SMALL).save(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("photos/a.jpg", "photos/trip/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path / "photos"
+
+
+def meanshifter(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line on standard error, where the status is 2."""
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_folder_becomes_masks_and_overlays(model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = meanshifter("predict", model_folder, photos, "--out", out, "--overlay", "--window", "none")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(out) == ["a.png", "overlays/a.png", "overlays/trip/b.png", "trip/b.png"]
+    assert "2 of 2 label maps written" in done.stdout
+    with Image.open(out / "trip" / "b.png") as mask:
+        assert mask.mode == "P"
+        expected = ms.Predictor(ms.load_model(model_folder), window=None)(photos / "trip" / "b.png")
+        np.testing.assert_array_equal(np.array(mask), expected.labels)
+    with Image.open(out / "overlays" / "a.png") as overlay:
+        assert overlay.width > 30  # the legend lies beside the image
+
+
+def test_an_unreadable_file_is_named_and_the_others_are_written(
+    model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    good = (photos / "a.jpg").read_bytes()
+    (photos / "half.jpg").write_bytes(good[: len(good) // 2])
+    done = meanshifter("predict", model_folder, photos, "--out", tmp_path / "out")
+    assert "half.jpg" in one_line(done)
+    assert files(tmp_path / "out") == ["a.png", "trip/b.png"]
+    assert "2 of 3 label maps written" in done.stdout
+
+
+def test_conflicts_stop_before_any_work(model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "a.png").write_bytes((photos / "trip" / "b.png").read_bytes())
+    done = meanshifter("predict", model_folder, photos, "--out", tmp_path / "out")
+    assert "would be written for both" in one_line(done)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["photos", "--stride", "600"], "stride: 600 is above the window of 512"),
+        (["photos", "--alpha", "2"], "--alpha: 2.0; it must lie between 0"),
+        (["photos", "--window", "wide"], "'wide'; give a number of pixels or none"),
+        (["photos", "--mean-shift-layers", "2"], "mean_shift_layers: 2"),
+        (["photos", "--out", "photos/a.jpg"], "--out: photos/a.jpg is a file"),
+    ],
+)
+def test_wrong_command_lines(
+    model_folder: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    assert main(["predict", "--out", "out", str(model_folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not Path("out").exists()
+
+
+def test_a_missing_model_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "no" / "model"
+    assert main(["predict", str(missing), str(photos), "--out", str(tmp_path / "out")]) == 2
+    assert str(missing) in capsys.readouterr().err
+
+
+def test_label_maps_already_there_are_replaced(model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"old")
+    assert main(["predict", str(model_folder), str(photos / "a.jpg"), "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "a.png") as mask:
+        assert mask.size == (30, 20)
