@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
+import torch
 from jaxtyping import install_import_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Threads that wait for each other make small work slow on busy machines.
+torch.set_num_threads(1)
 
 # Shapes in signatures are checked while tests run.
 with install_import_hook(["meanshifter.ops", "meanshifter.model"], "beartype.beartype"):
@@ -32,3 +38,22 @@ def user() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class Largest(TorchDispatchMode):
+    """Within the context, counts the elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(item, torch.Tensor):
+                self.elements = max(self.elements, item.numel())
+        return out
+
+
+@pytest.fixture
+def largest() -> Largest:
+    """A watch over the sizes of tensors."""
+    return Largest()

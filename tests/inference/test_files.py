@@ -8,7 +8,8 @@ from typing import IO
 import pytest
 
 from meanshifter.errors import InputError
-from meanshifter.inference.files import read_ahead, write_beside
+from meanshifter.files import write_beside
+from meanshifter.inference.files import read_ahead
 
 
 @pytest.mark.parametrize(

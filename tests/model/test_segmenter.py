@@ -164,7 +164,7 @@ def test_real_weights_load_at_another_size_and_a_lost_tensor_is_named(shared: Pa
     from safetensors.torch import load_file, save_file
 
     path = shared / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
-    whole = {"backbone": "vit_tiny_patch16_224", "backbone_args": {}}
+    whole: dict[str, object] = {"backbone_args": {}}
     model = small(**whole, image_size=(368, 480), backbone_weights=path)
     state = load_file(path)
     own = model.encoder.vit.state_dict()

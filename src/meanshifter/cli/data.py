@@ -12,8 +12,6 @@ from meanshifter.errors import InputError
 if TYPE_CHECKING:
     from meanshifter.data.catalog.public import About
 
-HELP = "list or download data sets"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "train a small Segmenter and a small MeanShifter on generated images, and show the result"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from meanshifter.data.datasets import Dataset
     from meanshifter.data.labels import LabelSpace
 
-HELP = "score a trained model on a data set"
-DATASETS = ("ade20k", "camvid", "cityscapes", "folder", "pascal_voc", "shapes")
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -24,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "protocol they were measured under."
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
-    parser.add_argument("dataset", metavar="DATASET", choices=DATASETS, help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a name that `meanshifter data list` prints, or a folder of images and masks"
+    )
     parser.add_argument("--root", metavar="DIR", type=Path, help="folder of the data set; shapes needs none")
     parser.add_argument("--split", default="val", help="which part of the data set (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
@@ -61,10 +60,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _open(name: str, root: Path | None, split: str, labels: LabelSpace) -> Dataset:
     """The data set; a folder that does not describe its classes is read with those of the model."""
-    from meanshifter.data.catalog import open_dataset
+    from meanshifter.data.catalog import HOMES, open_dataset
     from meanshifter.data.datasets import Folder
 
-    if root is None and name != "shapes":
+    if name not in HOMES and root is None and Path(name).is_dir():
+        name, root = "folder", Path(name)
+    if root is None and name in HOMES and name != "shapes":
         raise InputError(f"--root: missing; {name} is read from a folder")
     if name == "folder" and root is not None:
         described = any((root / file).is_file() for file in ("labels.json", "classes.txt"))

@@ -32,9 +32,7 @@ def _presets(classes: int, image_size: int) -> None:
     from meanshifter.model.presets import BACKBONES, parse_preset
     from meanshifter.study.sizes import preset_sizes
 
-    print(
-        f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   ({classes} classes, {image_size}×{image_size})"
-    )
+    print(f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
     for preset, size in preset_sizes(classes, image_size).items():
         backbone = BACKBONES[parse_preset(preset)[2]]
         print(f"{preset:24} {backbone:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
@@ -44,9 +42,7 @@ def _published() -> None:
     from meanshifter.study.published import TABLE_1
     from meanshifter.study.sizes import size_of
 
-    print(
-        "Parameters counted here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K validation.\n"
-    )
+    print("Parameters counted here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K val.\n")
     print(f"| {'model':20} | layers | channels | parameters | millions | published | mIoU, published |")
     print(f"| {'-' * 20} | -----: | -------: | ---------: | -------: | --------: | --------------: |")
     for row in TABLE_1:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from meanshifter.inference.inputs import Job
     from meanshifter.inference.predictor import Predictor
 
-HELP = "write label maps of images, folders and globs with a trained model"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -79,52 +77,43 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float) -> list[str]:
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `Predictor` that predicting and evaluating share."""
-    group = parser.add_argument_group("how images are read")
-    group.add_argument(
-        "--window",
-        type=_or_none,
-        metavar="PIXELS",
-        default=512,
-        help="side of the sliding windows; none: the whole image at once",
+    """The options of `Predictor` that predicting and evaluating share; those not given are left out."""
+    group = parser.add_argument_group(
+        "how images are read",
+        "What is not given is read as the run's recipe says, or for other models in windows of 512 pixels with stride "
+        "480 of images fitted into 512 × 2048 pixels.",
     )
-    group.add_argument("--stride", type=int, metavar="PIXELS", default=480, help="distance between windows")
+    left_out = argparse.SUPPRESS
     group.add_argument(
-        "--short-side",
-        type=_or_none,
-        metavar="PIXELS",
-        default=512,
-        help="resize to fit these sides; none: no resizing",
+        "--window", type=_or_none, metavar="PIXELS", default=left_out, help="side of the windows; none: whole images"
     )
-    group.add_argument("--long-side", type=int, metavar="PIXELS", default=2048, help="the longer of the two")
+    group.add_argument("--stride", type=int, metavar="PIXELS", default=left_out, help="distance between windows")
     group.add_argument(
-        "--scales", type=float, nargs="+", metavar="FACTOR", default=[1.0], help="average over these sizes"
+        "--short-side", type=_or_none, metavar="PIXELS", default=left_out, help="resize to fit; none: no resizing"
     )
-    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    group.add_argument("--batch-size", type=int, metavar="WINDOWS", help="windows per pass (default: by device)")
+    group.add_argument("--long-side", type=int, metavar="PIXELS", default=left_out, help="the longer of the two")
+    group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
+    group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
+    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default=left_out)
+    group.add_argument("--batch-size", type=int, metavar="WINDOWS", default=left_out, help="windows per pass")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
 
 
+READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size")
+
+
 def load_predictor(args: argparse.Namespace, mean_shift_layers: int | None) -> Predictor:
-    """The predictor that the command line describes, with its model loaded."""
+    """The predictor that the command line and, for a run folder, its recipe describe, with its model loaded."""
     import torch
 
     import meanshifter
+    from meanshifter.training.state import recipe_reading
 
-    return meanshifter.Predictor(
-        meanshifter.load_model(args.model),
-        window=args.window,
-        stride=args.stride,
-        short_side=args.short_side,
-        long_side=args.long_side,
-        scales=args.scales,
-        flip=args.flip,
-        mean_shift_layers=mean_shift_layers,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        precision=args.precision,
-        batch_size=args.batch_size,
-    )
+    model = meanshifter.load_model(args.model)
+    given = {name: value for name, value in vars(args).items() if name in READING}
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
+    settings = {**recipe_reading(args.model), **given}
+    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
 
 
 def _or_none(text: str) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from meanshifter.evaluation.confusion import Confusion
 from meanshifter.evaluation.protocol import Protocol
-from meanshifter.inference.files import write_beside
+from meanshifter.files import write_text
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def save_results(path: str | Path, results: Sequence[Result]) -> None:
     """
     document = {"format_version": 1, "results": [result.to_dict() for result in results]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    write_beside(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _percent(part: np.int64, whole: np.int64) -> float:

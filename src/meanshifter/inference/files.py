@@ -1,43 +1,20 @@
-"""Writing beside and renaming into place, and reading ahead."""
+"""Reading ahead, and label maps as PNG."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
-from meanshifter.errors import InputError
+from meanshifter.files import write_beside
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
-
-
-def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file beside `path` and rename it into place, over an old one; folders are made.
-
-    Raises:
-        InputError: the file cannot be written; nothing is left behind then.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
-    finally:
-        with suppress(OSError):  # gone after a success, and where the folder could not be made
-            temporary.unlink()
 
 
 def save_png(path: str | Path, picture: Image.Image) -> None:

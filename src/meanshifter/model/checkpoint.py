@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.files import write_beside, write_text
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
 from meanshifter.model.segmenter import Segmenter
 
@@ -29,10 +31,7 @@ def save_model(model: Segmenter, folder: str | Path) -> None:
         "model": model.config.to_dict(),
         "labels": model.labels.to_dict(),
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    beside = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file(state, beside, metadata={"format": "pt"})
-    beside.replace(folder / WEIGHTS)
+    save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
     write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n")
 
 
@@ -92,8 +91,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     version = described.get("format_version") if isinstance(described, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}, so update the package "
-            "or save the model again"
+            f"{path}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}, so update the "
+            "package or save the model again"
         )
     return dict(described)
 
@@ -107,13 +106,13 @@ def _load_weights(model: Segmenter, path: Path) -> None:
     wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if own[key].shape != state[key].shape)
     if wrong:
         raise InputError(
-            f"{path}: {len(wrong)} tensors do not fit config.json ({', '.join(wrong[:3])}); the two files are not of one model"
+            f"{path}: {len(wrong)} tensors do not fit config.json ({', '.join(wrong[:3])}); "
+            "the two files are not of one model"
         )
     model.load_state_dict(state)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it into place, so that a reader never sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, "utf-8")
-    beside.replace(path)
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, beside and renamed into place."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_beside(path, lambda file: save_file(whole, file.name, metadata))

@@ -54,7 +54,7 @@ def label_map(views: Sequence[View]) -> UInt[Tensor, "H W"]:
     )
     for several in zip(*(tiles(view.rows, view.cols) for view in views), strict=True):
         scores = _scores(views, several)
-        out[several[0].out_rows, several[0].out_cols] = scores.argmax(0).to(out.dtype)
+        out[several[0].out_rows, several[0].out_cols] = scores.max(0).indices.to(out.dtype)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -14,12 +15,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from meanshifter.data.augment import AugmentConfig, augment
 from meanshifter.data.datasets import Dataset
+from meanshifter.errors import InputError
 from meanshifter.model.config import Triple
 
+Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]
 
 
-class SampleStream(TorchDataset[tuple[Tensor, Tensor, str]]):
+class SampleStream(TorchDataset[Sampled | InputError]):
     """Sample number `position` of an endless stream: one shuffle of the data set after the other, augmented.
 
     The shuffle is keyed by (seed, epoch), the augmentation by (seed, position): neither by worker nor process.
@@ -29,7 +32,14 @@ class SampleStream(TorchDataset[tuple[Tensor, Tensor, str]]):
         self.dataset, self.config, self.seed = dataset, config, seed
         self.mean, self.std = mean, std
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, str]:
+    def __getitem__(self, position: int) -> Sampled | InputError:
+        try:
+            return self.sample(position)
+        except InputError as error:  # handed over whole: a worker's exceptions arrive as tracebacks in text
+            return error
+
+    def sample(self, position: int) -> Sampled:
+        """Image (3, h, w) float32, labels (h, w) int64 and name."""
         epoch, place = divmod(position, len(self.dataset))
         sample = self.dataset[_order(len(self.dataset), self.seed, epoch)[place]]
         image, labels = augment(
@@ -53,7 +63,11 @@ def _order(length: int, seed: int, epoch: int) -> list[int]:
 def batches(
     stream: SampleStream, *, batch_size: int, start: int, stop: int, workers: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """Batches number `start` to `stop` of the stream; with `world` processes, each takes every world-th batch."""
+    """Batches number `start` to `stop` of the stream; with `world` processes, each takes every world-th batch.
+
+    Raises:
+        InputError: a sample that cannot be read, whichever process met it.
+    """
     numbers = range(start * world + rank, stop * world + rank, world)
     loader: DataLoader[Any] = DataLoader(
         stream,
@@ -61,18 +75,27 @@ def batches(
         num_workers=min(workers, len(numbers)),
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
-def _collate(samples: list[tuple[Tensor, Tensor, str]]) -> Batch:
-    images, labels, names = zip(*samples, strict=True)
+def _collate(samples: list[Sampled | InputError]) -> Batch | InputError:
+    read: list[Sampled] = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        read.append(sample)
+    images, labels, names = zip(*read, strict=True)
     return torch.stack(images), torch.stack(labels), list(names)
 
 
-def _one_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
 
 
 def class_weights(dataset: Dataset, power: float) -> Tensor | None:

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from meanshifter.data.datasets import Dataset
 from meanshifter.errors import RunError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
-from meanshifter.model.segmenter import Segmenter
 from meanshifter.ops import upsampled_cross_entropy
 from meanshifter.training.display import Display, Meter
 from meanshifter.training.interrupt import Interrupt
@@ -71,8 +69,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
                 images, labels = fabric.to_device((images, labels))
                 with fabric.no_backward_sync(session.network, enabled=part + 1 < config.accumulate):
                     loss = crop_loss(session.network(images), labels, session, config)
-                    if not torch.isfinite(loss):
-                        refuse_loss(run, step + 1, loss, images, labels, names)
+                    refuse_nonfinite(run, step + 1, loss, images, labels, names)
                     fabric.backward(loss / config.accumulate)
                 log.add(loss, len(images))
             if config.optimizer.clip_norm is not None:
@@ -84,17 +81,16 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
 
             done = step + 1
             display.step(done)
-            evaluating = is_due(done, config.evaluation.every, config.steps)
             if is_due(done, config.log_every, config.steps):
                 display.say_numbers(done, log.write(done, rate))
-            if evaluating:
-                result = score(session.scored, session.val_set, config)
+            if is_due(done, config.evaluation.every, config.steps):
+                result = score(session, config)
                 display.say(f"step {done}: mIoU {result.mIoU:.2f}, mAcc {result.mAcc:.2f}, aAcc {result.aAcc:.2f}")
                 log.record(done, mIoU=result.mIoU, mAcc=result.mAcc, aAcc=result.aAcc)
-                if result.mIoU >= session.best:
-                    session.best = result.mIoU
-                    run.save("best", session.scored)
-            if evaluating or interrupt.asked or is_due(done, config.save_every, config.steps):
+                session.keep_best(result.mIoU)
+            if interrupt.asked or any(
+                is_due(done, n, config.steps) for n in (config.save_every, config.evaluation.every)
+            ):
                 session.save(done)
             if interrupt.asked and done < config.steps:
                 interrupt.leave(
@@ -102,7 +98,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
                 )
     log.close()
     if result is None:  # resumed when nothing was left to do
-        result = score(session.scored, session.val_set, config)
+        result = score(session, config)
     return Trained(run.path, result, session.best, time.perf_counter() - began)
 
 
@@ -120,18 +116,18 @@ def crop_loss(logits: Tensor, labels: Tensor, session: Session, config: TrainCon
     )
 
 
-def score(model: Segmenter, dataset: Dataset, config: TrainConfig) -> Result:
-    """The model's scores on the validation split, as the recipe reads images out."""
+def score(session: Session, config: TrainConfig) -> Result:
+    """The scores on the validation split, as the recipe reads images out."""
     evaluation = config.evaluation
     predictor = Predictor(
-        model,
+        session.scored,
         window=evaluation.window,
         stride=evaluation.stride,
         short_side=evaluation.short_side,
         long_side=evaluation.long_side,
         precision=config.precision,
     )
-    return evaluate(predictor, dataset, limit=evaluation.limit)
+    return evaluate(predictor, session.val_set, limit=evaluation.limit)
 
 
 def is_due(done: int, every: int, steps: int) -> bool:
@@ -139,14 +135,16 @@ def is_due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def refuse_loss(run: RunFolder, step: int, loss: Tensor, images: Tensor, labels: Tensor, names: list[str]) -> None:
-    """Stop the run before a loss that is not finite reaches the weights."""
+def refuse_nonfinite(run: RunFolder, step: int, loss: Tensor, images: Tensor, labels: Tensor, names: list[str]) -> None:
+    """Stop the run before a loss that is not finite reaches the weights, and keep the batch that made it."""
+    if torch.isfinite(loss):
+        return
     kept = run.keep_batch(step, images, labels, names)
     last = run.checkpoint("last")
     weights = f"last good weights in {last}" if last.exists() else "no checkpoint was written yet"
     raise RunError(
-        f"step {step}: the loss is {loss.item()}; stopped before the weights took it in. Batch kept in {kept}, {weights}; "
-        "lower optimizer.lr, set optimizer.clip_norm, or use precision fp32"
+        f"step {step}: the loss is {loss.item()}; stopped before the weights took it in. Batch kept in {kept}, "
+        f"{weights}; lower optimizer.lr, set optimizer.clip_norm, or use precision fp32"
     )
 
 
@@ -164,7 +162,7 @@ class Log:
         self.meter.images += images
 
     def write(self, step: int, rate: float) -> dict[str, float]:
-        """Record the means since the last call: loss, learning rate, images per second, share of time waiting for data."""
+        """Record the means since the last call: loss, learning rate, images per second, share of time waiting."""
         speed, wait = self.meter.read()
         loss = self.loss / self.parts if self.parts else math.nan
         self.loss, self.parts = 0.0, 0

@@ -53,11 +53,17 @@ class Session:
         """The model that is scored and saved: the running average where there is one."""
         return self.model if self.average is None else self.average.average
 
+    def keep_best(self, score: float) -> None:
+        """Write checkpoints/best if no evaluation scored higher."""
+        if score >= self.best:
+            self.best = score
+            self.run.save("best", self.scored)
+
     def save(self, step: int) -> None:
         """Write checkpoints/last, with all that `resume` needs."""
         state = pack(self.model, self.optimizer)
         if self.average is not None:
-            state |= {f"average.{name}": value.cpu() for name, value in self.average.average.state_dict().items()}
+            state |= {f"average.{name}": value for name, value in self.average.average.state_dict().items()}
         self.run.save("last", self.scored, state, step=step, best=self.best)
 
 

@@ -7,7 +7,6 @@ checkpoints/last/training.safetensors    raw weights, optimiser state, step and 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from meanshifter.errors import InputError
-from meanshifter.model.checkpoint import save_model, write_text
+from meanshifter.files import write_text
+from meanshifter.model.checkpoint import save_model, save_tensors
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.parsing import FORMAT_VERSION
 from meanshifter.training.recipe import TrainConfig
@@ -81,7 +80,7 @@ class RunFolder:
         shutil.rmtree(beside, ignore_errors=True)
         save_model(model, beside)
         if state is not None:
-            save_file(dict(state), beside / STATE, metadata={"facts": json.dumps(facts)})
+            save_tensors(beside / STATE, state, {"facts": json.dumps(facts)})
         old = target.with_name(f".{name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -120,12 +119,17 @@ class RunFolder:
     def keep_batch(self, step: int, images: Tensor, labels: Tensor, names: list[str]) -> Path:
         """Write the batch that made the loss not finite."""
         path = self.path / "nonfinite" / f"step_{step}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        tensors = {"images": images.detach().cpu().contiguous(), "labels": labels.detach().cpu().contiguous()}
-        save_file(tensors, beside, metadata={"names": json.dumps(names)})
-        beside.replace(path)
+        save_tensors(path, {"images": images, "labels": labels}, {"names": json.dumps(names)})
         return path
+
+
+def recipe_reading(path: str | Path) -> dict[str, Any]:
+    """How the run in folder `path` read images out for its scores, as arguments of `Predictor`; empty for no run."""
+    try:
+        stored = yaml.safe_load((Path(path) / "config.yaml").read_text("utf-8"))
+        return {name: stored["evaluation"][name] for name in ("window", "stride", "short_side", "long_side")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        return {}
 
 
 def _step_of(line: str) -> int | None:
@@ -146,11 +150,11 @@ def _differences(stored: Any, ours: Any, prefix: str = "") -> list[str]:
 
 def pack(model: Segmenter, optimizer: Optimizer) -> dict[str, Tensor]:
     """Raw weights and optimiser state as flat tensors."""
-    packed = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    packed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
             if value is not None:
-                packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+                packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     return packed
 
 

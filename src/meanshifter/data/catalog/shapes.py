@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -31,14 +31,17 @@ PALETTE: Final = (
 )
 SUPERSAMPLING: Final = 4
 MIN_SIDE: Final = 32
+OWN_WEAVE: Final = 0.9
+"""How often a surface has the weave of its class."""
 
 
 class Shapes(Dataset):
     """Textured shapes that overlap on a textured background: image (H,W,3) uint8, labels (H,W) uint8.
 
-    Colours and textures are drawn without regard to the class, so that only the outline tells a disc from a
-    star. Sensor noise of random strength lies over everything, and a border of about two pixels around every
-    visible outline is ignored (255). A sample depends on (seed, split, index) and the size alone.
+    Colours are drawn without regard to the class. What tells a disc from a star is its outline and, nine times
+    in ten, the weave of its surface, that is the directions of its threads, whose width and phase are random.
+    Sensor noise of random strength lies over everything, and a border of about two pixels around every visible
+    outline is ignored (255). A sample depends on (seed, split, index) and the size alone.
 
     Args:
         root: ignored; there is nothing to read. It stands here because every data set has one.
@@ -58,7 +61,7 @@ class Shapes(Dataset):
         root: object = None,
         split: str = "val",
         *,
-        size: int | Sequence[int] = (128, 128),
+        size: int | Sequence[int] = (96, 96),
         length: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -106,16 +109,16 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[npt.NDArray[n
     height, width = size
     short = min(size)
     ground = _color(rng, 35, 115)
-    canvas = texture(rng, ground, 0, 0, height, width, short)
+    canvas = texture(rng, 0, ground, 0, 0, height, width, short)
     labels = np.zeros(size, np.uint8)
-    count = round(rng.integers(4, 8) * max(size) / short)
+    count = round(rng.integers(3, 7) * max(size) / short)
     centres: list[Points] = []
     for _ in range(count):
         centres.append(_free_centre(rng, centres, size))
         kind = int(rng.integers(1, len(NAMES)))
         radius = short * rng.uniform(0.16, 0.27)
         _paint(rng, canvas, labels, kind, centres[-1], radius, _color(rng, 120, 215))
-    sigma = rng.uniform(2, 14)
+    sigma = rng.uniform(2, 10)
     canvas += np.float32(sigma) * rng.standard_normal(canvas.shape, np.float32)
     return np.clip(canvas, 0, 255).astype(np.uint8), labels
 
@@ -152,7 +155,7 @@ def _paint(
     stencil = _stencil(kind, centre - (left, top), radius, turn, (right - left, bottom - top))
     cover = np.asarray(stencil, np.float32) / np.float32(255)
     region = canvas[top:bottom, left:right]
-    region += cover[..., None] * (texture(rng, color, top, left, bottom, right, min(labels.shape)) - region)
+    region += cover[..., None] * (texture(rng, kind, color, top, left, bottom, right, min(labels.shape)) - region)
     patch = labels[top:bottom, left:right]
     patch[cover == 1] = kind
     patch[_border(cover)] = 255
@@ -187,51 +190,42 @@ def _stencil(kind: int, centre: Points, radius: float, turn: float, size: tuple[
 
 
 def texture(
-    rng: np.random.Generator, color: Points, top: int, left: int, bottom: int, right: int, short: int
+    rng: np.random.Generator, kind: int, color: Points, top: int, left: int, bottom: int, right: int, short: int
 ) -> Floats:
-    """A patterned surface (bottom-top, right-left, 3) in two shades around `color`: stripes, checks or clouds."""
-    other = color + rng.normal(0, 22, 3)
+    """A woven surface (bottom-top, right-left, 3) in two shades around `color`.
+
+    Nine times in ten the weave is that of class `kind`, else that of any class.
+    """
+    other = color + rng.choice((-1, 1)) * rng.uniform(22, 48, 3)
     y = np.arange(top, bottom, dtype=np.float32)[:, None]
     x = np.arange(left, right, dtype=np.float32)[None]
-    pattern = PATTERNS[int(rng.integers(len(PATTERNS)))](rng, y, x, short)
-    surface: Floats = pattern[..., None] * (other - color).astype(np.float32)
+    own = kind if rng.random() < OWN_WEAVE else int(rng.integers(len(WEAVES)))
+    surface: Floats = _weave(rng, WEAVES[own], y, x, short)[..., None] * (other - color).astype(np.float32)
     surface += color.astype(np.float32)
     return surface
 
 
-def _waves(rng: np.random.Generator, short: int) -> Points:
-    """(2, 3): for two directions at right angles, the phase's steps along y and x, and its start."""
-    pace = 2 * math.pi / (short * rng.uniform(0.05, 0.20))
-    angle = rng.uniform(0, math.pi)
-    steps = pace * np.array([[math.sin(angle), math.cos(angle)], [math.cos(angle), -math.sin(angle)]])
-    return np.hstack([steps, rng.uniform(0, 2 * math.pi, (2, 1))])
+def _weave(rng: np.random.Generator, weave: Sequence[float], y: Floats, x: Floats, short: int) -> Floats:
+    """Threads across each direction of `weave` (in half turns, give or take a little), -1 to 1; none: smooth clouds."""
+    if not weave:
+        coarse = rng.uniform(-1, 1, (4, 4)).astype(np.float32)
+        return np.asarray(Image.fromarray(coarse).resize((x.size, y.size), Image.Resampling.BICUBIC))
+    turn = rng.uniform(-0.07, 0.07)
+    pattern = np.ones((y.size, x.size), np.float32)
+    for direction in weave:
+        pace = 2 * math.pi / (short * rng.uniform(0.065, 0.10))
+        down, across = pace * math.sin(math.pi * (direction + turn)), pace * math.cos(math.pi * (direction + turn))
+        pattern *= np.sin(np.float32(down) * y + (np.float32(across) * x + np.float32(rng.uniform(0, 2 * math.pi))))
+    clipped: Floats = np.clip(1.5 * pattern, -1, 1)
+    return clipped
 
 
-def _stripes(rng: np.random.Generator, y: Floats, x: Floats, short: int) -> Floats:
-    wave = _waves(rng, short)[0].astype(np.float32)
-    stripes: Floats = np.sin(wave[0] * y + (wave[1] * x + wave[2]))
-    return stripes
-
-
-def _checks(rng: np.random.Generator, y: Floats, x: Floats, short: int) -> Floats:
-    first, second = _waves(rng, short).astype(np.float32)
-    product: Floats = np.sin(first[0] * y + (first[1] * x + first[2]))
-    product *= np.sin(second[0] * y + (second[1] * x + second[2]))
-    return np.clip(2 * product, -1, 1)
-
-
-def _clouds(rng: np.random.Generator, y: Floats, x: Floats, short: int) -> Floats:
-    coarse = rng.uniform(-1.5, 1.5, (6, 6)).astype(np.float32)
-    smooth = Image.fromarray(coarse).resize((x.size, y.size), Image.Resampling.BICUBIC)
-    return np.asarray(smooth)
-
-
-Pattern = Callable[[np.random.Generator, Floats, Floats, int], Floats]
-PATTERNS: Final[tuple[Pattern, ...]] = (_stripes, _checks, _clouds)
+# The directions of the threads per class, in half turns: one makes stripes, two make checks.
+WEAVES: Final[tuple[tuple[float, ...], ...]] = ((), (0.0,), (0.5,), (0.25,), (0.75,), (0.0, 0.5), (0.25, 0.75))
 
 
 def _polygon(corners: int, radii: Sequence[float] = (1.0,), turn: float = 0.0) -> Points:
-    """Corners at equal angles, the first `turn` turns from the right, whose distances from the centre repeat `radii`."""
+    """Corners at equal angles, the first `turn` turns from the right, whose distances from 0 repeat `radii`."""
     angles = 2 * math.pi * (np.arange(corners) / corners + turn)
     points: Points = np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return points

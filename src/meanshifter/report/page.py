@@ -1,0 +1,162 @@
+"""Self-contained HTML pages: text, tables, label maps beside images; no network, no scripts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.files import write_text
+
+Pixels = npt.NDArray[np.uint8]
+IGNORED = (128, 128, 128)
+"""Colour of ignored pixels in pictures of label maps."""
+
+
+class Page:
+    """A page that is filled from top to bottom and then saved as one HTML file.
+
+    It reads well from 400 pixels of width on, in light and dark, and needs no file beside it.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._parts = [f"<h1>{escape(title)}</h1>"]
+
+    def heading(self, text: str) -> None:
+        """A section's title."""
+        self._parts.append(f"<h2>{escape(text)}</h2>")
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(f"<p>{escape(text)}</p>")
+
+    def code(self, text: str) -> None:
+        """Lines to type, or a protocol."""
+        self._parts.append(f"<pre>{escape(text)}</pre>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> None:
+        """Rows of cells; the first column names the row, the others are numbers and stand right.
+
+        Raises:
+            ValueError: a row that has not as many cells as the header.
+        """
+        if any(len(row) != len(header) for row in rows):
+            raise ValueError(f"table {caption!r}: every row needs {len(header)} cells")
+        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+        body = "".join(
+            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+            for row in rows
+        )
+        title = f"<caption>{escape(caption)}</caption>" if caption else ""
+        self._parts.append(
+            f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+
+    def legend(self, space: LabelSpace, *, ignored: bool = True) -> None:
+        """Colour and name of every class, and of ignored pixels."""
+        entries = dict(zip(space.names, space.palette, strict=True))
+        if ignored:
+            entries["ignored"] = IGNORED
+        items = "".join(
+            f'<li><span style="background:rgb({r},{g},{b})"></span>{escape(name)}</li>'
+            for name, (r, g, b) in entries.items()
+        )
+        self._parts.append(f'<ul class="legend">{items}</ul>')
+
+    def pictures(self, rows: Sequence[Mapping[str, Pixels]]) -> None:
+        """Rows of (H,W,3) uint8 pictures side by side, each over its caption; on a narrow screen two by two."""
+        for row in rows:
+            figures = "".join(
+                f'<figure><img alt="{escape(caption)}" src="{data_uri(pixels)}" '
+                f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
+                f"<figcaption>{escape(caption)}</figcaption></figure>"
+                for caption, pixels in row.items()
+            )
+            self._parts.append(f'<div class="row" style="--n:{len(row)}">{figures}</div>')
+
+    def html(self) -> str:
+        """The whole document."""
+        return _DOCUMENT.substitute(title=escape(self.title), style=_STYLE, body="\n".join(self._parts))
+
+    def save(self, path: str | Path) -> None:
+        """Write the document as UTF-8, beside and renamed into place.
+
+        Raises:
+            InputError: a place that cannot be written.
+        """
+        write_text(path, self.html())
+
+
+def colorize(labels: Labels, space: LabelSpace) -> Pixels:
+    """(H, W) train ids as (H, W, 3) uint8 in the palette's colours, ignored pixels in gray."""
+    pixels = np.empty((*labels.shape, 3), np.uint8)
+    pixels[:] = IGNORED
+    known = labels < space.num_classes
+    pixels[known] = np.asarray(space.palette, np.uint8)[labels[known]]
+    return pixels
+
+
+def data_uri(pixels: Pixels) -> str:
+    """(H, W, 3) uint8 as a data URI: PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+_DOCUMENT = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+$body
+</main>
+</body>
+</html>
+""")
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2129; --soft: #5b6472; --line: #d8dce3; --paper: #fff; --tint: #f3f5f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ee; --soft: #a0a9b6; --line: #3a414c; --paper: #16191e; --tint: #21262d; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p { max-width: 46rem; margin: .6rem 0; }
+pre { background: var(--tint); padding: .7rem .9rem; border-radius: 6px; font-size: .85rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+thead th { color: var(--soft); font-weight: 600; }
+tbody th { font-weight: 500; }
+th:first-child { text-align: left; padding-left: 0; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: .8rem 0; }
+.legend span { display: inline-block; width: .95em; height: .95em; border-radius: 3px; margin-right: .45em;
+  vertical-align: -.1em; border: 1px solid var(--line); }
+.row { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .5rem; margin: 0 0 1rem; }
+figure { margin: 0; }
+img { display: block; width: 100%; height: auto; border-radius: 4px; image-rendering: pixelated; }
+figcaption { color: var(--soft); font-size: .85rem; padding-top: .2rem; }
+@media (max-width: 600px) {
+  .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  th, td { padding: .3rem .5rem; font-size: .9rem; }
+}
+"""

@@ -1,0 +1,146 @@
+"""The command as a process: what a user sees, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = [
+    "--model.backbone=vit_tiny_patch16_224",
+    "--model.backbone_weights=null",
+    '--model.backbone_args={"embed_dim": 24, "depth": 1, "num_heads": 2}',
+    "--augment.crop=[32, 32]",
+    "--augment.base=null",
+    "--data.workers=0",
+    "--steps=2",
+    "--batch_size=2",
+    "--evaluation.window=null",
+    "--evaluation.short_side=null",
+]
+
+
+def meanshifter(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meanshifter", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal: status 2, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight images of 40×48 with masks of two classes."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    for k in range(8):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[:, 10 + 3 * k :] = 1
+        pixels = (mask[..., None] * 120 + rng.integers(0, 100, (40, 48, 3))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "images" / f"{k}.jpg")
+        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{k}.png")
+    return tmp_path / "data"
+
+
+def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
+    began = time.perf_counter()
+    result = meanshifter("--help")
+    seconds = time.perf_counter() - began
+    assert result.returncode == 0
+    for command in ("demo", "train", "evaluate", "predict", "models", "data"):
+        assert f"  {command} " in result.stdout
+    assert seconds < 2, "half a second on an idle machine; the margin is for busy ones"
+    heavy = "[name for name in ('torch', 'timm', 'numpy') if name in sys.modules]"
+    code = f"import sys, meanshifter, meanshifter.cli.main; print({heavy})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "models", "data"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = meanshifter(command, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: meanshifter {command}")
+
+
+def test_a_folder_is_trained_scored_and_predicted(folder: Path, tmp_path: Path) -> None:
+    trained = meanshifter("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "mIoU" in trained.stdout
+    scored = meanshifter("evaluate", "run", str(folder), "--split", "val", "--out", "score.json", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert (tmp_path / "score.json").is_file()
+    predicted = meanshifter("predict", "run", str(folder / "images"), "--out", "labels", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    masks = sorted((tmp_path / "labels").rglob("*.png"))
+    assert [mask.stem for mask in masks] == [str(k) for k in range(8)]
+    for mask in masks:
+        with Image.open(mask) as picture:
+            assert picture.size == (48, 40)
+    again = meanshifter("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
+    assert "already exists; --resume continues it" in refused(again)
+
+
+def test_wrong_commands_and_fields_are_refused_with_the_nearest_right_one(folder: Path) -> None:
+    assert "no such command; did you mean 'predict'" in refused(meanshifter("perdict"))
+    assert "did you mean 'camvid_ti16'" in refused(meanshifter("train", "camvid_ti61"))
+    wrong = meanshifter("train", str(folder), "--optimizer.learning", "1")
+    assert "unknown field 'optimizer.learning'" in refused(wrong)
+
+
+def test_wrong_folders_and_files_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    missing = refused(meanshifter("train", "camvid_ti16", "--data.root", "nowhere", *TINY, cwd=tmp_path))
+    assert "nowhere" in missing
+    assert not (tmp_path / "runs").exists(), "nothing is written before the data is found"
+    (tmp_path / "empty" / "images").mkdir(parents=True)
+    (tmp_path / "empty" / "masks").mkdir()
+    assert "empty" in refused(meanshifter("train", str(tmp_path / "empty"), *TINY))
+    Image.new("L", (10, 10)).save(folder / "masks" / "3.png")
+    assert "3.png" in refused(meanshifter("train", str(folder), *TINY, "--batch_size=8", "--out", str(tmp_path / "a")))
+
+
+def test_a_wrong_mask_in_a_worker_is_refused_like_any_other(folder: Path, tmp_path: Path) -> None:
+    for k in range(8):
+        Image.new("RGB", (48, 40), (k, 0, 0)).save(folder / "masks" / f"{k}.png")
+    (folder / "classes.txt").write_text("left\nright\n")
+    line = refused(meanshifter("train", str(folder), *TINY, "--data.workers=1", "--out", str(tmp_path / "run")))
+    assert "masks" in line
+    assert "RGB" in line
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_has_saved_and_says_how_to_go_on(
+    folder: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    words = [*TINY, "--steps=100000", "--log_every=1", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "meanshifter", "train", str(folder), *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert "the same command with --resume continues" in errors.splitlines()[-1]
+    assert (tmp_path / "run" / "checkpoints" / "last" / "training.safetensors").is_file()

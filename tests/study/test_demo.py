@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from meanshifter.cli.main import main
+from meanshifter.data.catalog.shapes import Shapes
+from meanshifter.errors import InputError
+from meanshifter.evaluation.evaluate import evaluate
+from meanshifter.inference.predictor import Predictor
+from meanshifter.model.checkpoint import load_model
+from meanshifter.study import demo as study
+from meanshifter.study.demo import run_demo
+
+TINY = """
+format_version: 1
+data: {name: shapes, workers: 0}
+model:
+  preset: segmenter-ti16
+  backbone: vit_tiny_patch16_224
+  backbone_args: {patch_size: 16, embed_dim: 16, depth: 1, num_heads: 2}
+  drop_path: 0.0
+augment: {crop: [96, 96], base: null, scale: [1, 1], max_class_share: 1, distortion: false}
+optimizer: {name: adamw, lr: 1.0e-3, min_lr: 1.0e-6}
+batch_size: 2
+steps: 3
+evaluation: {every: 0, window: null, short_side: null, limit: 6}
+accelerator: cpu
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "COLOR_SAMPLES", 5)
+    monkeypatch.setattr(study, "PICTURES", 2)
+
+
+def test_both_models_are_trained_scored_and_shown(tiny: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "demo"
+    demo = run_demo(out, recipe=tiny, steps=2, quiet=True, say=said.append)
+    assert sorted(path.name for path in out.iterdir()) == ["demo.html", "meanshifter", "segmenter"]
+    assert len(said) == 2
+    assert "2 steps" in said[0]
+    plain, shifted = (load_model(out / name) for name in ("segmenter", "meanshifter"))
+    assert plain.mean_shift is None
+    assert shifted.mean_shift is not None
+    assert shifted.mean_shift.layers == 1
+    text = demo.page.read_text("utf-8")
+    for entry, model in zip(demo.entries, (plain, shifted), strict=True):
+        again = evaluate(Predictor(model, window=None, short_side=None), Shapes(split="val"), limit=6)
+        assert entry.result.mIoU == pytest.approx(again.mIoU)
+        assert entry.parameters == sum(parameter.numel() for parameter in model.parameters())
+        assert f"<td>{again.mIoU:.1f}</td>" in text
+        assert f"{entry.parameters:,}" in text
+        assert str(again.protocol) in text
+    assert text.count("<figure>") == 2 * 4
+
+
+def test_a_taken_folder_is_refused_and_only_a_demo_is_replaced(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"already exists; --out DIR .*--overwrite"):
+        run_demo(out, recipe=tiny)
+    (out / "segmenter").mkdir()
+    (out / "segmenter" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="no run of an earlier demo"):
+        run_demo(out, recipe=tiny, overwrite=True)
+    (out / "segmenter" / "thesis.tex").rename(out / "thesis.tex")
+    (out / "segmenter" / "config.yaml").write_text("")
+    run_demo(out, recipe=tiny, steps=1, overwrite=True, quiet=True, say=lambda line: None)
+    assert (out / "demo.html").is_file()
+    assert (out / "notes.txt").read_text() == (out / "thesis.tex").read_text() == "mine"
+
+
+def test_wrong_steps_leave_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--steps", "0"]) == 2
+    assert "steps: 0" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("")
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        run_demo(tmp_path / "demo", recipe=tiny)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from meanshifter.study.published import TABLE_1, Published
+from meanshifter.study.sizes import size_of
+
+
+def test_the_published_table_is_what_was_published(shared: Path) -> None:
+    with (shared / "published_layers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(TABLE_1)
+    for row, ours in zip(rows, TABLE_1, strict=True):
+        layers, channels = (int(row[key]) if row[key] else None for key in ("layers", "channels"))
+        scores = (float(row[key]) for key in ("aAcc", "mAcc", "mIoU", "params_millions"))
+        assert ours == Published(layers, channels, int(row["runs"]), *scores)
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE_1 if row.layers in (None, 1)])
+def test_counted_parameters_agree_with_the_published_decimals(row: Published) -> None:
+    block = None if row.layers is None else {"layers": row.layers, "channels": row.channels}
+    preset = "segmenter-ti16" if block is None else "meanshifter-ti16"
+    size = size_of(preset, num_classes=150, image_size=512, mean_shift=block)
+    assert round(size.parameters / 1e6, 2) == row.millions
+
+
+def test_multiply_adds_of_a_segmenter_are_those_of_its_matrices() -> None:
+    size = size_of("segmenter-ti16", num_classes=150, image_size=512)
+    N, D, K, P = 1024, 192, 150, 16
+    layer = 12 * (N + 1) * D * D + 2 * (N + 1) ** 2 * D
+    assert size.multiply_adds == 12 * layer + N * D * 3 * P * P + N * D * K
