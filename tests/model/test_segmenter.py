@@ -150,6 +150,11 @@ def test_normalisation_is_the_models_own() -> None:
             {"backbone_weights": "/nowhere.safetensors"},
             "backbone_weights: /nowhere.safetensors does not exist",
         ),
+        (
+            "segmenter-ti16",
+            {"backbone": "vit_tiny_patch16_384.nosuch", "backbone_weights": "timm"},
+            "timm knows no published weights for 'vit_tiny_patch16_384.nosuch'",
+        ),
         ("segmenter-ti16", {"drop_path": 1.0}, "drop_path: 1.0"),
         ("segmenter-ti16", {"image_size": 0}, "image_size"),
     ],

@@ -131,6 +131,15 @@ def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:
         train(tiny, resume=True, quiet=True)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_mixed_precision_clipping_and_cosine_go_together(tiny: TrainConfig, name: str) -> None:
+    tiny.precision = "bf16"
+    tiny.optimizer = dataclasses.replace(tiny.optimizer, name=name, clip_norm=0.1, schedule="cosine", warmup=2)
+    trained = train(tiny, quiet=True)
+    assert trained.result.protocol.precision == "bf16"
+    assert all(np.isfinite(line["loss"]) for line in metrics(trained.path) if "loss" in line)
+
+
 def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path) -> None:
     tiny.model.drop_path = 0.0
     tiny.optimizer.name = "sgd"

@@ -131,7 +131,10 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None, labels: Labe
 def _stated_normalisation(backbone: str) -> tuple[Triple, Triple]:
     import timm
 
-    stated = timm.get_pretrained_cfg(backbone)
+    try:
+        stated = timm.get_pretrained_cfg(backbone)
+    except RuntimeError:  # an unknown tag
+        stated = None
     if stated is None:
         raise InputError(f"backbone: timm knows no published weights for {backbone!r}; give a local file or none")
     return _triple(stated.mean), _triple(stated.std)
