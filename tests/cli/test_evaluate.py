@@ -67,7 +67,7 @@ def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) ->
         (["two", "shapes"], "a checkpoint of 2 classes, but shapes val has"),
         (["shapes", "camvid"], "--root: missing; camvid is read from a folder"),
         (["shapes", "camvid", "--root", "nowhere"], "nowhere"),
-        (["shapes", "shape"], "shape"),
+        (["shapes", "shape"], "did you mean 'shapes'"),
         (["shapes", "shapes", "--limit", "0"], "limit: 0 images"),
         (["shapes", "shapes", "--mean-shift-layers", "-1"], "mean_shift_layers: -1"),
         (["shapes", "shapes", "--out", "."], "--out: . is a folder"),

@@ -57,13 +57,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
-    began = time.perf_counter()
-    result = meanshifter("--help")
-    seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        result = meanshifter("--help")
+        seconds.append(time.perf_counter() - began)
     assert result.returncode == 0
     for command in ("demo", "train", "evaluate", "predict", "models", "data"):
         assert f"  {command} " in result.stdout
-    assert seconds < 2, "half a second on an idle machine; the margin is for busy ones"
+    assert min(seconds) < 0.5
     heavy = "[name for name in ('torch', 'timm', 'numpy') if name in sys.modules]"
     code = f"import sys, meanshifter, meanshifter.cli.main; print({heavy})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -64,13 +64,13 @@ def mask_transformer(z: Array, weights: Weights, layers: int, heads: int) -> Arr
 def shake(module: torch.nn.Module) -> Weights:
     """Random values everywhere, so that no part can be missing unseen."""
     for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, std=0.2)
     state = module.state_dict()
     return lambda name: np.asarray(state[name].double().numpy())
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(0, 1), (1, 2), (2, 3)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_the_mask_transformer_is_the_paper(layers: int, heads: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     decoder = MaskTransformer(24, 5, layers, heads).to(dtype)

@@ -51,6 +51,15 @@ def test_the_lowest_class_wins_a_tie(first: int, copies: int) -> None:
     assert (ms.ops.upsampled_argmax(logits, (80, 96)) == first).all()
 
 
+def test_autocast_around_the_operations_changes_nothing() -> None:
+    logits = torch.randn(1, 20, 4, 5)
+    labels = torch.randint(0, 20, (1, 64, 80))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ms.ops.upsampled_argmax(logits, (64, 80)), ms.ops.upsampled_cross_entropy(logits, labels)
+    assert torch.equal(inside[0], ms.ops.upsampled_argmax(logits, (64, 80)))
+    assert torch.equal(inside[1], ms.ops.upsampled_cross_entropy(logits, labels))
+
+
 def test_more_than_255_classes_need_sixteen_bits() -> None:
     logits = torch.zeros(1, 300, 2, 2)
     logits[:, 299] = 1

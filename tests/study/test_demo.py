@@ -76,7 +76,7 @@ def test_a_taken_folder_is_refused_and_only_a_demo_is_replaced(tiny: Path, tmp_p
     with pytest.raises(InputError, match="no run of an earlier demo"):
         run_demo(out, recipe=tiny, overwrite=True)
     (out / "segmenter" / "thesis.tex").rename(out / "thesis.tex")
-    (out / "segmenter" / "config.yaml").write_text("")
+    (out / "segmenter" / "config.yaml").write_text("data: {name: folder}")
     run_demo(out, recipe=tiny, steps=1, overwrite=True, quiet=True, say=lambda line: None)
     assert (out / "demo.html").is_file()
     assert (out / "notes.txt").read_text() == (out / "thesis.tex").read_text() == "mine"

@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            return _fail(f"{error.strerror or error}; free space or choose another place", 1, debug)
+        return _fail(
+            f"{error.filename}: {error.strerror}; check the path, its permissions and the space left", 2, debug
+        )
     except Exception as error:
         return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
 

@@ -164,7 +164,7 @@ class Folder(FileDataset):
 
 def _folder_pairs(folder: Path, split: str) -> list[Pair]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; check the path")
     layouts = _split_layouts(folder)
     if layouts:
         if split == "all":

@@ -114,7 +114,7 @@ def discover(masks: Sequence[Path], folder: Path) -> LabelSpace:
             'write labels.json: {"names": ["background", "object"], "raw": {"0": 0, "255": 1}}'
         )
     if len(values) < 2:
-        raise InputError(f"{folder}: the masks hold only the value {values[0]}; two classes or more can be learnt")
+        raise InputError(f"{folder}: the masks hold only the value {found[0]}; two classes or more can be learnt")
     if min(values) < 0:
         raise InputError(f"{folder}: the masks hold the value {min(values)}; map it to a train id in labels.json")
     names = tuple(f"class {value}" for value in values)

@@ -115,4 +115,7 @@ def _load_weights(model: Segmenter, path: Path) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as safetensors, beside and renamed into place."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_beside(path, lambda file: save_file(whole, file.name, metadata))
+    try:
+        write_beside(path, lambda file: save_file(whole, file.name, metadata))
+    except SafetensorError as error:  # how the library reports a full disk
+        raise InputError(f"{path}: cannot be written ({error}); choose a place with space and write access") from error

@@ -64,7 +64,8 @@ class Tile:
         part = z[:, self.in_rows, self.in_cols]
         across = cols[self.out_cols, self.in_cols].T.expand(len(part), -1, -1)
         down = rows[self.out_rows, self.in_rows].expand(len(part), -1, -1)
-        return torch.bmm(down, torch.bmm(part, across))
+        with torch.autocast(z.device.type, enabled=False):
+            return torch.bmm(down, torch.bmm(part, across))
 
 
 def tiles(rows: Tensor, cols: Tensor, side: int = TILE) -> Iterator[Tile]:

@@ -130,10 +130,16 @@ def _claim(folder: Path, overwrite: bool) -> None:
     for place, _ in MODELS.values():
         run = folder / place
         if run.exists():
-            if not (run / "config.yaml").is_file():
+            if not _is_demo_run(run):
                 raise InputError(f"{run}: is no run of an earlier demo, so it is not replaced; use another --out DIR")
             shutil.rmtree(run)
     (folder / PAGE).unlink(missing_ok=True)
+
+
+def _is_demo_run(run: Path) -> bool:
+    """Whether a run on generated images was trained there: only the demo puts them into these folders."""
+    config = run / "config.yaml"
+    return config.is_file() and "name: shapes" in config.read_text("utf-8", errors="replace")
 
 
 def score_table(demo: Demo) -> tuple[list[str], list[list[str]]]:

@@ -60,15 +60,13 @@ def _order(length: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def batches(
-    stream: SampleStream, *, batch_size: int, start: int, stop: int, workers: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """Batches number `start` to `stop` of the stream; with `world` processes, each takes every world-th batch.
+def batches(stream: SampleStream, *, batch_size: int, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """Batches number `start` to `stop` of the stream.
 
     Raises:
         InputError: a sample that cannot be read, whichever process met it.
     """
-    numbers = range(start * world + rank, stop * world + rank, world)
+    numbers = range(start, stop)
     loader: DataLoader[Any] = DataLoader(
         stream,
         batch_sampler=[list(range(n * batch_size, (n + 1) * batch_size)) for n in numbers],
@@ -76,6 +74,7 @@ def batches(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_prepare_worker,
+        generator=torch.Generator(),  # else the loader draws from the global one, in the middle of the first step
     )
     for batch in loader:
         if isinstance(batch, InputError):

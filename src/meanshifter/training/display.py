@@ -30,8 +30,12 @@ class Meter:
         """Images per second and share of time spent waiting, since the last reading."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         speed, share = self.images / elapsed, self.waited / elapsed
-        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.restart()
         return speed, share
+
+    def restart(self) -> None:
+        """Forget what was counted, after work that is no training."""
+        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
 
 
 class Display:

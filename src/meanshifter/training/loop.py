@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from meanshifter.errors import RunError
+from meanshifter.errors import InputError, RunError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
 from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.training.batches import Batch
 from meanshifter.training.display import Display, Meter
 from meanshifter.training.interrupt import Interrupt
 from meanshifter.training.optimizer import set_learning_rate
@@ -57,7 +58,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     began = time.perf_counter()
     session = prepare(config, resume=resume)
     fabric, optimizer, run = session.fabric, session.optimizer, session.run
-    log = Log(run)
+    log = Log(run, session.tally)
     result = None
     with Interrupt() as interrupt, Display(run.path.name, config.steps, session.start, quiet=quiet) as display:
         for step in range(session.start, config.steps):
@@ -65,15 +66,17 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
             rate = set_learning_rate(optimizer, config.optimizer, step, config.steps)
             for part in range(config.accumulate):
                 with log.meter.waiting():
-                    images, labels, names = next(session.feed)
-                images, labels = fabric.to_device((images, labels))
+                    batch = next(session.feed)
+                images, labels = fabric.to_device(batch[:2])
                 with fabric.no_backward_sync(session.network, enabled=part + 1 < config.accumulate):
                     loss = crop_loss(session.network(images), labels, session, config)
-                    refuse_nonfinite(run, step + 1, loss, images, labels, names)
+                    refuse_nonfinite(run, step + 1, "loss", loss, batch)
                     fabric.backward(loss / config.accumulate)
                 log.add(loss, len(images))
-            if config.optimizer.clip_norm is not None:
-                fabric.clip_gradients(session.network, optimizer, config.optimizer.clip_norm, error_if_nonfinite=False)
+            limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
+            norm = fabric.clip_gradients(session.network, optimizer, max_norm=limit, error_if_nonfinite=False)
+            if config.precision != "fp16":  # its loss scaling skips steps whose gradient is not finite
+                refuse_nonfinite(run, step + 1, "gradient", norm, batch)
             optimizer.step()
             optimizer.zero_grad()
             if session.average is not None:
@@ -84,21 +87,23 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
             if is_due(done, config.log_every, config.steps):
                 display.say_numbers(done, log.write(done, rate))
             if is_due(done, config.evaluation.every, config.steps):
-                result = score(session, config)
+                result = score(session, config, done)
                 display.say(f"step {done}: mIoU {result.mIoU:.2f}, mAcc {result.mAcc:.2f}, aAcc {result.aAcc:.2f}")
                 log.record(done, mIoU=result.mIoU, mAcc=result.mAcc, aAcc=result.aAcc)
                 session.keep_best(result.mIoU)
             if interrupt.asked or any(
                 is_due(done, n, config.steps) for n in (config.save_every, config.evaluation.every)
             ):
+                session.tally = log.tally
                 session.save(done)
+                log.meter.restart()
             if interrupt.asked and done < config.steps:
                 interrupt.leave(
                     f"stopped after step {done} of {config.steps}; the same command with --resume continues"
                 )
     log.close()
     if result is None:  # resumed when nothing was left to do
-        result = score(session, config)
+        result = score(session, config, config.steps)
     return Trained(run.path, result, session.best, time.perf_counter() - began)
 
 
@@ -116,8 +121,8 @@ def crop_loss(logits: Tensor, labels: Tensor, session: Session, config: TrainCon
     )
 
 
-def score(session: Session, config: TrainConfig) -> Result:
-    """The scores on the validation split, as the recipe reads images out."""
+def score(session: Session, config: TrainConfig, done: int) -> Result:
+    """The scores on the validation split, as the recipe reads images out; saves first if an image cannot be read."""
     evaluation = config.evaluation
     predictor = Predictor(
         session.scored,
@@ -127,7 +132,11 @@ def score(session: Session, config: TrainConfig) -> Result:
         long_side=evaluation.long_side,
         precision=config.precision,
     )
-    return evaluate(predictor, session.val_set, limit=evaluation.limit)
+    try:
+        return evaluate(predictor, session.val_set, limit=evaluation.limit)
+    except InputError:
+        session.save(done)
+        raise
 
 
 def is_due(done: int, every: int, steps: int) -> bool:
@@ -135,15 +144,15 @@ def is_due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def refuse_nonfinite(run: RunFolder, step: int, loss: Tensor, images: Tensor, labels: Tensor, names: list[str]) -> None:
-    """Stop the run before a loss that is not finite reaches the weights, and keep the batch that made it."""
-    if torch.isfinite(loss):
+def refuse_nonfinite(run: RunFolder, step: int, what: str, value: Tensor | None, batch: Batch) -> None:
+    """Stop before a loss or gradient that is not finite reaches the weights, and keep the batch that made it."""
+    if value is None or torch.isfinite(value):
         return
-    kept = run.keep_batch(step, images, labels, names)
+    kept = run.keep_batch(step, *batch)
     last = run.checkpoint("last")
     weights = f"last good weights in {last}" if last.exists() else "no checkpoint was written yet"
     raise RunError(
-        f"step {step}: the loss is {loss.item()}; stopped before the weights took it in. Batch kept in {kept}, "
+        f"step {step}: the {what} is {value.item()}; stopped before the weights took it in. Batch kept in {kept}, "
         f"{weights}; lower optimizer.lr, set optimizer.clip_norm, or use precision fp32"
     )
 
@@ -151,21 +160,21 @@ def refuse_nonfinite(run: RunFolder, step: int, loss: Tensor, images: Tensor, la
 class Log:
     """Figures of the steps, to metrics.jsonl and TensorBoard."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, tally: tuple[float, int]) -> None:
         self.run, self.board, self.meter = run, SummaryWriter(str(run.path)), Meter()
-        self.loss, self.parts = 0.0, 0
+        self.tally = tally
 
     def add(self, loss: Tensor, images: int) -> None:
         """Count one forward pass."""
-        self.loss += loss.item()
-        self.parts += 1
+        self.tally = (self.tally[0] + loss.item(), self.tally[1] + 1)
         self.meter.images += images
 
     def write(self, step: int, rate: float) -> dict[str, float]:
         """Record the means since the last call: loss, learning rate, images per second, share of time waiting."""
         speed, wait = self.meter.read()
-        loss = self.loss / self.parts if self.parts else math.nan
-        self.loss, self.parts = 0.0, 0
+        total, count = self.tally
+        loss = total / count if count else math.nan
+        self.tally = (0.0, 0)
         values = {"loss": loss, "lr": rate, "images_per_second": speed, "data_wait": wait}
         self.record(step, **values)
         return values

@@ -78,6 +78,8 @@ def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> Tra
 def _find(recipe: str) -> tuple[str, str, list[str]]:
     """Name, text and implied fields of a recipe."""
     path = Path(recipe)
+    if recipe in recipe_names():
+        return recipe, _packaged(recipe), []
     if path.is_dir():
         return path.resolve().name, _packaged("folder_ti16"), ["--data.root", str(path)]
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -85,11 +87,9 @@ def _find(recipe: str) -> tuple[str, str, list[str]]:
             return path.stem, path.read_text("utf-8"), []
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{recipe}: cannot be read ({_one_line(error)}); give a recipe's name or file") from error
-    if recipe in recipe_names():
-        return recipe, _packaged(recipe), []
     near = get_close_matches(recipe, recipe_names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(recipe_names())}"
-    raise InputError(f"{recipe}: no recipe, YAML file or data folder of that name; {hint}")
+    raise InputError(f"{recipe}: no recipe, YAML file or data folder of that name; {hint}; it comes before the fields")
 
 
 def _packaged(name: str) -> str:

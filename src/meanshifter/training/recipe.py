@@ -147,8 +147,6 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     accelerator: str = "auto"
     """auto, cpu, cuda or mps."""
-    devices: int | str = 1
-    """Number of devices."""
     seed: int = 0
     """All random draws follow from it."""
     log_every: int = 50
@@ -162,33 +160,51 @@ class TrainConfig:
         Raises:
             InputError: naming every field that is out of its range.
         """
-        rules = [
-            ("steps", self.steps, self.steps >= 1, "at least 1"),
-            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1"),
-            ("log_every", self.log_every, self.log_every >= 1, "at least 1"),
-            ("save_every", self.save_every, self.save_every >= 1, "at least 1"),
-            ("seed", self.seed, self.seed >= 0, "0 or above"),
-            ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
-            ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),
-            ("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0"),
-            ("optimizer.warmup", self.optimizer.warmup, self.optimizer.warmup >= 0, "0 or above"),
-            ("evaluation.every", self.evaluation.every, self.evaluation.every >= 0, "0 or above"),
-            ("loss.class_balance", self.loss.class_balance, self.loss.class_balance >= 0, "0 or above"),
-            (
-                "loss.label_smoothing",
-                self.loss.label_smoothing,
-                0 <= self.loss.label_smoothing < 1,
-                "0 up to but not 1",
-            ),
-        ]
-        wrong = [f"{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
-        if self.optimizer.min_lr > self.optimizer.lr:
+        self.augment.check()
+        wrong = [f"{name}: {value} is not {rule}" for name, value, right, rule in self._rules() if not right]
+        optimizer, evaluation = self.optimizer, self.evaluation
+        for name, rate in (("lr", optimizer.lr), ("head_lr", optimizer.head_lr)):
+            if rate is not None and optimizer.min_lr > rate:
+                wrong.append(f"optimizer.min_lr: {optimizer.min_lr} is above optimizer.{name} {rate}; lower it")
+        if evaluation.window is not None and evaluation.stride > evaluation.window:
             wrong.append(
-                f"optimizer.min_lr: {self.optimizer.min_lr} is above optimizer.lr {self.optimizer.lr}; lower it"
+                f"evaluation.stride: {evaluation.stride} is above evaluation.window {evaluation.window}; lower it"
             )
+        if evaluation.short_side is not None and evaluation.short_side > evaluation.long_side:
+            wrong.append(f"evaluation.short_side: {evaluation.short_side} is above long_side {evaluation.long_side}")
         if wrong:
             raise InputError("; ".join(wrong))
+
+    def _rules(self) -> list[tuple[str, Any, bool, str]]:
+        """Field, value, whether it is right, and what it must be."""
+        optimizer, evaluation, loss = self.optimizer, self.evaluation, self.loss
+        counts = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "log_every": self.log_every,
+            "save_every": self.save_every,
+            "evaluation.stride": evaluation.stride,
+            "evaluation.window": evaluation.window,
+            "evaluation.short_side": evaluation.short_side,
+            "evaluation.limit": evaluation.limit,
+        }
+        clip, betas, seed = optimizer.clip_norm, optimizer.betas, self.seed
+        return [
+            *((name, value, value is None or value >= 1, "at least 1") for name, value in counts.items()),
+            ("seed", seed, 0 <= seed < 2**31, "from 0 up to 2147483647"),
+            ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
+            ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),
+            ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
+            ("optimizer.momentum", optimizer.momentum, 0 <= optimizer.momentum < 1, "from 0 up to but not 1"),
+            ("optimizer.betas", betas, all(0 <= beta < 1 for beta in betas), "two rates from 0 up to but not 1"),
+            ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or above"),
+            ("optimizer.clip_norm", clip, clip is None or clip > 0, "null, or above 0"),
+            ("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "0 or above"),
+            ("evaluation.every", evaluation.every, evaluation.every >= 0, "0 or above"),
+            ("loss.class_balance", loss.class_balance, loss.class_balance >= 0, "0 or above"),
+            ("loss.label_smoothing", loss.label_smoothing, 0 <= loss.label_smoothing < 1, "from 0 up to but not 1"),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for YAML."""

@@ -47,6 +47,8 @@ class Session:
     """Steps that are done already."""
     best: float
     """Best mIoU so far."""
+    tally: tuple[float, int]
+    """Sum and number of the losses since the last line of the log."""
 
     @property
     def scored(self) -> Segmenter:
@@ -64,7 +66,7 @@ class Session:
         state = pack(self.model, self.optimizer)
         if self.average is not None:
             state |= {f"average.{name}": value for name, value in self.average.average.state_dict().items()}
-        self.run.save("last", self.scored, state, step=step, best=self.best)
+        self.run.save("last", self.scored, state, step=step, best=self.best, tally=self.tally)
 
 
 def prepare(config: TrainConfig, *, resume: bool) -> Session:
@@ -74,21 +76,20 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
         InputError: a wrong configuration, wrong data or a run folder that is taken, before anything is written.
     """
     config.check()
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=PRECISIONS[config.precision])
-    fabric.launch()
+    fabric = _fabric(config)
     train_set = open_dataset(config.data.name, config.data.root, config.data.train_split)
     val_set = open_dataset(config.data.name, config.data.root, config.data.val_split)
     model = build_model(config, train_set.labels)
+    fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
     optimizer = create_optimizer(model, config.optimizer)
     average = None
     if config.ema is not None:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
     weight = class_weights(train_set, config.loss.class_balance)
     run = RunFolder.open(config, resume=resume)
-    start, best = restore(run, model, optimizer, average) if resume else (0, -math.inf)
+    facts = restore(run, model, optimizer, average) if resume else None
+    start, best, tally = (0, -math.inf, (0.0, 0)) if facts is None else facts
     network, wrapped = fabric.setup(_compiled(model) if config.compile else model, optimizer)
-    if average is not None:
-        fabric.to_device(average.average)
     stream = SampleStream(train_set, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
     feed = batches(
         stream,
@@ -96,11 +97,19 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
         start=start * config.accumulate,
         stop=config.steps * config.accumulate,
         workers=config.data.workers,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
     )
     weight = None if weight is None else fabric.to_device(weight)
-    return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best)
+    return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best, tally)
+
+
+def _fabric(config: TrainConfig) -> Fabric:
+    try:
+        fabric = Fabric(accelerator=config.accelerator, devices=1, precision=PRECISIONS[config.precision])
+    except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"accelerator: {config.accelerator!r} cannot be used ({text}); 'auto' or 'cpu' can") from error
+    fabric.launch()
+    return fabric
 
 
 def _compiled(model: Segmenter) -> nn.Module:
@@ -130,9 +139,18 @@ def build_model(config: TrainConfig, labels: LabelSpace) -> Segmenter:
     ).train()
 
 
-def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None) -> tuple[int, float]:
-    """Load the newest checkpoint; returns the step to continue from and the best mIoU so far."""
-    state, facts = run.load_state()
+def restore(
+    run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None
+) -> tuple[int, float, tuple[float, int]] | None:
+    """Load the newest checkpoint: the step to continue from, the best mIoU so far, and the log's tally.
+
+    None where the run stopped before its first checkpoint: it then starts again.
+    """
+    loaded = run.load_state()
+    if loaded is None:
+        run.forget_after(0)
+        return None
+    state, facts = loaded
     try:
         unpack(state, model, optimizer)
         if average is not None:
@@ -140,10 +158,10 @@ def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: Wei
                 key.removeprefix("average."): value for key, value in state.items() if key.startswith("average.")
             }
             average.average.load_state_dict(weights)
+        step, best, (total, count) = int(facts["step"]), float(facts["best"]), facts["tally"]
     except (RuntimeError, KeyError, ValueError) as error:
         text = " ".join(str(error).split())
-        raise InputError(
-            f"{run.checkpoint('last')}: does not fit this recipe ({text}); start another run with --out"
-        ) from error
-    run.forget_after(int(facts["step"]))
-    return int(facts["step"]), float(facts["best"])
+        last = run.checkpoint("last")
+        raise InputError(f"{last}: does not fit this recipe ({text}); start another run with --out") from error
+    run.forget_after(step)
+    return step, best, (float(total), int(count))

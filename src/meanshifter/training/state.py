@@ -26,6 +26,8 @@ from meanshifter.training.parsing import FORMAT_VERSION
 from meanshifter.training.recipe import TrainConfig
 
 STATE = "training.safetensors"
+FREE = ("out", "format_version", "data.root", "data.workers", "accelerator", "evaluation", "log_every", "save_every")
+"""Fields that may differ when a run is resumed: they do not change its weights."""
 
 
 class RunFolder:
@@ -44,10 +46,8 @@ class RunFolder:
         run = cls(Path(str(config.out)))
         if resume:
             run._check_same(config)
-            return run
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             raise InputError(f"{run.path}: already exists; --resume continues it, --out DIR starts another run")
-        run.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump({"format_version": FORMAT_VERSION, **config.to_dict()}, sort_keys=False)
         write_text(run.path / "config.yaml", text)
         return run
@@ -60,9 +60,7 @@ class RunFolder:
                 f"{self.path}: holds no run to resume (no readable config.yaml); leave --resume out"
             ) from error
         ours = config.to_dict()
-        changed = [
-            key for key in _differences(stored, ours) if not key.startswith(("out", "format_version", "data.workers"))
-        ]
+        changed = [key for key in _differences(stored, ours) if not key.startswith(FREE)]
         if changed:
             raise InputError(
                 f"{self.path}: {', '.join(changed[:3])} differ from its config.yaml; resume with the same fields, "
@@ -88,12 +86,8 @@ class RunFolder:
         beside.replace(target)
         shutil.rmtree(old, ignore_errors=True)
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts of the newest whole checkpoint that a run can continue from.
-
-        Raises:
-            InputError: there is none.
-        """
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the newest whole checkpoint that a run can continue from; None: there is none."""
         for name in ("last", ".last.old"):
             try:
                 with safe_open(self.checkpoint(name) / STATE, "pt") as file:
@@ -101,7 +95,7 @@ class RunFolder:
                     return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118 (no mapping)
             except (OSError, SafetensorError, KeyError, ValueError):
                 continue
-        raise InputError(f"{self.checkpoint('last')}: no state to resume from; start the run again with --out")
+        return None
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

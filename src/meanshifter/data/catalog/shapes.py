@@ -38,11 +38,11 @@ OWN_WEAVE: Final = 0.95
 class Shapes(Dataset):
     """Textured shapes that overlap on a textured background: image (H,W,3) uint8, labels (H,W) uint8.
 
-    Colours are drawn without regard to the class. What tells a disc from a star is its outline and, nineteen
-    times in twenty, the weave of its surface, that is the directions of its threads, whose width and phase are
-    random; mirroring would exchange two weaves, so its recipe does not flip. Sensor noise of random strength lies
-    over everything, and a border of about two pixels around every visible outline is ignored (255). A sample
-    depends on (seed, split, index) and the size alone.
+    The ground is darker than the shapes, whose colours are drawn without regard to their class. What tells a disc
+    from a star is its outline and, nineteen times in twenty, the weave of its surface, that is the directions of
+    its threads, whose width and phase are random; mirroring would exchange two weaves, so its recipe does not
+    flip. Sensor noise of random strength lies over everything, and a border of about two pixels around every
+    visible outline is ignored (255). A sample depends on (seed, split, index) and the size alone.
 
     Args:
         root: ignored; there is nothing to read. It stands here because every data set has one.
