@@ -36,8 +36,8 @@ def reference(z: Array, E: Array, bias: Array, layers: int) -> list[Array]:
 def block(width: int, channels: int, seed: int, dtype: torch.dtype) -> MeanShift:
     torch.manual_seed(seed)
     module = MeanShift(width, 1, channels).to(dtype)
-    torch.nn.init.normal_(module.project.weight, std=width**-0.5)
-    torch.nn.init.normal_(module.project.bias)
+    torch.nn.init.normal_(module.project.weight, std=1.5 * width**-0.5 * channels**-0.25)  # scores of a few units
+    torch.nn.init.normal_(module.project.bias, std=0.1)
     return module
 
 

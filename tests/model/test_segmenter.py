@@ -169,8 +169,7 @@ def test_real_weights_load_at_another_size_and_a_lost_tensor_is_named(shared: Pa
     from safetensors.torch import load_file, save_file
 
     path = shared / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
-    whole: dict[str, object] = {"backbone_args": {}}
-    model = small(**whole, image_size=(368, 480), backbone_weights=path)
+    model = small(backbone_args={}, image_size=(368, 480), backbone_weights=path)
     state = load_file(path)
     own = model.encoder.vit.state_dict()
     assert torch.equal(own["blocks.3.attn.qkv.weight"], state["blocks.3.attn.qkv.weight"])
@@ -178,7 +177,7 @@ def test_real_weights_load_at_another_size_and_a_lost_tensor_is_named(shared: Pa
     del state["blocks.3.attn.qkv.weight"]
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(ms.InputError, match=r"lacks 1 of 150 tensors \(blocks\.3\.attn\.qkv\.weight\)"):
-        small(**whole, backbone_weights=tmp_path / "part.safetensors")
+        small(backbone_args={}, backbone_weights=tmp_path / "part.safetensors")
 
 
 class Evil:

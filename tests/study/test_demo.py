@@ -77,6 +77,9 @@ def test_a_taken_folder_is_refused_and_only_a_demo_is_replaced(tiny: Path, tmp_p
         run_demo(out, recipe=tiny, overwrite=True)
     (out / "segmenter" / "thesis.tex").rename(out / "thesis.tex")
     (out / "segmenter" / "config.yaml").write_text("data: {name: folder}")
+    with pytest.raises(InputError, match="no run of an earlier demo"):
+        run_demo(out, recipe=tiny, overwrite=True)
+    (out / "segmenter" / "config.yaml").write_text("data: {name: shapes}")
     run_demo(out, recipe=tiny, steps=1, overwrite=True, quiet=True, say=lambda line: None)
     assert (out / "demo.html").is_file()
     assert (out / "notes.txt").read_text() == (out / "thesis.tex").read_text() == "mine"

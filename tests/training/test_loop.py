@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_mixed_precision_clipping_and_cosine_go_together(tiny: TrainConfig, name: str) -> None:
+def test_mixed_precision_clipping_and_cosine_go_together(tiny: TrainConfig, name: Any) -> None:
     tiny.precision = "bf16"
     tiny.optimizer = dataclasses.replace(tiny.optimizer, name=name, clip_norm=0.1, schedule="cosine", warmup=2)
     trained = train(tiny, quiet=True)

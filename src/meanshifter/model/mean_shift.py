@@ -54,7 +54,7 @@ class MeanShift(nn.Module):
 
     def weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N N"]:
         """S of one step from `tokens`: every row sums to 1, and S is not symmetric. For analysis: it is N × N."""
-        r = self.project(tokens)
+        r: Tensor = self.project(tokens)
         return (r @ r.mT / math.sqrt(self.channels)).softmax(-1)
 
     def trajectory(self, tokens: Float[Tensor, "B N D"], layers: int | None = None) -> Float[Tensor, "steps B N D"]:

@@ -160,7 +160,7 @@ def demo_page(demo: Demo, val_set: Dataset) -> Page:
         "Two small models, trained from scratch on this machine. Both are a plain vision transformer with a linear "
         "decoder; in MeanShifter, one step of mean shift moves the patch encodings towards the modes of their "
         "density before they are classified. All pictures and scores are of generated images that no model saw "
-        "in training. Their colours are drawn without regard to the class: outline and surface tell."
+        "in training. The colours of the shapes are drawn without regard to their class: outline and surface tell."
     )
     page.heading("Scores on held-out images")
     header, rows = score_table(demo)
