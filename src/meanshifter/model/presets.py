@@ -125,7 +125,10 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None, labels: Labe
         raise InputError("num_classes, classes, labels: give exactly one of the three")
     if labels is not None:
         return labels
-    return LabelSpace(tuple(classes)) if classes is not None else LabelSpace.unnamed(int(num_classes or 0))
+    if classes is not None:
+        return LabelSpace(tuple(classes))
+    assert num_classes is not None  # exactly one of the three was given
+    return LabelSpace.unnamed(num_classes)
 
 
 def _stated_normalisation(backbone: str) -> tuple[Triple, Triple]:

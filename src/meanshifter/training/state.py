@@ -7,6 +7,7 @@ checkpoints/last/training.safetensors    raw weights, optimiser state, step and 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if path.is_file():
             lines = path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
+            kept = [line for line in lines if _step_of(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def keep_batch(self, step: int, images: Tensor, labels: Tensor, names: list[str]) -> Path:
@@ -126,11 +127,12 @@ def recipe_reading(path: str | Path) -> dict[str, Any]:
         return {}
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite for a line that a kill cut off."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return None
+        return math.inf
 
 
 def _differences(stored: Any, ours: Any, prefix: str = "") -> list[str]:
