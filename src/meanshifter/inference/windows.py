@@ -66,7 +66,7 @@ def axis_matrix(
     """
     width = length if window is None else min(window, length)
     patches = -(-width // patch_size)
-    upsample = bilinear_matrix(patches, patches * patch_size, width).double()
+    upsample = bilinear_matrix(patches, patches * patch_size, width, torch.float64)
     starts = window_starts(length, window, stride)
     matrix = torch.zeros(length, len(starts) * patches, dtype=torch.float64)
     count = torch.zeros(length, 1, dtype=torch.float64)

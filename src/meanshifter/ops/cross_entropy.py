@@ -1,16 +1,16 @@
-"""Cross-entropy of upsampled logits, tile by tile, with the gradient taken on the way."""
+"""Cross-entropy of upsampled logits, with the gradient taken on the way."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from meanshifter.errors import InputError
-from meanshifter.ops.upsampling import Size, axis_matrices, check_logits, tiles
+from meanshifter.ops import cpu
+from meanshifter.ops.upsampling import Size, axis_matrices, check_logits, tile_side, tiles
 
 Normalize = Literal["valid", "pixels"]
 
@@ -27,8 +27,8 @@ def upsampled_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Cross-entropy between labels (B, H, W) and logits upsampled bilinearly to their size, as a float32 scalar.
 
-    Equal to `torch.nn.functional.cross_entropy` of the upsampled logits, which are never held: the sum runs
-    over tiles, and each tile's gradient is folded back onto the patch grid (B, K, h, w) at once.
+    Equal to `torch.nn.functional.cross_entropy` of the upsampled logits, which are never held: the sum runs over
+    tiles or pixels, and the gradient of each is folded back onto the patch grid (B, K, h, w) at once.
 
     Args:
         logits: patch logits of any floating dtype; arithmetic is float32 (float64 for float64 logits).
@@ -48,43 +48,53 @@ def upsampled_cross_entropy(
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     weight = logits.new_ones(logits.shape[1], dtype=dtype) if weight is None else weight.to(logits.device, dtype)
     settings = (padded_size, ignore_index, normalize, label_smoothing)
-    loss: Tensor = _TiledCrossEntropy.apply(logits, labels, weight, settings)
+    loss: Tensor = _UpsampledCrossEntropy.apply(logits, labels, weight, settings)
     return loss
 
 
-class _TiledCrossEntropy(torch.autograd.Function):
+class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor, settings: Any) -> Tensor:
         padded_size, ignore_index, normalize, smoothing = settings
         height, width = labels.shape[-2:]
         rows, cols = axis_matrices(logits, (height, width), padded_size)
         wide = logits.detach().to(rows.dtype)
-        gradient = torch.zeros_like(wide) if ctx.needs_input_grad[0] else None
-        total = wide.new_zeros(())
-        for b in range(len(labels)):
-            for tile in tiles(rows, cols):
-                target = labels[b, tile.out_rows, tile.out_cols].long()
-                with torch.set_grad_enabled(gradient is not None):
-                    z = wide[b].requires_grad_(gradient is not None)
-                    loss = F.cross_entropy(
-                        tile.upsample(z, rows, cols)[None],
-                        target[None],
-                        weight,
-                        ignore_index=ignore_index,
-                        reduction="sum",
-                        label_smoothing=smoothing,
-                    )
-                if gradient is not None:
-                    gradient[b] += torch.autograd.grad(loss, z)[0]
-                total += loss.detach()
+        sums = cpu.cross_entropy if cpu.usable(wide) else _reference
+        total, gradient = sums(wide, labels, rows, cols, weight, ignore_index=ignore_index, smoothing=smoothing)
         count = _count(labels, weight, ignore_index, normalize)
-        ctx.save_for_backward(None if gradient is None else (gradient / count).to(logits.dtype))
+        ctx.save_for_backward((gradient / count).to(logits.dtype))
         return total / count
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream[0].to(gradient.dtype) if gradient is not None else None), None, None, None
+        return gradient * upstream[0].to(gradient.dtype), None, None, None
+
+
+def _reference(
+    logits: Tensor, labels: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, *, ignore_index: int, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The summed loss and its gradient (B, K, h, w), tile by tile on any device.
+
+    With w the class weights, t the label of a pixel, e the smoothing and q the softmax of a pixel's logits,
+    loss = -(1 - e) w_t log q_t - e/K sum_k w_k log q_k. Its gradient in logit k is
+    ((1 - e) w_t + e/K sum w) q_k - (1 - e) w_t [k = t] - e/K w_k, and each tile's is folded onto the patches.
+    """
+    gradient, total = torch.zeros_like(logits), logits.new_zeros(())
+    smooth = (smoothing / len(weight) * weight)[:, None, None]
+    for b, z in enumerate(logits):
+        for tile in tiles(rows, cols, tile_side(len(weight), logits.device)):
+            target = labels[b, tile.out_rows, tile.out_cols].long()
+            valid = target != ignore_index
+            target = torch.where(valid, target, 0)[None]
+            keep = (1 - smoothing) * weight[target] * valid
+            log_q = tile.upsample(z, rows, cols).log_softmax(0)
+            total -= (keep * log_q.gather(0, target)).sum() + (smooth * log_q * valid).sum()
+            slope = log_q.exp_().mul_(keep + smooth.sum() * valid)
+            slope -= smooth * valid
+            slope.scatter_add_(0, target, -keep)
+            gradient[b, :, tile.in_rows, tile.in_cols] += tile.fold(slope, rows, cols)
+    return total, gradient
 
 
 def _count(labels: Tensor, weight: Tensor, ignore_index: int, normalize: Normalize) -> Tensor:

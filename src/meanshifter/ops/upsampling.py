@@ -9,6 +9,7 @@ matrices too, so one function serves them all, and only tiles of the product are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,15 +20,22 @@ from torch import Tensor
 from meanshifter.errors import InputError
 
 Size = tuple[int, int]
-TILE = 256
-"""Side of a tile in pixels: K × TILE × TILE floats are alive at once."""
+_CPU_TILE, _GPU_TILE = 1 << 18, 1 << 24
+"""Logits of one tile: what caches hold, and what keeps a GPU busy."""
 
 
-def bilinear_matrix(n_in: int, padded: int, n_out: int) -> Float[Tensor, "n_out n_in"]:
+def tile_side(K: int, device: torch.device) -> int:
+    """The side of tiles in pixels, so that those of K classes stay small whatever the image."""
+    return max(math.isqrt((_CPU_TILE if device.type == "cpu" else _GPU_TILE) // K), 8)
+
+
+def bilinear_matrix(
+    n_in: int, padded: int, n_out: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "n_out n_in"]:
     """The weights that take `n_in` values to `padded` by bilinear upsampling, cropped to the first `n_out`.
 
     Positions are half-pixel centred and clamped at the borders (``align_corners=False`` of
-    `torch.nn.functional.interpolate`, without antialiasing). Computed in float64, returned in float32.
+    `torch.nn.functional.interpolate`, without antialiasing). Computed in float64, returned in `dtype`.
 
     Raises:
         InputError: a size below 1, or `n_out` above `padded`.
@@ -44,7 +52,7 @@ def bilinear_matrix(n_in: int, padded: int, n_out: int) -> Float[Tensor, "n_out 
     row = torch.arange(n_out)
     matrix[row, low] += 1 - (position - low)
     matrix[row, high] += position - low
-    return matrix.float()
+    return matrix.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,22 @@ class Tile:
 
         One equal product per class (bmm over classes), so that classes with equal logits stay equal to the bit.
         """
-        part = z[:, self.in_rows, self.in_cols]
-        across = cols[self.out_cols, self.in_cols].T.expand(len(part), -1, -1)
-        down = rows[self.out_rows, self.in_rows].expand(len(part), -1, -1)
+        down, across = self._matrices(rows, cols, len(z))
         with torch.autocast(z.device.type, enabled=False):
-            return torch.bmm(down, torch.bmm(part, across))
+            return torch.bmm(down, torch.bmm(z[:, self.in_rows, self.in_cols], across.mT))
+
+    def fold(self, pixels: Tensor, rows: Tensor, cols: Tensor) -> Float[Tensor, "K r c"]:
+        """The transpose of `upsample`: from pixels (K, R, C) to the part of the patch grid they depend on."""
+        down, across = self._matrices(rows, cols, len(pixels))
+        with torch.autocast(pixels.device.type, enabled=False):
+            return torch.bmm(torch.bmm(down.mT, pixels), across)
+
+    def _matrices(self, rows: Tensor, cols: Tensor, K: int) -> tuple[Tensor, Tensor]:
+        down, across = rows[self.out_rows, self.in_rows], cols[self.out_cols, self.in_cols]
+        return down.expand(K, -1, -1), across.expand(K, -1, -1)
 
 
-def tiles(rows: Tensor, cols: Tensor, side: int = TILE) -> Iterator[Tile]:
+def tiles(rows: Tensor, cols: Tensor, side: int) -> Iterator[Tile]:
     """Rectangles of at most side × side pixels that cover the output of rows (H, h) and cols (W, w)."""
     down, across = _spans(rows, side), _spans(cols, side)
     for out_rows, in_rows in down:
@@ -91,9 +107,9 @@ def axis_matrices(logits: Tensor, size: Size, padded_size: Size | None) -> tuple
     """The row and column matrices from the grid of `logits` (B, K, h, w) to `size`, on its device."""
     padded = size if padded_size is None else padded_size
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    rows = bilinear_matrix(logits.shape[-2], padded[0], size[0])
-    cols = bilinear_matrix(logits.shape[-1], padded[1], size[1])
-    return rows.to(logits.device, dtype), cols.to(logits.device, dtype)
+    rows = bilinear_matrix(logits.shape[-2], padded[0], size[0], dtype)
+    cols = bilinear_matrix(logits.shape[-1], padded[1], size[1], dtype)
+    return rows.to(logits.device), cols.to(logits.device)
 
 
 def check_logits(logits: Tensor) -> None:

@@ -1,0 +1,47 @@
+"""Logits with sizes to upsample them to, and the definition that the operations are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+
+from meanshifter.ops import cpu
+
+IMPLEMENTATIONS = ["reference", "kernels"]
+
+
+@contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Run the CPU kernels, or what stands in for them where numba is missing."""
+    with mock.patch.object(cpu, "available", return_value=name == "kernels"):
+        yield
+
+
+class Case(NamedTuple):
+    logits: torch.Tensor
+    size: tuple[int, int]
+    padded: tuple[int, int]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Batches, ratios from shrinking to enlarging a hundred times, padding, dtypes and strides."""
+    side = st.integers(1, 9)
+    B, K, h, w = draw(st.integers(1, 2)), draw(st.integers(1, 20)), draw(side), draw(side)
+    padded = (draw(st.integers(1, 300)), draw(st.integers(1, 40)))
+    size = (draw(st.integers(1, padded[0])), draw(st.integers(1, padded[1])))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    logits = torch.randn(B, K, w, h, generator=generator).transpose(2, 3) * draw(st.sampled_from([0.1, 1, 30]))
+    return Case(logits.to(draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))), size, padded)
+
+
+def upsample(logits: torch.Tensor, size: tuple[int, int], padded: tuple[int, int]) -> torch.Tensor:
+    """The definition, in float64: upsample, then crop at the top left."""
+    full = F.interpolate(logits.double().contiguous(), padded, mode="bilinear", align_corners=False)
+    return full[..., : size[0], : size[1]]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import meanshifter as ms
+from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
+
+
+def definition(full: torch.Tensor, labels: torch.Tensor, normalize: str, weight: Any, smoothing: float) -> torch.Tensor:
+    """Cross-entropy of upsampled logits in float64; without a labelled pixel, 0."""
+    total = F.cross_entropy(full, labels, weight, ignore_index=255, reduction="sum", label_smoothing=smoothing)
+    valid = labels[labels != 255]
+    factors = torch.ones(full.shape[1], dtype=torch.float64) if weight is None else weight
+    count = labels.numel() if normalize == "pixels" else factors[valid].sum()
+    return total / count if count > 0 else total
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [("kernels", torch.float32, 1e-5), ("reference", torch.float32, 1e-5), ("reference", torch.float64, 1e-10)],
+)
+@settings(max_examples=60, deadline=None)
+@given(
+    case=cases(),
+    normalize=st.sampled_from(["valid", "pixels"]),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    weighted=st.booleans(),
+    ignored=st.sampled_from([0, 0.3, 1]),
+)
+def test_the_loss_and_its_gradient_are_those_of_the_upsampled_logits(
+    case: Case,
+    normalize: Any,
+    smoothing: float,
+    weighted: bool,
+    ignored: float,
+    name: str,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    exact = case.logits.to(dtype).double().requires_grad_()
+    B, K = exact.shape[:2]
+    rng = np.random.default_rng(0)
+    drawn = np.where(rng.random((B, *case.size)) < ignored, 255, rng.integers(0, K, (B, *case.size)))
+    labels = torch.from_numpy(drawn)
+    weight = torch.rand(K, dtype=torch.float64) + 0.5 if weighted else None
+    full = upsample(exact, case.size, case.padded)
+    expected = definition(full, labels, normalize, weight, smoothing)
+    (expected_gradient,) = torch.autograd.grad(expected, exact)
+    logits = exact.detach().to(dtype).requires_grad_()
+    with implementation(name):
+        loss = ms.ops.upsampled_cross_entropy(
+            logits,
+            labels.to(torch.uint8),
+            padded_size=case.padded,
+            normalize=normalize,
+            weight=weight,
+            label_smoothing=smoothing,
+        )
+    (gradient,) = torch.autograd.grad(loss, logits)
+    scale = max(float(full.detach().abs().max()), 1)  # float32 holds a loss of 30 to 30 times the precision of 1
+    if dtype == torch.float64:
+        assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=tolerance, atol=tolerance * scale)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_where_every_pixel_is_ignored_loss_and_gradient_are_zero(name: str) -> None:
+    logits = torch.randn(2, 5, 3, 3, requires_grad=True)
+    with implementation(name):
+        loss = ms.ops.upsampled_cross_entropy(logits, torch.full((2, 48, 48), 255))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_the_loss_is_float32_and_its_gradient_has_the_type_of_the_logits(name: str) -> None:
+    logits = torch.randn(1, 5, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    with implementation(name):
+        loss = ms.ops.upsampled_cross_entropy(logits, torch.zeros(1, 48, 48, dtype=torch.uint8))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_autocast_around_the_operations_changes_nothing(name: str) -> None:
+    logits = torch.randn(1, 20, 4, 5)
+    labels = torch.randint(0, 20, (1, 64, 80))
+    with implementation(name):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = ms.ops.upsampled_argmax(logits, (64, 80)), ms.ops.upsampled_cross_entropy(logits, labels)
+        assert torch.equal(inside[0], ms.ops.upsampled_argmax(logits, (64, 80)))
+        assert torch.equal(inside[1], ms.ops.upsampled_cross_entropy(logits, labels))
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    logits, labels = torch.randn(3, 12, 9, 9, requires_grad=True), torch.randint(0, 12, (3, 144, 144))
+    losses, gradients, maps = [], [], []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            losses.append(ms.ops.upsampled_cross_entropy(logits, labels))
+            gradients.append(torch.autograd.grad(losses[-1], logits)[0])
+            maps.append(ms.ops.upsampled_argmax(logits.detach(), (144, 144)))
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(maps[0], maps[1])
+
+
+@pytest.mark.usefixtures("user")
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 7), r"value 7 in 64 pixels; classes are 0 to 2"),
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), -1), r"value -1 in 64 pixels; classes are 0 to 2"),
+        (torch.zeros(1, 3, 2, 2), torch.zeros(2, 8, 8).long(), r"expected integers \(B, H, W\) with B=1"),
+        (torch.zeros(1, 3, 2), torch.zeros(1, 8, 8).long(), r"expected floats \(B, K, h, w\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(logits: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ms.InputError, match=message):
+        ms.ops.upsampled_cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_full_resolution_logits_are_never_held(largest: Any, name: str) -> None:
+    K, size = 150, (512, 512)
+    logits = torch.randn(2, K, 32, 32, requires_grad=True)
+    labels = torch.zeros(2, *size, dtype=torch.uint8)
+    with implementation(name), largest:
+        ms.ops.upsampled_cross_entropy(logits, labels).backward()
+    assert largest.elements <= K * size[0] * size[1] / 64

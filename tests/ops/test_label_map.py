@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import meanshifter as ms
+from meanshifter.inference.windows import axis_matrix
+from meanshifter.ops import View, label_map, pixel_scores
+from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@settings(max_examples=80, deadline=None)
+@given(case=cases())
+def test_the_label_map_is_the_argmax_of_the_upsampled_logits(case: Case, name: str) -> None:
+    full = upsample(case.logits.float(), case.size, case.padded)
+    with implementation(name):
+        labels = ms.ops.upsampled_argmax(case.logits, case.size, padded_size=case.padded)
+    assert labels.dtype == torch.uint8
+    chosen = full.gather(1, labels.long()[:, None])[:, 0]
+    assert (full.amax(1) - chosen).max() < 1e-5 * max(float(full.abs().max()), 1)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@given(first=st.integers(0, 3), copies=st.integers(1, 3))
+def test_the_lowest_class_wins_a_tie(first: int, copies: int, name: str) -> None:
+    logits = torch.rand(1, 8, 5, 6)
+    logits[:, first] = 2 + torch.rand(1, 5, 6)
+    logits[:, first + copies] = logits[:, first]
+    with implementation(name):
+        assert (ms.ops.upsampled_argmax(logits, (80, 96)) == first).all()
+        assert (ms.ops.upsampled_argmax(torch.zeros(1, 3, 4, 4), (64, 64)) == 0).all()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_more_than_255_classes_need_sixteen_bits(name: str) -> None:
+    logits = torch.zeros(1, 300, 2, 2)
+    logits[:, 299] = 1
+    with implementation(name):
+        labels = ms.ops.upsampled_argmax(logits, (8, 8))
+    assert labels.dtype == torch.uint16
+    assert (labels.long() == 299).all()
+
+
+@st.composite
+def views(draw: st.DrawFn) -> list[View]:
+    """One or several readings of an image in overlapping windows, resized to one size."""
+    K, size = draw(st.integers(1, 12)), (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
+    found = []
+    for seed in range(draw(st.integers(1, 3))):
+        lengths = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+        window = draw(st.integers(1, 40))
+        stride = draw(st.integers(max(window // 3, 1), window))
+        rows, cols = (
+            axis_matrix(length, out, window=window, stride=stride, patch_size=4)
+            for length, out in zip(lengths, size, strict=True)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        found.append(View(torch.randn(K, rows.shape[1], cols.shape[1], generator=generator), rows, cols))
+    return found
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@settings(max_examples=60, deadline=None)
+@given(several=views())
+def test_scores_and_probabilities_are_those_of_the_averaged_softmax(several: list[View], name: str) -> None:
+    dense = [view.rows.double() @ view.z.double() @ view.cols.double().T for view in several]
+    p = torch.stack([z.softmax(0) for z in dense]).mean(0)
+    K = len(p)
+    with implementation(name):
+        found = pixel_scores(several, scores=("probability", "margin", "entropy"), probabilities=(0, K - 1))
+        assert torch.equal(found.labels, label_map(several))
+    best = p.topk(min(K, 2), dim=0).values
+    assert (p.amax(0) - p.gather(0, found.labels.long()[None])[0]).max() < 1e-5
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
+    torch.testing.assert_close(found.scores["probability"], best[0], **close)
+    torch.testing.assert_close(found.scores["margin"], best[0] - best[1] if K > 1 else best[0], **close)
+    torch.testing.assert_close(found.scores["entropy"], -torch.special.xlogy(p, p).sum(0), **close)
+    torch.testing.assert_close(found.probabilities[K - 1], p[K - 1], **close)
+
+
+def test_logits_far_apart_give_probabilities_of_zero_and_one() -> None:
+    z = torch.tensor([0.0, 1e4, -1e4])[:, None, None].expand(3, 2, 2)
+    matrix = ms.ops.bilinear_matrix(2, 8, 8)
+    found = pixel_scores([View(z, matrix, matrix)], scores=("probability", "entropy"), probabilities=(0,))
+    assert (found.scores["probability"] == 1).all()
+    assert (found.scores["entropy"] == 0).all()
+    assert (found.probabilities[0] == 0).all()
+
+
+def test_what_views_do_not_have_is_refused() -> None:
+    view = View(torch.zeros(3, 1, 1), torch.ones(2, 1), torch.ones(2, 1))
+    with pytest.raises(ms.InputError, match="class 3; classes are 0 to 2"):
+        pixel_scores([view], probabilities=(3,))
+    with pytest.raises(ms.InputError, match="views: 0 given"):
+        label_map([])
+
+
+@pytest.mark.usefixtures("user")
+def test_an_unknown_score_is_refused() -> None:
+    view = View(torch.zeros(3, 1, 1), torch.ones(2, 1), torch.ones(2, 1))
+    with pytest.raises(ms.InputError, match="'certainty'; use probability, margin, entropy"):
+        pixel_scores([view], scores=["certainty"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_full_resolution_logits_are_never_held(largest: Any, name: str) -> None:
+    K, size = 150, (512, 512)
+    logits = torch.randn(1, K, 32, 32)
+    matrix = ms.ops.bilinear_matrix(32, 512, 512)
+    with implementation(name), largest:
+        ms.ops.upsampled_argmax(logits, size)
+        pixel_scores([View(logits[0], matrix, matrix)] * 2, scores=("margin",), probabilities=(3,))
+    assert largest.elements <= K * size[0] * size[1] / 64
