@@ -94,7 +94,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--long-side", type=int, metavar="PIXELS", default=left_out, help="the longer of the two")
     group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
     group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default=left_out)
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
     group.add_argument("--batch-size", type=int, metavar="WINDOWS", default=left_out, help="windows per pass")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
 

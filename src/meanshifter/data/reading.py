@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +24,12 @@ from meanshifter.errors import InputError
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
+MAX_PIXELS: Final = 1_000_000_000
+"""An image that claims more is refused before it is decoded: a few bytes of a file can claim anything."""
+
 _ORIENTATION: Final = 0x0112
+_BAND: Final = 256
+_PILLOW_LIMIT: Final = Lock()
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +42,7 @@ _TURNS: Final = {
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 
-def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """The image as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
     Grey, palette, CMYK and 1-bit images are converted. Of 16 bits the upper 8 are kept. Transparency is dropped:
@@ -43,9 +50,9 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     frames the first is read.
 
     Raises:
-        InputError: a file that is missing, truncated, no image, or of 32-bit values.
+        InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
     """
-    picture, turn = _decode(Path(path))
+    picture, turn = _decode(Path(path), max_pixels)
     return _rgb(_upright(picture, turn), Path(path))
 
 
@@ -125,13 +132,20 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     return np.unique(values).astype(np.int64)
 
 
-def _decode(path: Path) -> tuple[Image.Image, int]:
+def _decode(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
     """The decoded picture as stored, and its EXIF orientation (1: upright)."""
     try:
-        with Image.open(path) as picture:
+        with _open(path) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise InputError(
+                    f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
+                    f"{max_pixels:,}; raise max_pixels if the file is to be trusted"
+                )
             picture.load()
             turn = picture.getexif().get(_ORIENTATION, 1)
             return picture, turn if turn in _TURNS else 1
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -141,6 +155,19 @@ def _decode(path: Path) -> tuple[Image.Image, int]:
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Pillow's open without its own limit on pixels, which is one number for the whole process."""
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with opened as picture:
+        yield picture
 
 
 def _upright(picture: Image.Image, turn: int) -> Image.Image:
@@ -161,10 +188,13 @@ def _rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
         return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if picture.mode == "F":
         raise InputError(f"{path}: floating-point values; export the image with 8 or 16 bits per channel")
-    if "transparency" in picture.info:
+    out = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
+    for top in range(0, picture.height, _BAND):  # a conversion of the whole would hold it three times over
+        band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
         # Pillow warns when a palette's transparency has to vanish in one step
-        picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
+        band = band.convert("RGBA") if "transparency" in picture.info else band
+        out[top : top + _BAND] = np.asarray(band.convert("RGB"))
+    return out
 
 
 def _train_ids(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:

@@ -8,55 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from meanshifter.data.labels import Labels
-from meanshifter.data.reading import read_image
+from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.data.reading import MAX_PIXELS, read_image
 from meanshifter.errors import InputError
+from meanshifter.inference.precision import AUTOCAST, Precision, resolve_precision
+from meanshifter.inference.reading import Encoded, Reading, crops
 from meanshifter.inference.resizing import fitted_size, resize
 from meanshifter.inference.segmentation import Segmentation
-from meanshifter.inference.windows import axis_matrix, check_windows, window_starts
-from meanshifter.ops import View, label_map
+from meanshifter.inference.windows import Axis, axis, check_windows
+from meanshifter.ops import Score, View, label_map, pixel_scores
 
 if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Pixels = npt.NDArray[np.uint8]
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class _Mosaic:
-    """The pixels of one view and where its windows lie."""
-
-    pixels: Pixels
-    rows: tuple[int, ...]
-    cols: tuple[int, ...]
-    window: tuple[int, int]
-
-    def crops(self, batch: int) -> Iterator[Pixels]:
-        """The windows in row-major order, (b, wh, ww, 3) at a time."""
-        corners = list(product(self.rows, self.cols))
-        height, width = self.window
-        for i in range(0, len(corners), batch):
-            yield np.stack([self.pixels[y : y + height, x : x + width] for y, x in corners[i : i + batch]])
-
-    def assemble(self, windows: Float[Tensor, "n K h w"]) -> Float[Tensor, "K h_all w_all"]:
-        """The patch logits of all windows side by side, in float32."""
-        _, K, h, w = windows.shape
-        grid = windows.float().view(len(self.rows), len(self.cols), K, h, w)
-        return grid.permute(2, 0, 3, 1, 4).reshape(K, len(self.rows) * h, len(self.cols) * w)
+BAND = 256
+"""Rows of the result that are finished together."""
 
 
 class Predictor:
@@ -73,9 +50,14 @@ class Predictor:
         flip: also read the mirrored image, and average.
         mean_shift_layers: mean shift steps; None is the trained number, 0 no shift.
         device: where to run; the model is moved there for good. None: where the model is.
-        precision: of the model's arithmetic (autocast); the label map is computed in float32 in any case.
+        precision: of the model's arithmetic (autocast); "auto" is bf16 where the device has units for it, else
+            fp32. The label map is computed in float32 in any case.
         batch_size: windows per pass; None: 2 windows of 512 pixels on the CPU and 16 elsewhere, or as many
             windows of another size as have that many pixels.
+        scores: maps of how sure each pixel is, for `Segmentation.scores`: "probability" of the winner, its
+            "margin" to the second class, and the "entropy" in nats.
+        probabilities: names of classes whose probability is wanted, for `Segmentation.probabilities`.
+        max_pixels: files of more are refused before they are decoded.
 
     Raises:
         InputError: an argument outside its range.
@@ -95,6 +77,9 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
         batch_size: int | None = None,
+        scores: Sequence[Score] = (),
+        probabilities: Sequence[str] = (),
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         check_windows(window, stride)
         _check_resizing(short_side, long_side, scales)
@@ -107,9 +92,12 @@ class Predictor:
         self.short_side, self.long_side = short_side, long_side
         self.scales, self.flip = tuple(scales), flip
         self.mean_shift_layers = self.resolve_layers(mean_shift_layers)
-        self.precision, self.batch_size = precision, batch_size
+        self.batch_size, self.max_pixels = batch_size, max_pixels
+        _check_asked(scores, probabilities, model.labels)
+        self.scores, self.probabilities = tuple(scores), tuple(probabilities)
         if device is not None:
             _move(model, device)
+        self.precision = resolve_precision(precision, model.device)
 
     def __call__(self, image: str | Path | Image.Image | Pixels) -> Segmentation:
         """The segmentation of a file, a PIL image or an (H, W, 3) uint8 RGB array, at its own size.
@@ -117,9 +105,12 @@ class Predictor:
         Raises:
             InputError: a file that cannot be read, or an array of another type or shape.
         """
-        pixels = as_pixels(image)
-        (labels,) = self.label_maps(pixels, [self.mean_shift_layers])
-        return Segmentation(labels, pixels, self.model.labels)
+        pixels = as_pixels(image, self.max_pixels)
+        out = _Maps(pixels.shape[:2], self.model.labels.num_classes, self.scores, self.probabilities)
+        with _evaluating(self.model), torch.inference_mode():
+            for rows, (views,) in self._bands(pixels, [self.mean_shift_layers]):
+                self._read_out(views, rows, out)
+        return Segmentation(out.labels, pixels, self.model.labels, out.scores, out.probabilities)
 
     def label_maps(self, image: str | Path | Image.Image | Pixels, layers: Sequence[int | None]) -> list[Labels]:
         """One label map (H, W) for each number of mean shift steps; the encoder sees the image once.
@@ -127,16 +118,16 @@ class Predictor:
         Raises:
             InputError: as `__call__`, and a number of steps that the model cannot take.
         """
-        pixels = as_pixels(image)
+        pixels = as_pixels(image, self.max_pixels)
         steps = [self.resolve_layers(entry) for entry in layers]
         if not steps:
             raise InputError("layers: 0 entries; name at least one number of mean shift steps")
-        views: list[list[View]] = [[] for _ in steps]
+        maps = [_Maps(pixels.shape[:2], self.model.labels.num_classes).labels for _ in steps]
         with _evaluating(self.model), torch.inference_mode():
-            for scale, mirrored in product(self.scales, (False, True) if self.flip else (False,)):
-                for several, view in zip(views, self._read(pixels, scale, mirrored, steps), strict=True):
-                    several.append(view)
-            return [label_map(several).cpu().numpy() for several in views]
+            for rows, several in self._bands(pixels, steps):
+                for labels, views in zip(maps, several, strict=True):
+                    labels[rows] = label_map(views).cpu().numpy()
+        return maps
 
     def protocol(self) -> dict[str, Any]:
         """How images are read: the part of `evaluation.Protocol` that the predictor decides."""
@@ -163,36 +154,53 @@ class Predictor:
             )
         return self.model.steps(layers)
 
-    def _read(self, pixels: Pixels, scale: float, mirrored: bool, steps: list[int]) -> list[View]:
-        """One view of the image for each entry of `steps`."""
+    def _read_out(self, views: list[View], rows: slice, out: _Maps) -> None:
+        """Fill in what one band says."""
+        if not out.scores and not out.probabilities:
+            out.labels[rows] = label_map(views).cpu().numpy()
+            return
+        classes = [self.model.labels.names.index(name) for name in self.probabilities]
+        found = pixel_scores(views, scores=self.scores, probabilities=classes)
+        out.labels[rows] = found.labels.cpu().numpy()
+        for name in self.scores:
+            out.scores[name][rows] = found.scores[name].cpu().numpy()
+        for title, k in zip(self.probabilities, classes, strict=True):
+            out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
+
+    def _bands(self, pixels: Pixels, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
+        """Bands of rows from the top down, each with the views of every entry of `steps`.
+
+        At most the logits of the windows that one band touches are alive.
+        """
+        H = len(pixels)
+        readings = [self._read(pixels, scale, mirrored, steps) for scale, mirrored in self._ways()]
+        for start in range(0, H, BAND):
+            rows = slice(start, min(start + BAND, H))
+            views = [reading.views(rows.start, rows.stop) for reading in readings]
+            yield rows, [list(several) for several in zip(*views, strict=True)]
+
+    def _ways(self) -> list[tuple[float, bool]]:
+        """Scale, and whether mirrored, of every reading."""
+        return list(product(self.scales, (False, True) if self.flip else (False,)))
+
+    def _read(self, pixels: Pixels, scale: float, mirrored: bool, steps: list[int]) -> Reading:
         H, W = pixels.shape[:2]
         size = fitted_size(H, W, short_side=self.short_side, long_side=self.long_side, scale=scale)
-        resized = resize(pixels, size)
-        mosaic = _Mosaic(
-            resized[:, ::-1] if mirrored else resized,
-            window_starts(size[0], self.window, self.stride),
-            window_starts(size[1], self.window, self.stride),
-            size if self.window is None else (min(self.window, size[0]), min(self.window, size[1])),
-        )
-        logits = self._encode(mosaic, steps)
         rows, cols = (
-            axis_matrix(length, out, window=self.window, stride=self.stride, patch_size=self.model.patch_size)
+            axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.patch_size)
             for length, out in zip(size, (H, W), strict=True)
         )
-        if mirrored:
-            cols = cols.flip(0)
-        device = logits[0].device
-        return [View(z, rows.to(device), cols.to(device)) for z in logits]
+        resized = resize(pixels, size)
+        windows = self._encode(resized[:, ::-1] if mirrored else resized, rows, cols, steps)
+        return Reading(windows, rows, cols, mirrored=mirrored)
 
-    def _encode(self, mosaic: _Mosaic, steps: list[int]) -> list[Float[Tensor, "K h_all w_all"]]:
+    def _encode(self, pixels: Pixels, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
+        """The windows one by one; they are encoded in batches, each when its first is taken."""
         device = self.model.device
-        batches: list[list[Tensor]] = [[] for _ in steps]
-        with torch.autocast(device.type, _AUTOCAST[self.precision], enabled=self.precision != "fp32"):
-            for crops in mosaic.crops(self._batch_size(mosaic.window, device)):
-                logits = self.model.logits_at(self.model.normalize(crops), steps)
-                for several, batch in zip(batches, logits, strict=True):
-                    several.append(batch)
-        return [mosaic.assemble(torch.cat(several)) for several in batches]
+        for batch in crops(pixels, rows, cols, self._batch_size((rows.width, cols.width), device)):
+            with torch.autocast(device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
+                logits = self.model.logits_at(self.model.normalize(batch), steps)
+            yield from zip(*(several.float() for several in logits), strict=True)
 
     def _batch_size(self, window: tuple[int, int], device: torch.device) -> int:
         if self.batch_size is not None:
@@ -201,14 +209,25 @@ class Predictor:
         return max(pixels // (window[0] * window[1]), 1)
 
 
-def as_pixels(image: str | Path | Image.Image | Pixels) -> Pixels:
+class _Maps:
+    """Arrays (H, W) for everything that is asked about an image."""
+
+    def __init__(
+        self, size: tuple[int, ...], K: int, scores: Sequence[str] = (), probabilities: Sequence[str] = ()
+    ) -> None:
+        self.labels: Labels = np.empty(size, np.uint8) if K <= 255 else np.empty(size, np.uint16)
+        self.scores: dict[str, npt.NDArray[np.float32]] = {name: np.empty(size, dtype=np.float32) for name in scores}
+        self.probabilities = {name: np.empty(size, dtype=np.float32) for name in probabilities}
+
+
+def as_pixels(image: str | Path | Image.Image | Pixels, max_pixels: int = MAX_PIXELS) -> Pixels:
     """The (H, W, 3) uint8 RGB array of a file, a PIL image or such an array itself.
 
     Raises:
         InputError: a file that cannot be read, or anything that is no such array, with the way to one.
     """
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, max_pixels=max_pixels)
     if isinstance(image, Image.Image):
         return _from_picture(image)
     if not isinstance(image, np.ndarray):
@@ -267,6 +286,17 @@ def _check_resizing(short_side: int | None, long_side: int, scales: Sequence[flo
     smallest = min(scales)
     if short_side is not None and int(short_side * smallest) < 1:
         raise InputError(f"scales: {smallest} leaves no pixel of short_side {short_side}; use a larger factor")
+
+
+def _check_asked(scores: Sequence[str], probabilities: Sequence[str], labels: LabelSpace) -> None:
+    for score in scores:
+        if score not in get_args(Score):
+            raise InputError(f"scores: {score!r}; use one of {', '.join(get_args(Score))}")
+    for name in probabilities:
+        if name not in labels.names:
+            close = get_close_matches(name, labels.names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its classes are {', '.join(labels.names[:10])}, …"
+            raise InputError(f"probabilities: the model has no class {name!r}; {hint}")
 
 
 def _move(model: Segmenter, device: str | torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,10 @@ class Segmentation:
     """(H, W, 3), the input at its original size."""
     space: LabelSpace
     """Names and colours of the classes."""
+    scores: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """(H, W) maps that the predictor was asked for: probability of the winner, margin, entropy in nats."""
+    probabilities: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """(H, W) for each class that the predictor was asked for, by its name."""
 
     def to_image(self) -> Image.Image:
         """The train ids as an image: mode P with the palette, or 16-bit gray above 256 classes."""

@@ -4,13 +4,14 @@ MMSegmentation's `slide_inference` upsamples the logits of each window to pixels
 tensor, divides by the number of windows over each pixel and resizes to the size of the original image. All of
 that is linear and separable, so here the patch logits of all windows lie side by side in one mosaic
 z (K, nr·h, nc·w), and one matrix for each axis does the rest: class k is ``rows @ z[k] @ cols.T``.
-`ops.label_map` evaluates it tile by tile.
+`ops.label_map` evaluates it, for a band of rows at a time.
 
 Glossary: P patch size, n windows along the axis, h patches of one window along it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -53,7 +54,34 @@ def window_starts(length: int, window: int | None, stride: int) -> tuple[int, ..
     return tuple(max(min(i * stride, length - window), 0) for i in range(count))
 
 
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The windows along one axis, and the matrix from their patches to the pixels of the result."""
+
+    starts: tuple[int, ...]
+    """Where the windows begin."""
+    width: int
+    """Pixels of each."""
+    patches: int
+    """Patches of each."""
+    matrix: Float[Tensor, "size all_patches"]
+
+    def band(self, start: int, stop: int) -> tuple[slice, Float[Tensor, "band used"]]:
+        """The patches that pixels `start` to `stop` depend on, and their part of the matrix."""
+        used = (self.matrix[start:stop] != 0).any(0).nonzero()
+        patches = slice(int(used[0]), int(used[-1]) + 1)
+        return patches, self.matrix[start:stop, patches]
+
+
 @lru_cache(maxsize=8)
+def axis(length: int, size: int, *, window: int | None, stride: int, patch_size: int) -> Axis:
+    """The windows over `length` pixels of the resized image, and their way to `size` pixels of the result."""
+    starts = window_starts(length, window, stride)
+    width = length if window is None else min(window, length)
+    matrix = axis_matrix(length, size, window=window, stride=stride, patch_size=patch_size)
+    return Axis(starts, width, -(-width // patch_size), matrix)
+
+
 def axis_matrix(
     length: int, size: int, *, window: int | None, stride: int, patch_size: int
 ) -> Float[Tensor, "size patches"]:
@@ -61,8 +89,7 @@ def axis_matrix(
 
     It upsamples each window from h patches to h·P pixels (bilinear, align_corners=False), crops what the
     model padded, places it, divides by the number of windows over each pixel of the axis of `length` pixels,
-    and resizes from `length` to `size`. Computed in float64, returned in float32 on the CPU; shared between
-    calls, so it must not be written to.
+    and resizes from `length` to `size`. Computed in float64, returned in float32 on the CPU.
     """
     width = length if window is None else min(window, length)
     patches = -(-width // patch_size)

@@ -24,7 +24,7 @@ from meanshifter.training.display import Display, Meter
 from meanshifter.training.interrupt import Interrupt
 from meanshifter.training.optimizer import set_learning_rate
 from meanshifter.training.recipe import TrainConfig
-from meanshifter.training.session import Session, prepare
+from meanshifter.training.session import Session, prepare, resolve
 from meanshifter.training.state import RunFolder
 
 
@@ -56,6 +56,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and saved.
     """
     began = time.perf_counter()
+    config = resolve(config)
     session = prepare(config, resume=resume)
     fabric, optimizer, run = session.fabric, session.optimizer, session.run
     log = Log(run, session.tally)

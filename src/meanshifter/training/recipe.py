@@ -141,8 +141,8 @@ class TrainConfig:
     """Forward passes whose gradients are averaged into one step."""
     ema: float | None = None
     """Decay of the weights' running average, which is then what is scored and saved; null: no average."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of forward and backward; weights stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward; weights stay float32. auto: bf16 where the device has units for it."""
     compile: bool = False
     """Compile the model with torch.compile."""
     accelerator: str = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.inference.precision import resolve_precision
 from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.batches import Batch, SampleStream, batches, class_weights
@@ -25,6 +26,8 @@ from meanshifter.training.recipe import TrainConfig
 from meanshifter.training.state import RunFolder, pack, unpack
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PLAIN_ATTENTION_TOKENS = 512
+"""Up to here, N × N weights kept for the backward pass cost less than the fused attention's recomputation."""
 
 
 @dataclass
@@ -69,6 +72,12 @@ class Session:
         self.run.save("last", self.scored, state, step=step, best=self.best, tally=self.tally)
 
 
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The recipe with what depends on the machine filled in."""
+    device = _fabric(replace(config, precision="fp32")).device
+    return replace(config, precision=resolve_precision(config.precision, device))
+
+
 def prepare(config: TrainConfig, *, resume: bool) -> Session:
     """Open the data, build the model and the run folder; with `resume`, where the run stopped.
 
@@ -85,6 +94,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     average = None
     if config.ema is not None:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
+    if fabric.device.type == "cpu":
+        _set_cpu_attention(model, config)
     weight = class_weights(train_set, config.loss.class_balance)
     run = RunFolder.open(config, resume=resume)
     facts = restore(run, model, optimizer, average) if resume else None
@@ -110,6 +121,15 @@ def _fabric(config: TrainConfig) -> Fabric:
         raise InputError(f"accelerator: {config.accelerator!r} cannot be used ({text}); 'auto' or 'cpu' can") from error
     fabric.launch()
     return fabric
+
+
+def _set_cpu_attention(model: Segmenter, config: TrainConfig) -> None:
+    """In bfloat16 and for few tokens, the backward pass of the fused attention takes longer than the N × N one."""
+    tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
+    if config.precision == "bf16" and tokens <= PLAIN_ATTENTION_TOKENS:
+        for module in model.encoder.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", False)  # noqa: B010 (an attribute of timm's, unknown to nn.Module)
 
 
 def _compiled(model: Segmenter) -> nn.Module:

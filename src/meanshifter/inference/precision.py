@@ -1,0 +1,30 @@
+"""The arithmetic of a model's forward pass, and which of it a device does fastest."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """`precision` itself; "auto" is bf16 where `device` has units for it, else fp32.
+
+    A CPU without them emulates bfloat16 at half the speed of float32, and so do GPUs before Ampere.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bfloat16(device) else "fp32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies matrices of bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
