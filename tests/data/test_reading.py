@@ -114,6 +114,25 @@ def test_unreadable_images_are_named_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_pillows_limit_on_pixels_is_replaced_by_ours_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(path).shape == (20, 30, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(InputError, match=r"30×20 is 600 pixels, above max_pixels 500"):
+        read_image(path, max_pixels=500)
+
+
+def test_tall_images_are_read_band_by_band(tmp_path: Path) -> None:
+    tall = RNG.integers(0, 256, (700, 3, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", tall)), tall)
+    picture = Image.fromarray(tall).quantize(8)
+    picture.save(tmp_path / "p.png", transparency=3)
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), np.asarray(picture.convert("RGB")))
+
+
 # masks
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import meanshifter as ms
+from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.inference.resizing import fitted_size, resize
 
@@ -262,3 +263,78 @@ def test_half_precision_stays_close(tiny_model: Make) -> None:
     full = ms.Predictor(model, short_side=None)(image).labels
     half = ms.Predictor(model, short_side=None, precision="bf16")(image).labels
     assert (full == half).mean() > 0.9
+
+
+def test_bands_of_any_height_give_the_same_label_map(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("meanshifter-ti16")
+    image = random_image(101, 70)
+    predictor = ms.Predictor(model, window=32, stride=19, short_side=130, flip=True, scales=(1.0, 0.6))
+    whole = predictor(image).labels
+    for band in (1, 37):
+        monkeypatch.setattr("meanshifter.inference.predictor.BAND", band)
+        np.testing.assert_array_equal(predictor(image).labels, whole)
+
+
+def test_only_the_logits_that_a_band_needs_are_alive(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("segmenter-ti16", num_classes=9)
+    P, image = model.patch_size, random_image(900, 64)
+    predictor = ms.Predictor(model, window=32, stride=32, short_side=None)
+    monkeypatch.setattr("meanshifter.inference.predictor.BAND", 64)
+    heights = [z.shape[1] for _, (views,) in predictor._bands(image, [0]) for z, _, _ in views]
+    assert max(heights) <= (64 + 32) // P
+    assert len(heights) == -(-900 // 64)
+
+
+@torch.inference_mode()
+def test_prediction_never_holds_full_resolution_logits(tiny_model: Make, largest: Any) -> None:
+    K, (H, W) = 150, (300, 400)
+    model = tiny_model("meanshifter-ti16", num_classes=K)
+    predictor = ms.Predictor(model, window=64, stride=48, short_side=None, flip=True)
+    with largest:
+        predictor(random_image(H, W))
+    assert largest.elements <= max(K * H * W / 8, 2 * 3 * H * W)
+
+
+def named(make: Make, *classes: str) -> ms.Segmenter:
+    """A small model with class names of its own."""
+    model = make("segmenter-ti16", num_classes=len(classes))
+    model.labels = LabelSpace(classes, model.labels.palette)
+    return model
+
+
+def test_scores_and_probabilities_come_with_the_label_map(tiny_model: Make) -> None:
+    model = named(tiny_model, "sky", "road", "tree")
+    image = random_image(60, 90)
+    plain = ms.Predictor(model, window=32, stride=24, short_side=None)
+    asked = ms.Predictor(
+        model,
+        window=32,
+        stride=24,
+        short_side=None,
+        scores=("probability", "margin", "entropy"),
+        probabilities=("sky", "road", "tree"),
+    )
+    seg = asked(image)
+    np.testing.assert_array_equal(seg.labels, plain(image).labels)
+    p = np.stack([seg.probabilities[name] for name in ("sky", "road", "tree")])
+    ranked = np.sort(p, axis=0)
+    np.testing.assert_allclose(p.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(seg.scores["probability"], ranked[-1], atol=1e-6)
+    np.testing.assert_allclose(seg.scores["margin"], ranked[-1] - ranked[-2], atol=1e-6)
+    np.testing.assert_allclose(seg.scores["entropy"], -(p * np.log(p)).sum(0), atol=1e-5)
+    assert plain(image).scores == {}
+
+
+def test_scores_and_classes_that_do_not_exist_are_refused(tiny_model: Make) -> None:
+    model = named(tiny_model, "sky", "road")
+    with pytest.raises(InputError, match="has no class 'raod'; did you mean 'road'"):
+        ms.Predictor(model, probabilities=("raod",))
+    with pytest.raises(InputError, match="scores: 'certainty'; use one of probability, margin, entropy"):
+        ms.Predictor(model, scores=["certainty"])  # type: ignore[list-item]
+
+
+def test_files_above_max_pixels_are_refused(tiny_model: Make, tmp_path: Path) -> None:
+    Image.fromarray(random_image(20, 30)).save(tmp_path / "a.png")
+    predictor = ms.Predictor(tiny_model("segmenter-ti16"), max_pixels=599)
+    with pytest.raises(InputError, match=r"a.png: 30×20 is 600 pixels, above max_pixels 599; raise max_pixels"):
+        predictor(tmp_path / "a.png")

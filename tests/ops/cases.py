@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from meanshifter.ops import cpu
+from meanshifter.ops import backends
 
 IMPLEMENTATIONS = ["reference", "kernels"]
 
@@ -19,7 +19,7 @@ IMPLEMENTATIONS = ["reference", "kernels"]
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
     """Run the CPU kernels, or what stands in for them where numba is missing."""
-    with mock.patch.object(cpu, "available", return_value=name == "kernels"):
+    with mock.patch.object(backends, "has_numba", return_value=name == "kernels"):
         yield
 
 

@@ -1,4 +1,4 @@
-"""The CPU kernels behind tensors: layout, threads, and whether numba is there at all.
+"""The CPU kernels behind tensors: layout and threads.
 
 Glossary: K classes, h w patch grid, H W pixels.
 """
@@ -6,7 +6,7 @@ Glossary: K classes, h w patch grid, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meanshifter.ops.taps import axis_taps
+from meanshifter.ops.taps import Taps, axis_taps
 from meanshifter.ops.threads import in_parallel, spans
+from meanshifter.ops.upsampling import Axes, bilinear_matrix
 
 if TYPE_CHECKING:
     from meanshifter.ops.label_map import View
@@ -26,21 +27,6 @@ _BAND = 1 << 18
 SCORES = ("probability", "margin", "entropy")
 """In the order in which the kernel takes them."""
 _EMPTY = np.empty(0, dtype=np.float32)
-
-
-@cache
-def available() -> bool:
-    """Whether the kernels can be used; without numba, or with one that refuses this NumPy, the reference is."""
-    try:
-        from meanshifter.ops import argmax_cpu, softmax_cpu  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def usable(z: Tensor) -> bool:
-    """Whether the kernels serve this tensor."""
-    return z.device.type == "cpu" and z.dtype == torch.float32 and available()
 
 
 def label_map(view: View) -> Tensor:
@@ -92,19 +78,19 @@ def read_out(p: Floats, labels: npt.NDArray[Any], scores: dict[str, Floats]) -> 
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, *, ignore_index: int, smoothing: float
+    logits: Tensor, labels: Tensor, axes: Axes, weight: Tensor, *, ignore_index: int, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """The summed loss of logits (B, K, h, w), and its gradient."""
     from meanshifter.ops.softmax_cpu import LANES, cross_entropy_rows
 
     B, K = logits.shape[:2]
     targets = labels.to(torch.int32).contiguous().numpy()
-    down, across = axis_taps(rows), axis_taps(cols)
+    down, across = (bilinear_taps(*axis) for axis in axes)
     taps = (down.inputs, down.weight, across.inputs, across.weight)
     factors = np.zeros(-(-K // LANES) * LANES, dtype=np.float32)
     factors[:K] = weight.numpy()
     z = [_classes_last(image) for image in logits.detach()]
-    parts = spans(len(rows), max(8 // B, 1))  # whatever the number of threads, so that results repeat
+    parts = spans(labels.shape[1], max(8 // B, 1))  # whatever the number of threads, so that results repeat
     gradients = [[np.zeros_like(image) for _ in parts] for image in z]
 
     def fill(b: int, part: int) -> float:
@@ -115,6 +101,12 @@ def cross_entropy(
     total = sum(in_parallel(fill, [(b, part) for b in range(B) for part in range(len(parts))]))
     gradient = np.stack([sum(several[1:], several[0])[..., :K] for several in gradients])
     return torch.tensor(total, dtype=torch.float32), torch.from_numpy(gradient).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=32)
+def bilinear_taps(n_in: int, padded: int, n_out: int) -> Taps:
+    """The taps of `bilinear_matrix`; kept, since each step of a training asks for the same."""
+    return axis_taps(bilinear_matrix(n_in, padded, n_out))
 
 
 def _classes_last(z: Tensor) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from meanshifter.errors import InputError
 from meanshifter.ops import cpu
-from meanshifter.ops.upsampling import Size, axis_matrices, check_logits, tile_side, tiles
+from meanshifter.ops.backends import backend
+from meanshifter.ops.upsampling import Axes, Size, axis_matrices, check_logits, tile_side, tiles, upsampling_axes
 
 Normalize = Literal["valid", "pixels"]
 
@@ -57,10 +59,10 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor, settings: Any) -> Tensor:
         padded_size, ignore_index, normalize, smoothing = settings
         height, width = labels.shape[-2:]
-        rows, cols = axis_matrices(logits, (height, width), padded_size)
-        wide = logits.detach().to(rows.dtype)
-        sums = cpu.cross_entropy if cpu.usable(wide) else _reference
-        total, gradient = sums(wide, labels, rows, cols, weight, ignore_index=ignore_index, smoothing=smoothing)
+        axes = upsampling_axes(logits, (height, width), padded_size)
+        wide = logits.detach().to(weight.dtype)
+        sums = _implementation(wide)
+        total, gradient = sums(wide, labels, axes, weight, ignore_index=ignore_index, smoothing=smoothing)
         count = _count(labels, weight, ignore_index, normalize)
         ctx.save_for_backward((gradient / count).to(logits.dtype))
         return total / count
@@ -71,8 +73,17 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         return gradient * upstream[0].to(gradient.dtype), None, None, None
 
 
+def _implementation(logits: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    kind = backend(logits)
+    if kind == "triton":
+        from meanshifter.ops import cuda
+
+        return cuda.cross_entropy
+    return cpu.cross_entropy if kind == "numba" else _reference
+
+
 def _reference(
-    logits: Tensor, labels: Tensor, rows: Tensor, cols: Tensor, weight: Tensor, *, ignore_index: int, smoothing: float
+    logits: Tensor, labels: Tensor, axes: Axes, weight: Tensor, *, ignore_index: int, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """The summed loss and its gradient (B, K, h, w), tile by tile on any device.
 
@@ -80,6 +91,7 @@ def _reference(
     loss = -(1 - e) w_t log q_t - e/K sum_k w_k log q_k. Its gradient in logit k is
     ((1 - e) w_t + e/K sum w) q_k - (1 - e) w_t [k = t] - e/K w_k, and each tile's is folded onto the patches.
     """
+    rows, cols = axis_matrices(axes, logits)
     gradient, total = torch.zeros_like(logits), logits.new_zeros(())
     smooth = (smoothing / len(weight) * weight)[:, None, None]
     for b, z in enumerate(logits):
@@ -101,8 +113,8 @@ def _count(labels: Tensor, weight: Tensor, ignore_index: int, normalize: Normali
     """What the sum is divided by; at least the smallest number that keeps 0 / 0 at 0."""
     if normalize == "pixels":
         return weight.new_tensor(max(labels.numel(), 1))
-    valid = labels[labels != ignore_index].long()
-    count = torch.bincount(valid, minlength=len(weight)).to(weight.dtype) @ weight
+    valid = labels != ignore_index
+    count = (weight[torch.where(valid, labels, 0).long()] * valid).sum()
     return torch.where(count > 0, count, 1.0)
 
 

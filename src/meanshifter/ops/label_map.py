@@ -17,7 +17,8 @@ from torch import Tensor
 
 from meanshifter.errors import InputError
 from meanshifter.ops import cpu
-from meanshifter.ops.upsampling import Size, Tile, axis_matrices, check_logits, tile_side, tiles
+from meanshifter.ops.backends import backend
+from meanshifter.ops.upsampling import Size, Tile, axis_matrices, check_logits, tile_side, tiles, upsampling_axes
 
 Score = Literal["probability", "margin", "entropy"]
 
@@ -53,8 +54,9 @@ def upsampled_argmax(
         InputError: logits that are not (B, K, h, w) floats, or sizes that do not fit.
     """
     check_logits(logits)
-    rows, cols = axis_matrices(logits.float(), size, padded_size)
-    maps = [label_map([View(z, rows, cols)]) for z in logits.float()]
+    wide = logits.float()
+    rows, cols = axis_matrices(upsampling_axes(logits, size, padded_size), wide)
+    maps = [label_map([View(z, rows, cols)]) for z in wide]
     return torch.stack(maps) if maps else torch.empty((0, *size), dtype=torch.uint8, device=logits.device)
 
 
@@ -65,9 +67,14 @@ def label_map(views: Sequence[View]) -> UInt[Tensor, "H W"]:
     (as the multi-scale and flip tests of Segmenter and MMSegmentation do).
     """
     _check_views(views)
-    if not cpu.usable(views[0].z):
-        return _reference(views, (), ()).labels
-    return cpu.label_map(views[0]) if len(views) == 1 else pixel_scores(views).labels
+    kind = backend(views[0].z)
+    if len(views) > 1 or kind == "reference":
+        return pixel_scores(views).labels
+    if kind == "numba":
+        return cpu.label_map(views[0])
+    from meanshifter.ops import cuda
+
+    return cuda.label_map(views[0])
 
 
 def pixel_scores(
@@ -86,7 +93,7 @@ def pixel_scores(
     for k in probabilities:
         if not 0 <= k < K:
             raise InputError(f"probabilities: class {k}; classes are 0 to {K - 1}")
-    if not cpu.usable(views[0].z):
+    if backend(views[0].z) != "numba":
         return _reference(views, scores, probabilities)
     out = _empty(views, scores, probabilities)
     for rows, p in cpu.probabilities(list(views)):

@@ -20,6 +20,8 @@ from torch import Tensor
 from meanshifter.errors import InputError
 
 Size = tuple[int, int]
+Axes = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""For rows and columns: patches, the pixels they are upsampled to, and how many of those are kept."""
 _CPU_TILE, _GPU_TILE = 1 << 18, 1 << 24
 """Logits of one tile: what caches hold, and what keeps a GPU busy."""
 
@@ -40,10 +42,7 @@ def bilinear_matrix(
     Raises:
         InputError: a size below 1, or `n_out` above `padded`.
     """
-    if n_in < 1 or not 1 <= n_out <= padded:
-        raise InputError(
-            f"size: {n_in} values to {n_out} of {padded}; sizes start at 1 and the crop must fit into the padded size"
-        )
+    _check_axis(n_in, padded, n_out)
     position = (torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / padded) - 0.5
     position = position.clamp(0, n_in - 1)
     low = position.floor().long()
@@ -53,6 +52,13 @@ def bilinear_matrix(
     matrix[row, low] += 1 - (position - low)
     matrix[row, high] += position - low
     return matrix.to(dtype)
+
+
+def _check_axis(n_in: int, padded: int, n_out: int) -> None:
+    if n_in < 1 or not 1 <= n_out <= padded:
+        raise InputError(
+            f"size: {n_in} values to {n_out} of {padded}; sizes start at 1 and the crop must fit into the padded size"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,13 +109,24 @@ def _spans(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
     return spans
 
 
-def axis_matrices(logits: Tensor, size: Size, padded_size: Size | None) -> tuple[Tensor, Tensor]:
-    """The row and column matrices from the grid of `logits` (B, K, h, w) to `size`, on its device."""
+def upsampling_axes(logits: Tensor, size: Size, padded_size: Size | None) -> Axes:
+    """From the grid of `logits` (B, K, h, w) to `padded_size`, of which `size` is kept.
+
+    Raises:
+        InputError: a size below 1, or one that does not fit into the padded one.
+    """
     padded = size if padded_size is None else padded_size
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    rows = bilinear_matrix(logits.shape[-2], padded[0], size[0], dtype)
-    cols = bilinear_matrix(logits.shape[-1], padded[1], size[1], dtype)
-    return rows.to(logits.device), cols.to(logits.device)
+    down, across = zip(logits.shape[-2:], padded, size, strict=True)
+    for n_in, whole, n_out in (down, across):
+        _check_axis(n_in, whole, n_out)
+    return down, across
+
+
+def axis_matrices(axes: Axes, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The row and column matrices, on the device of `like` and of its precision, at least float32."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    rows, cols = (bilinear_matrix(*axis, dtype).to(like.device) for axis in axes)
+    return rows, cols
 
 
 def check_logits(logits: Tensor) -> None:

@@ -29,6 +29,8 @@ class DataConfig:
     """Split to score on."""
     workers: int = 2
     """Processes that read and augment; 0 does it in the main process."""
+    cache: int = 0
+    """Megabytes for keeping decoded training images in memory, shared out evenly among the workers; 0 keeps none."""
 
 
 @dataclass
@@ -195,6 +197,7 @@ class TrainConfig:
             ("seed", seed, 0 <= seed < 2**31, "from 0 up to 2147483647"),
             ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
             ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),
+            ("data.cache", self.data.cache, self.data.cache >= 0, "0 or above"),
             ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
             ("optimizer.momentum", optimizer.momentum, 0 <= optimizer.momentum < 1, "from 0 up to but not 1"),
             ("optimizer.betas", betas, all(0 <= beta < 1 for beta in betas), "two rates from 0 up to but not 1"),

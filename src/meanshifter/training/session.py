@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from meanshifter.data.cache import Cached
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.labels import LabelSpace
@@ -101,7 +102,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     facts = restore(run, model, optimizer, average) if resume else None
     start, best, tally = (0, -math.inf, (0.0, 0)) if facts is None else facts
     network, wrapped = fabric.setup(_compiled(model) if config.compile else model, optimizer)
-    stream = SampleStream(train_set, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
     feed = batches(
         stream,
         batch_size=config.batch_size,

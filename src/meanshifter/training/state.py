@@ -27,7 +27,10 @@ from meanshifter.training.parsing import FORMAT_VERSION
 from meanshifter.training.recipe import TrainConfig
 
 STATE = "training.safetensors"
-FREE = ("out", "format_version", "data.root", "data.workers", "accelerator", "evaluation", "log_every", "save_every")
+FREE = (
+    *("out", "format_version", "data.root", "data.workers", "data.cache", "accelerator", "evaluation"),
+    *("log_every", "save_every"),
+)
 """Fields that may differ when a run is resumed: they do not change its weights."""
 
 

@@ -1,0 +1,54 @@
+"""`meanshifter benchmark`: the package's speed beside the same work in plain PyTorch, in one process."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from meanshifter.errors import InputError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.description = (
+        "Times the package and the usual way of doing the same work, in turn within one process, and prints medians, "
+        "ratios and memory as Markdown tables. Leave the machine alone meanwhile."
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these measurements; without it, all")
+    parser.add_argument("--ade20k", metavar="DIR", type=Path, help="ADE20K images, for the measurement `samples`")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's own number)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="also write benchmarks.md and, for --area, area.svg")
+    parser.add_argument("--area", action="store_true", help="also time square images from 256 to 2048 pixels")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what is asked for."""
+    import torch
+
+    from meanshifter.study.speed import cases, machine, report
+
+    names = list(cases.CASES) if args.only is None else args.only
+    unknown = [name for name in names if name not in (*cases.CASES, "samples")]
+    if unknown:
+        raise InputError(f"--only: {unknown[0]!r}; use {', '.join(cases.CASES)} or samples")
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads: {args.threads}; it must be at least 1")
+    if "samples" in names and args.ade20k is None:
+        raise InputError("--ade20k: missing; `samples` reads ADE20K's images from it")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    parts = [machine.describe()]
+    print(parts[0], flush=True)
+    for name in names:
+        title, case = cases.CASES[name] if name in cases.CASES else cases.samples_case(args.ade20k)
+        parts.append(report.table(title, case()))
+        print(f"\n{parts[-1]}", flush=True)
+    if args.area:
+        points = cases.area()
+        parts.append(report.area_table(points))
+        print(f"\n{parts[-1]}", flush=True)
+        if args.out is not None:
+            report.write_plot(points, args.out / "area.svg")
+    if args.out is not None:
+        report.write(parts, args.out / "benchmarks.md")
+    return 0
