@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Before torch may import triton, whose own functions are interpreted or compiled as this says at that time.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import jaxtyping
 import pytest
 import torch

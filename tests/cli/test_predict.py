@@ -122,3 +122,29 @@ def test_label_maps_already_there_are_replaced(model_folder: Path, photos: Path,
     assert main(["predict", str(model_folder), str(photos / "a.jpg"), "--out", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "a.png") as mask:
         assert mask.size == (30, 20)
+
+
+def test_scores_and_probabilities_become_16_bit_images(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["predict", str(model_folder), str(photos), "--out", str(out), "--short-side", "none"]
+    assert main([*words, "--scores", "margin", "--probabilities", "sky", "road"]) == 0
+    sky, road, margin = (
+        np.asarray(Image.open(out / "scores" / name / "trip" / "b.png")).astype(int)
+        for name in ("sky", "road", "margin")
+    )
+    labels = np.asarray(Image.open(out / "trip" / "b.png"))
+    assert abs(sky + road - 65535).max() <= 1
+    assert abs(abs(sky - road) - margin).max() <= 1
+    np.testing.assert_array_equal(labels[margin > 0], (road > sky)[margin > 0])
+    assert main([*words, "--probabilities", "sea"]) == 2
+    assert "the model has no class 'sea'" in capsys.readouterr().err
+
+
+def test_images_above_max_pixels_are_passed_over(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(model_folder), str(photos), "--out", str(tmp_path / "out"), "--max-pixels", "599"]
+    assert main(words) == 2
+    assert "30×20 is 600 pixels, above max_pixels 599" in capsys.readouterr().err

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meanshifter.data.augment import AugmentConfig, augment, distort, nearest, shift_colors
+from meanshifter.data.augment import AugmentConfig, augment, distort, draw_scale, nearest, resized, shift_colors
 from meanshifter.data.augment import _resample as resample
-from meanshifter.data.augment import _resized as resized
 from meanshifter.errors import InputError
 
 HALF: Any = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "ignore": 255}
@@ -164,11 +163,11 @@ def test_a_resampled_crop_is_cut_from_the_resampled_image(H: int, W: int, h: int
 def test_size_follows_mmcv() -> None:
     rng = np.random.default_rng(0)
     # worked by hand: 512x683 in (2048, 512) is limited by the short side, 300x1500 by the long one
-    assert resized((512, 683), AugmentConfig(scale=(1, 1)), rng) == (512, 683)
-    assert resized((300, 1500), AugmentConfig(scale=(1, 1)), rng) == (410, 2048)
-    assert resized((360, 480), AugmentConfig(scale=(1, 1)), rng) == (512, 683)
-    assert resized((360, 480), AugmentConfig(base=None, scale=(0.5, 0.5)), rng) == (180, 240)
-    factors = [resized((100, 100), AugmentConfig(base=None), rng)[0] / 100 for _ in range(300)]
+    assert resized((512, 683), AugmentConfig(), 1.0) == (512, 683)
+    assert resized((300, 1500), AugmentConfig(), 1.0) == (410, 2048)
+    assert resized((360, 480), AugmentConfig(), 1.0) == (512, 683)
+    assert resized((360, 480), AugmentConfig(base=None), 0.5) == (180, 240)
+    factors = [draw_scale(AugmentConfig(), rng) for _ in range(300)]
     assert min(factors) < 0.6
     assert max(factors) > 1.9
     assert min(factors) >= 0.5

@@ -133,6 +133,30 @@ def test_tall_images_are_read_band_by_band(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "p.png"), np.asarray(picture.convert("RGB")))
 
 
+@pytest.mark.parametrize(
+    ("factor", "sides"), [(0.3, (401, 600)), (0.25, (201, 300)), (0.06, (50, 75)), (0.01, (50, 75))]
+)
+def test_a_large_jpeg_that_will_be_made_small_comes_smaller(
+    tmp_path: Path, factor: float, sides: tuple[int, int]
+) -> None:
+    coarse = Image.fromarray(RNG.integers(0, 256, (10, 15, 3), dtype=np.uint8))
+    picture = coarse.resize((600, 401), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.jpg", quality=95)
+    picture.save(tmp_path / "a.tif")
+    mask = save(tmp_path / "m.png", np.zeros((401, 600), np.uint8))
+    whole, _ = read_sample(tmp_path / "a.jpg", mask, SPACE)
+    reduced, labels = read_sample(tmp_path / "a.jpg", mask, SPACE, factor=lambda height, width: factor)
+    assert reduced.shape[:2] == sides
+    assert labels.shape == (401, 600)
+    target = (max(int(600 * factor), 1), max(int(401 * factor), 1))
+    small, expected = (
+        np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BILINEAR)).astype(float)
+        for image in (reduced, whole)
+    )
+    assert abs(small - expected).mean() < 2
+    assert read_sample(tmp_path / "a.tif", mask, SPACE, factor=lambda height, width: 0.01)[0].shape[:2] == (401, 600)
+
+
 # masks
 
 

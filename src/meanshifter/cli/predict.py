@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meanshifter.errors import InputError
 
@@ -32,6 +32,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", type=float, default=0.5, help="opacity of the colours, 0 to 1 (default: %(default)s)"
     )
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        metavar="SCORE",
+        default=[],
+        help="also write how sure each pixel is, as 16-bit PNG in DIR/scores: probability, margin, entropy",
+    )
+    parser.add_argument(
+        "--probabilities",
+        nargs="+",
+        metavar="CLASS",
+        default=[],
+        help="also write the probability of these classes, as 16-bit PNG in DIR/scores",
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="refuse larger images before decoding them (default: 1e9)"
+    )
     add_reading_options(parser)
     parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="mean shift steps (default: as trained)")
 
@@ -42,8 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha: {args.alpha}; it must lie between 0 (image alone) and 1 (colours alone)")
-    jobs = plan(args.inputs, args.out, overlay=args.overlay)
-    failed = _predict(jobs, load_predictor(args, args.mean_shift_layers), args.alpha)
+    maps = [*args.scores, *args.probabilities]
+    jobs = plan(args.inputs, args.out, overlay=args.overlay, scores=maps)
+    asked = {"scores": args.scores, "probabilities": args.probabilities}
+    if args.max_pixels is not None:
+        asked["max_pixels"] = args.max_pixels
+    failed = _predict(jobs, load_predictor(args, args.mean_shift_layers, **asked), args.alpha, maps)
     done = len(jobs) - len(failed)
     print(f"{done} of {len(jobs)} label maps written to {args.out}")
     for reason in failed:
@@ -51,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _predict(jobs: list[Job], predictor: Predictor, alpha: float) -> list[str]:
+def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str]) -> list[str]:
     """Write the results of all jobs; the reasons of those that could not be read, one line each."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,10 +81,13 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float) -> list[str]:
     from meanshifter.inference.predictor import as_pixels
 
     console = Console(stderr=True)
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     failed = []
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        for job, future in bar.track(read_ahead(lambda job: as_pixels(job.source), jobs), total=len(jobs)):
+        rows = bar.add_task("rows of a large image", visible=False)
+        predictor.progress = lambda done, total: bar.update(rows, completed=done, total=total, visible=total >= LARGE)
+        images = read_ahead(lambda job: as_pixels(job.source, predictor.max_pixels), jobs)
+        for job, future in bar.track(images, total=len(jobs), description="images"):
             try:
                 pixels = future.result()
             except InputError as error:
@@ -73,6 +97,8 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float) -> list[str]:
             segmentation.save(job.mask)
             if job.overlay is not None:
                 save_png(job.overlay, segmentation.overlay(alpha, legend=True))
+            for name, path in zip(maps, job.scores, strict=True):
+                save_png(path, segmentation.map_image(name))
     return failed
 
 
@@ -99,10 +125,12 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
 
 
+LARGE = 2048
+"""Rows from which on an image has a bar of its own."""
 READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size")
 
 
-def load_predictor(args: argparse.Namespace, mean_shift_layers: int | None) -> Predictor:
+def load_predictor(args: argparse.Namespace, mean_shift_layers: int | None, **asked: Any) -> Predictor:
     """The predictor that the command line and, for a run folder, its recipe describe, with its model loaded."""
     import torch
 
@@ -113,7 +141,7 @@ def load_predictor(args: argparse.Namespace, mean_shift_layers: int | None) -> P
     given = {name: value for name, value in vars(args).items() if name in READING}
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
     settings = {**recipe_reading(args.model), **given}
-    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
+    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings, **asked)
 
 
 def _or_none(text: str) -> int | None:

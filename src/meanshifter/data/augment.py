@@ -68,12 +68,17 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
     ignore: int,
+    scale: float | None = None,
 ) -> tuple[Floats, Labels]:
     """One training crop: float32 (3, h, w), normalised, and labels (h, w).
 
-    All draws come from `rng`. What the image does not fill is 0 after normalisation, its labels `ignore`.
+    All draws come from `rng`; `scale` is the first of them, where it has been drawn already. What the image does not
+    fill is 0 after normalisation, its labels `ignore`. The image may be smaller than its labels, if both show the same.
     """
-    size = _resized(labels.shape, config, rng)
+    factor = resize_factor(
+        labels.shape[0], labels.shape[1], config, draw_scale(config, rng) if scale is None else scale
+    )
+    size = max(1, int(labels.shape[0] * factor + 0.5)), max(1, int(labels.shape[1] * factor + 0.5))
     box = _choose_crop(labels, size, config, rng, ignore)
     crop, target = _resample(image, size, box), nearest(labels, size, box)
     if rng.random() < config.flip:
@@ -96,13 +101,23 @@ Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in the resized image."""
 
 
-def _resized(shape: tuple[int, ...], config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width of the randomly resized image, as mmcv's imrescale rounds them."""
+def draw_scale(config: AugmentConfig, rng: np.random.Generator) -> float:
+    """The random factor on the size of an image."""
+    return float(rng.uniform(*config.scale))
+
+
+def resize_factor(H: int, W: int, config: AugmentConfig, scale: float) -> float:
+    """What an image of H × W is resized by, so that it fits into `base` times the scale."""
+    if config.base is None:
+        return scale
+    long, short = max(config.base) * scale, min(config.base) * scale
+    return min(long / max(H, W), short / min(H, W))
+
+
+def resized(shape: tuple[int, ...], config: AugmentConfig, scale: float) -> tuple[int, int]:
+    """Height and width of the resized image, rounded half up as mmcv's imrescale does."""
     H, W = shape[:2]
-    factor = rng.uniform(*config.scale)
-    if config.base is not None:
-        long, short = max(config.base) * factor, min(config.base) * factor
-        factor = min(long / max(H, W), short / min(H, W))
+    factor = resize_factor(H, W, config, scale)
     return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
 
 

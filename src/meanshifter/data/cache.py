@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
+from meanshifter.data.reading import Factor
 
 
 class Cached(Dataset):
@@ -29,11 +30,15 @@ class Cached(Dataset):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.read_reduced(index, lambda _height, _width: 1.0)
+
+    def read_reduced(self, index: int, factor: Factor) -> Sample:
+        """What is kept, whole; else what the data set gives, which is kept if it is whole."""
         place = range(len(self))[index]
         if place not in self._kept:
-            sample = self._dataset[place]
+            sample = self._dataset.read_reduced(place, factor)
             size = sample.image.nbytes + sample.labels.nbytes
-            if size > self._left:
+            if size > self._left or sample.image.shape[:2] != sample.labels.shape:
                 return sample
             self._left -= size
             sample.image.flags.writeable = sample.labels.flags.writeable = False

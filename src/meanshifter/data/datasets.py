@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from meanshifter.data.label_files import folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
-from meanshifter.data.reading import IMAGE_SUFFIXES, MASK_SUFFIXES, read_mask, read_sample
+from meanshifter.data.reading import IMAGE_SUFFIXES, MASK_SUFFIXES, Factor, read_mask, read_sample
 from meanshifter.errors import InputError
 
 SPLIT_FOLDERS: Final = {
@@ -64,6 +64,10 @@ class Dataset(ABC):
         """The labels of one sample alone."""
         return self[index].labels
 
+    def read_reduced(self, index: int, factor: Factor) -> Sample:
+        """One sample whose image will be resized as `factor` says, and may come smaller where that is not seen."""
+        return self[index]
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
@@ -97,6 +101,11 @@ class FileDataset(Dataset):
     def __getitem__(self, index: int) -> Sample:
         image, labels = read_sample(self.image_paths[index], self.mask_paths[index], self.labels)
         return Sample(image, labels, self._names[index])
+
+    def read_reduced(self, index: int, factor: Factor) -> Sample:
+        """One sample; a large JPEG that will be made small comes at a fraction of its size (see `read_sample`)."""
+        files = self.image_paths[index], self.mask_paths[index]
+        return Sample(*read_sample(*files, self.labels, factor=factor), self._names[index])
 
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample, (H, W) train ids; the image is not opened."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,9 @@ from meanshifter.errors import InputError
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+Factor = Callable[[int, int], float]
+"""What an image of this height and width will be resized by."""
 
 MAX_PIXELS: Final = 1_000_000_000
 """An image that claims more is refused before it is decoded: a few bytes of a file can claim anything."""
@@ -52,7 +55,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray
     Raises:
         InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
     """
-    picture, turn = _decode(Path(path), max_pixels)
+    picture, turn, _ = _decode(Path(path), max_pixels)
     return _rgb(_upright(picture, turn), Path(path))
 
 
@@ -66,12 +69,12 @@ def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
     Raises:
         InputError: a file that cannot be read, a JPEG, colours without a colour map, or a value outside the map.
     """
-    picture, turn = _decode(Path(path))
+    picture, turn, _ = _decode(Path(path))
     return _train_ids(_upright(picture, turn), Path(path), labels)
 
 
 def read_sample(
-    image_path: str | Path, mask_path: str | Path, labels: LabelSpace
+    image_path: str | Path, mask_path: str | Path, labels: LabelSpace, *, factor: Factor | None = None
 ) -> tuple[npt.NDArray[np.uint8], Labels]:
     """An image (H, W, 3) and its mask (H, W), which must be of one size.
 
@@ -79,15 +82,18 @@ def read_sample(
     image as it lies in the file. Sizes tell the two apart where the orientation swaps the sides: the second kind
     is refused. Where they cannot tell (turned by 180 degrees, mirrored, or square) there is a UserWarning.
 
+    With `factor`, which says for a height and width by what the image will be resized, a JPEG may come at a half, a
+    quarter or an eighth of its size, at least twice as large as it will be: its decoder does that for less.
+
     Raises:
         InputError: as `read_image` and `read_mask`, and for two sizes.
     """
     image_path, mask_path = Path(image_path), Path(mask_path)
-    picture, turn = _decode(image_path)
-    mask_picture, mask_turn = _decode(mask_path)
-    lying = picture.size
+    picture, turn, lying = _decode(image_path, factor=factor)
+    mask_picture, mask_turn, _ = _decode(mask_path)
+    size = lying[::-1] if turn in _SWAPS_SIDES else lying
     picture, mask_picture = _upright(picture, turn), _upright(mask_picture, mask_turn)
-    _check_sizes(image_path, mask_path, picture.size, mask_picture.size, lying if turn != mask_turn else None)
+    _check_sizes(image_path, mask_path, size, mask_picture.size, lying if turn != mask_turn else None)
     if turn != mask_turn and (turn not in _SWAPS_SIDES or lying[0] == lying[1]):
         warnings.warn(
             f"{image_path}: turned upright by its EXIF orientation {turn}, which {mask_path} lacks; if the mask "
@@ -124,7 +130,7 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     Raises:
         InputError: a file that cannot be read, a JPEG, or a mask of colours.
     """
-    picture, _ = _decode(Path(path))
+    picture, _, _ = _decode(Path(path))
     _refuse_lossy(picture, Path(path))
     values = _indices(picture, Path(path))
     if values.itemsize <= 2:
@@ -132,8 +138,10 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     return np.unique(values).astype(np.int64)
 
 
-def _decode(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
-    """The decoded picture as stored, and its EXIF orientation (1: upright)."""
+def _decode(
+    path: Path, max_pixels: int = MAX_PIXELS, factor: Factor | None = None
+) -> tuple[Image.Image, int, tuple[int, int]]:
+    """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction."""
     try:
         with _open(path) as picture:
             if picture.width * picture.height > max_pixels:
@@ -141,9 +149,12 @@ def _decode(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]
                     f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
                     f"{max_pixels:,}; raise max_pixels if the file is to be trusted"
                 )
+            size = picture.size
+            if factor is not None and picture.format == "JPEG":
+                _reduce(picture, factor(size[1], size[0]))
             picture.load()
             turn = picture.getexif().get(_ORIENTATION, 1)
-            return picture, turn if turn in _TURNS else 1
+            return _whole_blocks(picture, size), turn if turn in _TURNS else 1, size
     except InputError:
         raise
     except FileNotFoundError:
@@ -155,6 +166,23 @@ def _decode(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error
+
+
+def _reduce(picture: Image.Image, factor: float) -> None:
+    """Have the decoder make the picture smaller, but no smaller than twice what `factor` will make of it."""
+    for divisor in (8, 4, 2):
+        if 2 * factor * divisor <= 1:
+            picture.draft(None, (max(picture.width // divisor, 1), max(picture.height // divisor, 1)))
+            return
+
+
+def _whole_blocks(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Without the last row or column that stands for less than half a block of the stored image."""
+    divisor = round(size[0] / picture.width)
+    if divisor == 1:
+        return picture
+    width, height = (max((side + divisor // 2) // divisor, 1) for side in size)
+    return picture.crop((0, 0, width, height))
 
 
 @contextmanager

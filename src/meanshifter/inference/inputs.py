@@ -18,15 +18,16 @@ class Job:
     source: Path
     mask: Path
     overlay: Path | None
+    scores: tuple[Path, ...] = ()
 
 
-def plan(inputs: Sequence[str], out: Path, *, overlay: bool) -> list[Job]:
+def plan(inputs: Sequence[str], out: Path, *, overlay: bool, scores: Sequence[str] = ()) -> list[Job]:
     """The work for images, folders and globs, checked as a whole before any of it is done.
 
     A file NAME.jpg becomes OUT/NAME.png. Folders are searched recursively, and their structure is kept below
-    OUT; so is that below the part of a glob before its first wildcard. Overlays go to OUT/overlays, likewise.
-    Hidden files, and what lies in OUT where OUT is inside an input folder, are passed over. A file
-    named twice is read once.
+    OUT; so is that below the part of a glob before its first wildcard. Overlays go to OUT/overlays
+    likewise, maps of scores to OUT/scores/SCORE. Hidden files, and what lies in OUT where OUT is inside an input
+    folder, are passed over. A file named twice is read once.
 
     Raises:
         InputError: an input that is missing or holds no image; two inputs with the same result; a result that
@@ -39,9 +40,15 @@ def plan(inputs: Sequence[str], out: Path, *, overlay: bool) -> list[Job]:
         for source, relative in _expand(given, out):
             mask = out / relative.with_suffix(".png")
             picture = out / "overlays" / relative.with_suffix(".png") if overlay else None
-            jobs.setdefault((source.resolve(), mask), Job(source, mask, picture))
+            maps = tuple(out / "scores" / file_name(score) / relative.with_suffix(".png") for score in scores)
+            jobs.setdefault((source.resolve(), mask), Job(source, mask, picture, maps))
     _check_targets(list(jobs.values()))
     return list(jobs.values())
+
+
+def file_name(score: str) -> str:
+    """A score's or class's name as that of a folder."""
+    return "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in score)
 
 
 def _expand(given: str, out: Path) -> Iterator[tuple[Path, Path]]:
@@ -88,7 +95,7 @@ def _check_targets(jobs: list[Job]) -> None:
     sources = {job.source.resolve(): job.source for job in jobs}
     written: dict[Path, Path] = {}
     for job in jobs:
-        for target in (job.mask, job.overlay):
+        for target in (job.mask, job.overlay, *job.scores):
             if target is None:
                 continue
             place = target.resolve()

@@ -6,7 +6,7 @@ softmax probabilities over views. Glossary: K classes, H W pixels of the input, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import product
@@ -58,6 +58,7 @@ class Predictor:
             "margin" to the second class, and the "entropy" in nats.
         probabilities: names of classes whose probability is wanted, for `Segmentation.probabilities`.
         max_pixels: files of more are refused before they are decoded.
+        progress: called with the rows of an image that are done and their total, as bands of rows are finished.
 
     Raises:
         InputError: an argument outside its range.
@@ -80,6 +81,7 @@ class Predictor:
         scores: Sequence[Score] = (),
         probabilities: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         check_windows(window, stride)
         _check_resizing(short_side, long_side, scales)
@@ -95,6 +97,7 @@ class Predictor:
         self.batch_size, self.max_pixels = batch_size, max_pixels
         _check_asked(scores, probabilities, model.labels)
         self.scores, self.probabilities = tuple(scores), tuple(probabilities)
+        self.progress = progress
         if device is not None:
             _move(model, device)
         self.precision = resolve_precision(precision, model.device)
@@ -178,6 +181,8 @@ class Predictor:
             rows = slice(start, min(start + BAND, H))
             views = [reading.views(rows.start, rows.stop) for reading in readings]
             yield rows, [list(several) for several in zip(*views, strict=True)]
+            if self.progress is not None:
+                self.progress(rows.stop, H)
 
     def _ways(self) -> list[tuple[float, bool]]:
         """Scale, and whether mirrored, of every reading."""

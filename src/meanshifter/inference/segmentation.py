@@ -68,6 +68,19 @@ class Segmentation:
         picture = Image.fromarray(np.round(blended).astype(np.uint8))
         return _with_legend(picture, self.class_areas(), self.space) if legend else picture
 
+    def map_image(self, name: str) -> Image.Image:
+        """A score or a class's probability as 16-bit grey: 65535 is 1, for the entropy its largest value, log K.
+
+        Raises:
+            InputError: a map that the predictor was not asked for.
+        """
+        known = {**self.probabilities, **self.scores}
+        if name not in known:
+            asked = ", ".join(known) if known else "none"
+            raise InputError(f"{name}: no such map; the predictor was asked for {asked}")
+        whole = math.log(max(self.space.num_classes, 2)) if name == "entropy" and name in self.scores else 1.0
+        return Image.fromarray(np.round(known[name].clip(0, whole) * (65535 / whole)).astype(np.uint16))
+
     def class_areas(self) -> dict[str, float]:
         """Fraction of all pixels for each class present, largest first; ignored pixels belong to no class."""
         counts = np.bincount(self.labels.ravel(), minlength=self.space.num_classes)[: self.space.num_classes]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from meanshifter.data.augment import AugmentConfig, augment
+from meanshifter.data.augment import AugmentConfig, augment, draw_scale, resize_factor
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
 from meanshifter.model.config import Triple
@@ -41,12 +41,18 @@ class SampleStream(TorchDataset[Sampled | InputError]):
     def sample(self, position: int) -> Sampled:
         """Image (3, h, w) float32, labels (h, w) int64 and name."""
         epoch, place = divmod(position, len(self.dataset))
-        sample = self.dataset[_order(len(self.dataset), self.seed, epoch)[place]]
+        rng = np.random.default_rng((self.seed, position, 1))
+        scale = draw_scale(self.config, rng)
+        sample = self.dataset.read_reduced(
+            _order(len(self.dataset), self.seed, epoch)[place],
+            lambda height, width: resize_factor(height, width, self.config, scale),
+        )
         image, labels = augment(
             sample.image,
             sample.labels,
             self.config,
-            np.random.default_rng((self.seed, position, 1)),
+            rng,
+            scale=scale,
             mean=self.mean,
             std=self.std,
             ignore=self.dataset.labels.ignore,
