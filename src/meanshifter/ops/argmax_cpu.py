@@ -58,11 +58,26 @@ def _fill_basis(row_weight: Any, col_weight: Any, y0: Any, y1: Any, x0: Any, x1:
 
 @no_type_check
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _contest(
-    k: Any, corner: Any, basis: Any, groups: Any, pixels: Any, first: Any, line: Any, best: Any, winner: Any
-) -> None:
-    """Enter class k, whose corners are given, into one cell; corners come in groups of four."""
-    for g in range(groups):
+def _contest_pair(k: Any, m: Any, corner: Any, rival: Any, basis: Any, pixels: Any, best: Any, winner: Any) -> None:
+    """Enter classes k < m, each with four corners, into one cell: what is loaded for one serves both."""
+    c0, c1, c2, c3 = corner[0], corner[1], corner[2], corner[3]
+    d0, d1, d2, d3 = rival[0], rival[1], rival[2], rival[3]
+    b0, b1, b2, b3 = basis[0], basis[1], basis[2], basis[3]
+    for p in range(pixels):
+        v = c0 * b0[p] + c1 * b1[p] + c2 * b2[p] + c3 * b3[p]
+        u = d0 * b0[p] + d1 * b1[p] + d2 * b2[p] + d3 * b3[p]
+        top = u if u > v else v
+        which = m if u > v else k
+        wins = top > best[p]
+        best[p] = top if wins else best[p]
+        winner[p] = which if wins else winner[p]
+
+
+@no_type_check
+@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _contest(k: Any, corner: Any, basis: Any, pixels: Any, line: Any, best: Any, winner: Any) -> None:
+    """Enter class k, with any multiple of four corners, into one cell."""
+    for g in range(len(corner) // 4):
         c0, c1, c2, c3 = corner[4 * g], corner[4 * g + 1], corner[4 * g + 2], corner[4 * g + 3]
         b0, b1, b2, b3 = basis[4 * g], basis[4 * g + 1], basis[4 * g + 2], basis[4 * g + 3]
         if g == 0:
@@ -71,15 +86,10 @@ def _contest(
         else:
             for p in range(pixels):
                 line[p] += c0 * b0[p] + c1 * b1[p] + c2 * b2[p] + c3 * b3[p]
-    if first:
-        for p in range(pixels):
-            best[p] = line[p]
-            winner[p] = k
-    else:
-        for p in range(pixels):
-            wins = line[p] > best[p]
-            best[p] = line[p] if wins else best[p]
-            winner[p] = k if wins else winner[p]
+    for p in range(pixels):
+        wins = line[p] > best[p]
+        best[p] = line[p] if wins else best[p]
+        winner[p] = k if wins else winner[p]
 
 
 @no_type_check
@@ -104,6 +114,34 @@ def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
 
 @no_type_check
 @njit(nogil=True, cache=True, error_model="numpy")
+def _contest_all(
+    z: Any,
+    candidates: Any,
+    rows: Any,
+    cols: Any,
+    corner: Any,
+    rival: Any,
+    basis: Any,
+    pixels: Any,
+    line: Any,
+    best: Any,
+    winner: Any,
+) -> None:
+    best[:pixels] = -np.inf
+    winner[:pixels] = 0
+    for n in range(0, len(candidates), 2):
+        k, m = candidates[n], candidates[min(n + 1, len(candidates) - 1)]
+        _fill_corners(z, k, rows, cols, corner)
+        _fill_corners(z, m, rows, cols, rival)
+        if len(corner) == 4:
+            _contest_pair(k, m, corner, rival, basis, pixels, best, winner)
+        else:
+            _contest(k, corner, basis, pixels, line, best, winner)
+            _contest(m, rival, basis, pixels, line, best, winner)
+
+
+@no_type_check
+@njit(nogil=True, cache=True, error_model="numpy")
 def argmax_rows(
     z: Any,
     row_index: Any,
@@ -118,11 +156,11 @@ def argmax_rows(
 ) -> None:
     """Fill the rows of `out` (H, W) that the runs `begin` to `end` of `row_starts` cover."""
     K, Ty, Tx = z.shape[2], row_index.shape[1], col_index.shape[1]
-    groups = (Ty * Tx + 3) // 4
+    corners = (Ty * Tx + 3) // 4 * 4
     high, low = np.empty(K, np.float32), np.empty(K, np.float32)
     candidates = np.empty(K, np.int32)
-    corner = np.zeros(4 * groups, np.float32)
-    basis = np.zeros((4 * groups, SPAN * SPAN), np.float32)
+    corner, rival = np.zeros(corners, np.float32), np.zeros(corners, np.float32)
+    basis = np.zeros((corners, SPAN * SPAN), np.float32)
     line, best = np.empty(SPAN * SPAN, np.float32), np.empty(SPAN * SPAN, np.float32)
     winner = np.empty(SPAN * SPAN, np.int32)
     for r in range(begin, end):
@@ -136,8 +174,8 @@ def argmax_rows(
                 winner[:pixels] = candidates[0] if count else 0
             else:
                 _fill_basis(row_weight, col_weight, y0, y1, x0, x1, basis)
-                for n in range(count):
-                    _fill_corners(z, candidates[n], rows, cols, corner)
-                    _contest(candidates[n], corner, basis, groups, pixels, n == 0, line, best, winner)
+                _contest_all(
+                    z, candidates[:count], rows, cols, corner, rival, basis, pixels, line, best, winner
+                )  # fmt: skip
             for p in range(pixels):
                 out[y0 + p // (x1 - x0), x0 + p % (x1 - x0)] = winner[p]
