@@ -265,6 +265,23 @@ def test_half_precision_stays_close(tiny_model: Make) -> None:
     assert (full == half).mean() > 0.9
 
 
+def test_prediction_in_bfloat16_leaves_the_attention_as_it_was(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, image = tiny_model(), random_image(48, 48)
+    attention = model.encoder.vit.blocks[0].attn
+    seen = []
+    attention.register_forward_hook(lambda module, *_: seen.append(module.fused_attn))
+    predictor = ms.Predictor(model, short_side=None, precision="bf16")
+    before = attention.fused_attn
+    predictor(image)
+    assert seen == [False]
+    assert attention.fused_attn == before
+    monkeypatch.setattr("meanshifter.inference.precision.PLAIN_ATTENTION_BYTES", 100)
+    predictor(image)
+    assert seen == [False, True], "N × N weights are held only where they are small"
+
+
 def test_bands_of_any_height_give_the_same_label_map(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("meanshifter-ti16")
     image = random_image(101, 70)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -32,7 +31,6 @@ MAX_PIXELS: Final = 1_000_000_000
 
 _ORIENTATION: Final = 0x0112
 _BAND: Final = 256
-_PILLOW_LIMIT: Final = Lock()
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -143,7 +141,7 @@ def _decode(
 ) -> tuple[Image.Image, int, tuple[int, int]]:
     """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction."""
     try:
-        with _open(path) as picture:
+        with _WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
             if picture.width * picture.height > max_pixels:
                 raise InputError(
                     f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
@@ -185,17 +183,27 @@ def _whole_blocks(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.crop((0, 0, width, height))
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """Pillow's open without its own limit on pixels, which is one number for the whole process."""
-    with _PILLOW_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            opened = Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with opened as picture:
-        yield picture
+class _WithoutLimit:
+    """Within, Pillow's own limit on pixels is off: one number for the whole process, put back when the last leaves."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_WITHOUT_PILLOWS_LIMIT: Final = _WithoutLimit()
 
 
 def _upright(picture: Image.Image, turn: int) -> Image.Image:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PLAIN_ATTENTION_BYTES = 2 * 10**9
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -18,6 +19,17 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     if precision != "auto":
         return precision
     return "bf16" if has_bfloat16(device) else "fp32"
+
+
+def fused_attention_pays(
+    device: torch.device, precision: str, *, images: int, heads: int, tokens: int, layers: int = 1
+) -> bool:
+    """Whether fused attention is the faster one; `layers` whose N × N weights are kept for a backward pass.
+
+    On CPUs with bfloat16 units it is not (docs/benchmarks.md), as long as the weights take memory that one has.
+    """
+    held = 6 * images * heads * tokens**2 * layers
+    return device.type != "cpu" or precision != "bf16" or held > PLAIN_ATTENTION_BYTES
 
 
 def has_bfloat16(device: torch.device) -> bool:

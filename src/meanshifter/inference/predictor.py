@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
 from meanshifter.errors import InputError
-from meanshifter.inference.precision import AUTOCAST, Precision, resolve_precision
+from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, resolve_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
 from meanshifter.inference.resizing import fitted_size, resize
 from meanshifter.inference.segmentation import Segmentation
@@ -201,9 +201,14 @@ class Predictor:
 
     def _encode(self, pixels: Pixels, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
-        device = self.model.device
-        for batch in crops(pixels, rows, cols, self._batch_size((rows.width, cols.width), device)):
-            with torch.autocast(device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"):
+        device, encoder = self.model.device, self.model.encoder
+        images = self._batch_size((rows.width, cols.width), device)
+        tokens = rows.patches * cols.patches
+        size = {"images": images, "heads": encoder.heads, "tokens": tokens}
+        fused = fused_attention_pays(device, self.precision, **size)
+        for batch in crops(pixels, rows, cols, images):
+            autocast = torch.autocast(device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32")
+            with autocast, encoder.attention(fused=fused):
                 logits = self.model.logits_at(self.model.normalize(batch), steps)
             yield from zip(*(several.float() for several in logits), strict=True)
 

@@ -5,7 +5,8 @@ Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; weights an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,28 @@ class Encoder(nn.Module):
         self.vit = _create_vit(backbone, image_size, drop_path, dict(arguments or {}), pretrained)
         self.patch_size: int = int(self.vit.patch_embed.patch_size[0])
         self.width: int = int(self.vit.embed_dim)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a layer."""
+        return max((int(getattr(module, "num_heads", 1)) for module in self.vit.modules()), default=1)
+
+    def set_attention(self, *, fused: bool) -> None:
+        """Whether attention runs fused (no N × N weights are held) or as products with softmax in between."""
+        for module in self.vit.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused  # type: ignore[assignment]
+
+    @contextmanager
+    def attention(self, *, fused: bool) -> Iterator[None]:
+        """`set_attention` within, and what was set before after."""
+        before = [(module, module.fused_attn) for module in self.vit.modules() if hasattr(module, "fused_attn")]
+        self.set_attention(fused=fused)
+        try:
+            yield
+        finally:
+            for module, flag in before:
+                module.fused_attn = flag
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
         """Patch tokens and their grid (h, w) = (ceil(H/P), ceil(W/P)).

@@ -18,7 +18,7 @@ from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.inference.precision import resolve_precision
+from meanshifter.inference.precision import fused_attention_pays, resolve_precision
 from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.batches import Batch, SampleStream, batches, class_weights
@@ -27,8 +27,6 @@ from meanshifter.training.recipe import TrainConfig
 from meanshifter.training.state import RunFolder, pack, unpack
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-PLAIN_ATTENTION_TOKENS = 512
-"""Up to here, N × N weights kept for the backward pass cost less than the fused attention's recomputation."""
 
 
 @dataclass
@@ -95,8 +93,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     average = None
     if config.ema is not None:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
-    if fabric.device.type == "cpu":
-        _set_cpu_attention(model, config)
+    _set_attention(model, config, fabric.device)
     weight = class_weights(train_set, config.loss.class_balance)
     run = RunFolder.open(config, resume=resume)
     facts = restore(run, model, optimizer, average) if resume else None
@@ -125,13 +122,11 @@ def _fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def _set_cpu_attention(model: Segmenter, config: TrainConfig) -> None:
-    """In bfloat16 and for few tokens, the backward pass of the fused attention takes longer than the N × N one."""
+def _set_attention(model: Segmenter, config: TrainConfig, device: torch.device) -> None:
     tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
-    if config.precision == "bf16" and tokens <= PLAIN_ATTENTION_TOKENS:
-        for module in model.encoder.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", False)  # noqa: B010 (an attribute of timm's, unknown to nn.Module)
+    layers = len(model.encoder.vit.blocks)
+    size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": tokens, "layers": layers}
+    model.encoder.set_attention(fused=fused_attention_pays(device, config.precision, **size))
 
 
 def _compiled(model: Segmenter) -> nn.Module:
