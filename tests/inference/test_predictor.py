@@ -269,7 +269,7 @@ def test_prediction_in_bfloat16_leaves_the_attention_as_it_was(
     tiny_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, image = tiny_model(), random_image(48, 48)
-    attention = model.encoder.vit.blocks[0].attn
+    attention: Any = model.encoder.vit.blocks[0].attn
     seen = []
     attention.register_forward_hook(lambda module, *_: seen.append(module.fused_attn))
     predictor = ms.Predictor(model, short_side=None, precision="bf16")
