@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meanshifter.data.augment import AugmentConfig, augment, distort, draw_scale, nearest, resized, shift_colors
+from meanshifter.data import augment as augment_module
+from meanshifter.data.augment import (
+    AugmentConfig,
+    augment,
+    distort,
+    draw_distortion,
+    draw_scale,
+    nearest,
+    resized,
+    shift_colors,
+)
 from meanshifter.data.augment import _resample as resample
 from meanshifter.errors import InputError
 
@@ -218,7 +229,7 @@ def test_distortion_is_drawn_by_half_and_bounded() -> None:
     untouched = 0
     for _ in range(400):
         planes = image.copy()
-        distort(planes, rng)
+        distort(planes, draw_distortion(rng))
         assert planes.dtype == np.float32
         assert planes.min() >= -1e-3
         assert planes.max() <= 255
@@ -232,7 +243,7 @@ def test_brightness_and_contrast_ranges() -> None:
     values = []
     for seed in range(2000):
         planes = grey.copy()
-        distort(planes, np.random.default_rng(seed))
+        distort(planes, draw_distortion(np.random.default_rng(seed)))
         values.append(float(planes[0, 0, 0]))
     # (100 ± 32) × (0.5 … 1.5); grey has neither hue nor saturation
     assert 34 <= min(values) < 45
@@ -253,3 +264,18 @@ def test_check(fields: dict[str, Any], message: str) -> None:
     AugmentConfig().check()
     with pytest.raises(InputError, match=message):
         AugmentConfig(**fields).check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), height=side, width=side, flip=st.sampled_from([0.0, 1.0]))
+def test_the_kernel_and_its_stand_in_give_one_sample(seed: int, height: int, width: int, flip: float) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image[0, 0] = (255, 0, 0)
+    labels = labels_of((height, width), seed)
+    config = AugmentConfig(crop=(40, 50), base=None, scale=(0.7, 1.5), flip=flip)
+    samples = []
+    for fast in (True, False):
+        with mock.patch.object(augment_module, "has_numba", return_value=fast):
+            samples.append(augment(image, labels, config, np.random.default_rng(seed), **HALF))
+    np.testing.assert_allclose(samples[0][0], samples[1][0], atol=2e-4)
+    np.testing.assert_array_equal(samples[0][1], samples[1][1])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError
+from meanshifter.optional import has_numba
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -75,26 +76,36 @@ def augment(
     All draws come from `rng`; `scale` is the first of them, where it has been drawn already. What the image does not
     fill is 0 after normalisation, its labels `ignore`. The image may be smaller than its labels, if both show the same.
     """
-    factor = resize_factor(
-        labels.shape[0], labels.shape[1], config, draw_scale(config, rng) if scale is None else scale
-    )
-    size = max(1, int(labels.shape[0] * factor + 0.5)), max(1, int(labels.shape[1] * factor + 0.5))
+    size = resized(labels.shape, config, draw_scale(config, rng) if scale is None else scale)
     box = _choose_crop(labels, size, config, rng, ignore)
     crop, target = _resample(image, size, box), nearest(labels, size, box)
-    if rng.random() < config.flip:
-        crop, target = crop[:, ::-1], target[:, ::-1]
-    planes = crop.transpose(2, 0, 1).astype(np.float32, order="C")
-    if config.distortion:
-        distort(planes, rng)
-    h, w = target.shape
+    mirrored = bool(rng.random() < config.flip)
+    changes = draw_distortion(rng) if config.distortion else Distortion()
     out = np.zeros((3, *config.crop), np.float32)
-    for channel in range(3):
-        inside = out[channel, :h, :w]
-        np.multiply(planes[channel], np.float32(1 / (255 * std[channel])), out=inside)
-        inside -= np.float32(mean[channel] / std[channel])
+    factor = np.array([1 / (255 * value) for value in std], np.float32)
+    offset = np.array([shift / value for shift, value in zip(mean, std, strict=True)], np.float32)
+    _finish(crop, changes, mirrored, factor, offset, out)
     padded = np.full(config.crop, ignore, labels.dtype)
-    padded[:h, :w] = target
+    h, w = target.shape
+    padded[:h, :w] = target[:, ::-1] if mirrored else target
     return out, padded
+
+
+def _finish(crop: Pixels, changes: Distortion, mirrored: bool, factor: Floats, offset: Floats, out: Floats) -> None:
+    """Distort, mirror and normalise a crop (h, w, 3) into the top left of `out` (3, H, W)."""
+    if has_numba():
+        from meanshifter.data.distort_cpu import distort_and_normalize
+
+        numbers = (np.float32(changes.contrast), np.float32(changes.saturation), np.float32(changes.hue))
+        brightness = np.float32(changes.brightness)
+        distort_and_normalize(
+            np.ascontiguousarray(crop), mirrored, brightness, changes.contrast_first, *numbers, factor, offset, out
+        )
+        return
+    planes = (crop[:, ::-1] if mirrored else crop).transpose(2, 0, 1).astype(np.float32, order="C")
+    distort(planes, changes)
+    h, w = planes.shape[1:]
+    out[:, :h, :w] = planes * factor[:, None, None] - offset[:, None, None]
 
 
 Box = tuple[int, int, int, int]
@@ -181,26 +192,45 @@ def _span(whole: int, target: int, start: int, stop: int) -> tuple[int, int, tup
     return low, high, extra, max(0.0, first - low), min(float(high - low), last - low)
 
 
-def distort(planes: Floats, rng: np.random.Generator) -> None:
+@dataclass(frozen=True)
+class Distortion:
+    """What photometric distortion changes; as it stands, nothing."""
+
+    brightness: float = 0.0
+    """Added, of 255."""
+    contrast_first: bool = False
+    """Contrast before the colours, or after."""
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    """Fraction of the circle."""
+
+
+def draw_distortion(rng: np.random.Generator) -> Distortion:
+    """Brightness ±32, contrast 0.5-1.5, saturation 0.5-1.5 and hue ±18/180, each with probability one half."""
+    return Distortion(
+        brightness=float(rng.uniform(-32, 32)) if rng.random() < 0.5 else 0.0,
+        contrast_first=bool(rng.random() < 0.5),
+        contrast=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.5 else 1.0,
+        saturation=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.5 else 1.0,
+        hue=int(rng.integers(-18, 18)) / 180 if rng.random() < 0.5 else 0.0,
+    )
+
+
+def distort(planes: Floats, changes: Distortion) -> None:
     """Photometric distortion of (3, h, w) RGB in 0..255, in place; the result stays in 0..255.
 
-    Brightness ±32, contrast 0.5-1.5 (before or after the colours), saturation 0.5-1.5 and hue ±18/180 of the
-    circle, each with probability one half: MMSegmentation's PhotoMetricDistortion, without its rounding to
-    integers between the steps.
+    Brightness, contrast, saturation and hue, contrast again: MMSegmentation's PhotoMetricDistortion, without its
+    rounding to integers between the steps.
     """
-    brightness = float(rng.uniform(-32, 32)) if rng.random() < 0.5 else 0.0
-    contrast_first = rng.random() < 0.5
-    contrast = float(rng.uniform(0.5, 1.5)) if rng.random() < 0.5 else 1.0
-    saturation = float(rng.uniform(0.5, 1.5)) if rng.random() < 0.5 else 1.0
-    hue = int(rng.integers(-18, 18)) / 180 if rng.random() < 0.5 else 0.0
-    if brightness != 0:
-        planes += np.float32(brightness)
+    if changes.brightness != 0:
+        planes += np.float32(changes.brightness)
         np.clip(planes, 0, 255, out=planes)
-    if contrast_first:
-        _contrast(planes, contrast)
-    shift_colors(planes, hue=hue, saturation=saturation)
-    if not contrast_first:
-        _contrast(planes, contrast)
+    if changes.contrast_first:
+        _contrast(planes, changes.contrast)
+    shift_colors(planes, hue=changes.hue, saturation=changes.saturation)
+    if not changes.contrast_first:
+        _contrast(planes, changes.contrast)
 
 
 def _contrast(planes: Floats, gain: float) -> None:

@@ -229,7 +229,7 @@ def _rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
         band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
         # Pillow warns when a palette's transparency has to vanish in one step
         band = band.convert("RGBA") if "transparency" in picture.info else band
-        out[top : top + _BAND] = np.asarray(band.convert("RGB"))
+        out[top : top + _BAND] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
     return out
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from meanshifter.optional import has_numba
+
 Backend = Literal["reference", "numba", "triton"]
 
 
@@ -20,16 +22,6 @@ def backend(z: Tensor) -> Backend:
         if z.device.type == "cuda" and has_triton():
             return "triton"
     return "reference"
-
-
-@cache
-def has_numba() -> bool:
-    """Whether numba is there, and accepts the NumPy that is."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 @cache

@@ -23,6 +23,7 @@ from meanshifter.inference.precision import has_bfloat16
 from meanshifter.inference.predictor import as_pixels
 from meanshifter.inference.windows import window_starts
 from meanshifter.study.speed import definition
+from meanshifter.study.speed.peers import installed
 from meanshifter.study.speed.timing import Measured, compare
 from meanshifter.training.batches import SampleStream
 
@@ -199,6 +200,15 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def peers() -> list[Measured]:
+    """The photo of `prediction` through the peers that are installed."""
+    torch.manual_seed(0)
+    predictor = ms.Predictor(ms.create_model("segmenter-ti16", num_classes=K).eval(), short_side=None)
+    with photo(512, 683) as path:
+        ways = {OURS + ", Segmenter-Ti/16, fp32": lambda: predictor(path), **installed(path, K)}
+        return compare(ways, rounds=5)
+
+
 CASES: dict[str, tuple[str, Case]] = {
     "label-map": ("Label map, 150×32×32 → 512×512, independent logits", lambda: label_map(random_logits(1))),
     "label-map-smooth": ("Label map, 150×32×32 → 512×512, smooth logits", lambda: label_map(smooth_logits())),
@@ -208,5 +218,6 @@ CASES: dict[str, tuple[str, Case]] = {
         "Photo of 1024×1365 to label map at full scale, 150 classes",
         lambda: prediction(1024, 1365, rounds=3),
     ),
+    "peers": ("Photo of 512×683 to label map, 150 classes, through what is installed", peers),
     "block": ("Mean shift on 2 × 1024 tokens of width 192, d_ms 192", block),
 }
