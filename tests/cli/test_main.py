@@ -105,8 +105,11 @@ def test_wrong_commands_and_fields_are_refused_with_the_nearest_right_one(folder
 
 
 def test_wrong_folders_and_files_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
-    missing = refused(meanshifter("train", "camvid_ti16", "--data.root", "nowhere", *TINY, cwd=tmp_path))
-    assert "nowhere" in missing
+    words = ["train", "camvid_ti16", "--data.root", "nowhere", *TINY]
+    for precision in ("fp32", "bf16"):
+        assert "nowhere" in refused(meanshifter(*words, f"--precision={precision}", cwd=tmp_path))
+    half = refused(meanshifter(*words, "--precision=fp16", "--accelerator=cpu", cwd=tmp_path))
+    assert "precision: 'fp16' cannot be trained on a CPU" in half
     assert not (tmp_path / "runs").exists(), "nothing is written before the data is found"
     (tmp_path / "empty" / "images").mkdir(parents=True)
     (tmp_path / "empty" / "masks").mkdir()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError
-from meanshifter.optional import has_numba
+from meanshifter.kernels import has_numba
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import njit
+
+from meanshifter.kernels import kernel
 
 _FAST = {"contract", "nsz", "nnan", "ninf", "arcp"}
 _ZERO, _ONE, _TOP = np.float32(0), np.float32(1), np.float32(255)
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", inline="always")
+@kernel(fast=_FAST, inline="always")
 def _clip(v: Any, top: Any) -> Any:
     v = v if v > _ZERO else _ZERO
     return v if v < top else top
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@kernel(fast=_FAST)
 def _shift(red: Any, green: Any, blue: Any, hue: Any, saturation: Any) -> None:
     """`augment.shift_colors` on one row."""
     for x in range(len(red)):
@@ -39,14 +40,14 @@ def _shift(red: Any, green: Any, blue: Any, hue: Any, saturation: Any) -> None:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@kernel(fast=_FAST)
 def _affine(row: Any, gain: Any, shift: Any) -> None:
     for x in range(len(row)):
         row[x] = _clip(row[x] * gain + shift, _TOP)
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@kernel(fast=_FAST)
 def _write(row: Any, factor: Any, offset: Any, mirrored: Any, out: Any) -> None:
     last = len(row) - 1
     if mirrored:
@@ -58,7 +59,7 @@ def _write(row: Any, factor: Any, offset: Any, mirrored: Any, out: Any) -> None:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def distort_and_normalize(
     crop: Any,
     mirrored: Any,

@@ -12,15 +12,15 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import njit
 
+from meanshifter.kernels import kernel
 from meanshifter.ops.taps import SPAN
 
 _FAST = {"contract", "nsz", "reassoc", "nnan"}
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@kernel(fast=_FAST)
 def _bounds(z: Any, rows: Any, cols: Any, high: Any, low: Any) -> Any:
     """Fill the largest and smallest corner of every class, and return the largest smallest."""
     K = z.shape[2]
@@ -42,7 +42,7 @@ def _bounds(z: Any, rows: Any, cols: Any, high: Any, low: Any) -> Any:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _fill_basis(row_weight: Any, col_weight: Any, y0: Any, y1: Any, x0: Any, x1: Any, basis: Any) -> None:
     """The weight of each corner (Ty × Tx) in each pixel of a cell, pixels flat and row by row."""
     Tx = len(col_weight)
@@ -57,7 +57,7 @@ def _fill_basis(row_weight: Any, col_weight: Any, y0: Any, y1: Any, x0: Any, x1:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@kernel(fast={"contract", "nsz"})
 def _contest_pair(k: Any, m: Any, corner: Any, rival: Any, basis: Any, pixels: Any, best: Any, winner: Any) -> None:
     """Enter classes k < m, each with four corners, into one cell: what is loaded for one serves both."""
     c0, c1, c2, c3 = corner[0], corner[1], corner[2], corner[3]
@@ -74,7 +74,7 @@ def _contest_pair(k: Any, m: Any, corner: Any, rival: Any, basis: Any, pixels: A
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@kernel(fast={"contract", "nsz"})
 def _contest(k: Any, corner: Any, basis: Any, pixels: Any, line: Any, best: Any, winner: Any) -> None:
     """Enter class k, with any multiple of four corners, into one cell."""
     for g in range(len(corner) // 4):
@@ -93,7 +93,7 @@ def _contest(k: Any, corner: Any, basis: Any, pixels: Any, line: Any, best: Any,
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _select(high: Any, floor: Any, candidates: Any) -> Any:
     """Fill in the classes that can win, in ascending order, and return their number."""
     count = 0
@@ -105,7 +105,7 @@ def _select(high: Any, floor: Any, candidates: Any) -> Any:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
     for i in range(len(rows)):
         for j in range(len(cols)):
@@ -113,10 +113,11 @@ def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _contest_all(
     z: Any,
     candidates: Any,
+    count: Any,
     rows: Any,
     cols: Any,
     corner: Any,
@@ -127,10 +128,11 @@ def _contest_all(
     best: Any,
     winner: Any,
 ) -> None:
-    best[:pixels] = -np.inf
-    winner[:pixels] = 0
-    for n in range(0, len(candidates), 2):
-        k, m = candidates[n], candidates[min(n + 1, len(candidates) - 1)]
+    for p in range(pixels):  # loops, as slices and min() take the compiler longer than anything here
+        best[p] = -np.inf
+        winner[p] = 0
+    for n in range(0, count, 2):
+        k, m = candidates[n], candidates[n + 1 if n + 1 < count else n]
         _fill_corners(z, k, rows, cols, corner)
         _fill_corners(z, m, rows, cols, rival)
         if len(corner) == 4:
@@ -141,7 +143,7 @@ def _contest_all(
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def argmax_rows(
     z: Any,
     row_index: Any,
@@ -159,8 +161,12 @@ def argmax_rows(
     corners = (Ty * Tx + 3) // 4 * 4
     high, low = np.empty(K, np.float32), np.empty(K, np.float32)
     candidates = np.empty(K, np.int32)
-    corner, rival = np.zeros(corners, np.float32), np.zeros(corners, np.float32)
-    basis = np.zeros((corners, SPAN * SPAN), np.float32)
+    corner, rival = np.empty(corners, np.float32), np.empty(corners, np.float32)
+    basis = np.empty((corners, SPAN * SPAN), np.float32)
+    for c in range(Ty * Tx, corners):
+        corner[c] = rival[c] = 0
+        for p in range(SPAN * SPAN):
+            basis[c, p] = 0
     line, best = np.empty(SPAN * SPAN, np.float32), np.empty(SPAN * SPAN, np.float32)
     winner = np.empty(SPAN * SPAN, np.int32)
     for r in range(begin, end):
@@ -171,11 +177,12 @@ def argmax_rows(
             count = _select(high, _bounds(z, rows, cols, high, low), candidates)
             pixels = (y1 - y0) * (x1 - x0)
             if count <= 1:  # none: the logits are not numbers
-                winner[:pixels] = candidates[0] if count else 0
+                for p in range(pixels):
+                    winner[p] = candidates[0] if count else 0
             else:
                 _fill_basis(row_weight, col_weight, y0, y1, x0, x1, basis)
                 _contest_all(
-                    z, candidates[:count], rows, cols, corner, rival, basis, pixels, line, best, winner
+                    z, candidates, count, rows, cols, corner, rival, basis, pixels, line, best, winner
                 )  # fmt: skip
             for p in range(pixels):
                 out[y0 + p // (x1 - x0), x0 + p % (x1 - x0)] = winner[p]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from meanshifter.optional import has_numba
+from meanshifter.kernels import has_numba
 
 Backend = Literal["reference", "numba", "triton"]
 

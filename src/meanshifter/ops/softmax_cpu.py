@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import njit
+
+from meanshifter.kernels import kernel
 
 LANES = 8
 NEVER = -1e30
@@ -25,7 +26,7 @@ _SUMS = {"contract", "nsz", "reassoc", "nnan"}
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", inline="always")
+@kernel(fast={"contract"}, inline="always")
 def _exp(x: Any) -> Any:
     """e^x for x <= 0 to 2 units in the last place, 0 below -87; Cephes' expf, which compilers can vectorise."""
     bounded = x if x > _LOWEST else _LOWEST
@@ -38,7 +39,7 @@ def _exp(x: Any) -> Any:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@kernel(fast={"contract", "nsz"})
 def _fill_line(z: Any, index: Any, weight: Any, y: Any, line: Any) -> None:
     """Bring z (h, w·K) to pixel row y."""
     for i in range(index.shape[1]):
@@ -52,7 +53,7 @@ def _fill_line(z: Any, index: Any, weight: Any, y: Any, line: Any) -> None:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@kernel(fast={"contract", "nsz"})
 def _fill_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, v: Any) -> None:
     """Bring a line (w·K) to the logits v (K) of pixel x."""
     for j in range(index.shape[1]):
@@ -66,7 +67,7 @@ def _fill_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, v: Any) -> N
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_SUMS, error_model="numpy")
+@kernel(fast=_SUMS)
 def _largest(v: Any) -> Any:
     top = v[0]
     for k in range(1, len(v)):
@@ -75,7 +76,7 @@ def _largest(v: Any) -> Any:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_SUMS, error_model="numpy")
+@kernel(fast=_SUMS)
 def _exponentials(v: Any, top: Any) -> Any:
     """Replace v by exp(v - top), and return the sum.
 
@@ -90,7 +91,7 @@ def _exponentials(v: Any, top: Any) -> Any:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath=_SUMS, error_model="numpy")
+@kernel(fast=_SUMS)
 def _dot(a: Any, b: Any) -> Any:
     total = np.float32(0)
     for k in range(len(a)):
@@ -99,7 +100,7 @@ def _dot(a: Any, b: Any) -> Any:
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def add_softmax(
     z: Any, row_index: Any, row_weight: Any, col_index: Any, col_weight: Any, y0: Any, share: Any, out: Any
 ) -> None:
@@ -117,7 +118,7 @@ def add_softmax(
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@kernel(fast={"contract", "nsz"})
 def _gather_gradient(gradient: Any, index: Any, weight: Any, y: Any, line: Any) -> None:
     """The transpose of `_fill_line`."""
     for i in range(index.shape[1]):
@@ -128,7 +129,7 @@ def _gather_gradient(gradient: Any, index: Any, weight: Any, y: Any, line: Any) 
 
 
 @no_type_check
-@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@kernel(fast={"contract", "nsz"})
 def _add_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, g: Any) -> None:
     """Add the gradient g (K) of pixel x to that of its line."""
     for j in range(index.shape[1]):
@@ -138,7 +139,7 @@ def _add_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, g: Any) -> No
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def cross_entropy_rows(
     z: Any,
     row_index: Any,
@@ -192,7 +193,7 @@ def cross_entropy_rows(
 
 
 @no_type_check
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def read_out(p: Any, labels: Any, probability: Any, margin: Any, entropy: Any) -> None:
     """What is asked for of pixels with probabilities p (n, K).
 

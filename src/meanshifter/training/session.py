@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ class Session:
 def resolve(config: TrainConfig) -> TrainConfig:
     """The recipe with what depends on the machine filled in."""
     device = _fabric(replace(config, precision="fp32")).device
+    if config.precision == "fp16" and device.type == "cpu":
+        raise InputError("precision: 'fp16' cannot be trained on a CPU; 'auto', 'bf16' and 'fp32' can")
     return replace(config, precision=resolve_precision(config.precision, device))
 
 
@@ -113,6 +116,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
 
 
 def _fabric(config: TrainConfig) -> Fabric:
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would stand before our one-line errors
     try:
         fabric = Fabric(accelerator=config.accelerator, devices=1, precision=PRECISIONS[config.precision])
     except (RuntimeError, ValueError) as error:
