@@ -54,10 +54,11 @@ def test_training_learns(tiny: TrainConfig) -> None:
     assert losses[-1] < losses[0] - 0.08
 
 
-@pytest.mark.parametrize("stopped_at", [3, 5])
+@pytest.mark.parametrize(("stopped_at", "on_device"), [(3, False), (5, False), (5, True)])
 def test_a_stopped_run_resumes_to_the_same_weights(
-    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, on_device: bool
 ) -> None:
+    tiny = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, on_device=on_device))
     whole = dataclasses.replace(tiny, out=str(tmp_path / "whole"))
     train(whole, quiet=True)
 
@@ -144,6 +145,15 @@ def test_fields_that_do_not_change_the_weights_may_differ_in_a_resumed_run(tiny:
     train(tiny, quiet=True)
     longer = dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, limit=1))
     assert train(longer, resume=True, quiet=True).result.protocol.images == 1
+
+
+def test_batches_made_on_the_device_teach_the_same(tiny: TrainConfig, tmp_path: Path) -> None:
+    train(tiny, quiet=True)
+    data = dataclasses.replace(tiny.data, on_device=True)
+    train(dataclasses.replace(tiny, data=data, out=str(tmp_path / "device")), quiet=True)
+    runs = (metrics(tmp_path / name) for name in ("run", "device"))
+    workers, device = ([line["loss"] for line in lines if "loss" in line] for lines in runs)
+    assert device == pytest.approx(workers, rel=0.01)
 
 
 def test_a_run_folder_that_is_taken_is_refused(tiny: TrainConfig) -> None:

@@ -76,19 +76,43 @@ def augment(
     All draws come from `rng`; `scale` is the first of them, where it has been drawn already. What the image does not
     fill is 0 after normalisation, its labels `ignore`. The image may be smaller than its labels, if both show the same.
     """
-    size = resized(labels.shape, config, draw_scale(config, rng) if scale is None else scale)
-    box = _choose_crop(labels, size, config, rng, ignore)
-    crop, target = _resample(image, size, box), nearest(labels, size, box)
-    mirrored = bool(rng.random() < config.flip)
-    changes = draw_distortion(rng) if config.distortion else Distortion()
+    plan = draw(labels, config, rng, ignore=ignore, scale=scale)
+    crop, target = _resample(image, plan.size, plan.box), nearest(labels, plan.size, plan.box)
     out = np.zeros((3, *config.crop), np.float32)
-    factor = np.array([1 / (255 * value) for value in std], np.float32)
-    offset = np.array([shift / value for shift, value in zip(mean, std, strict=True)], np.float32)
-    _finish(crop, changes, mirrored, factor, offset, out)
+    factor, offset = normalization(mean, std)
+    _finish(crop, plan.distortion, plan.mirrored, factor, offset, out)
     padded = np.full(config.crop, ignore, labels.dtype)
     h, w = target.shape
-    padded[:h, :w] = target[:, ::-1] if mirrored else target
+    padded[:h, :w] = target[:, ::-1] if plan.mirrored else target
     return out, padded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that chance decides about one training crop."""
+
+    size: tuple[int, int]
+    """Height and width that the image is resized to."""
+    box: Box
+    """What is cut from it then."""
+    mirrored: bool
+    distortion: Distortion
+
+
+def draw(
+    labels: Labels, config: AugmentConfig, rng: np.random.Generator, *, ignore: int, scale: float | None = None
+) -> Plan:
+    """All draws of `augment`, in its order."""
+    size = resized(labels.shape, config, draw_scale(config, rng) if scale is None else scale)
+    box = _choose_crop(labels, size, config, rng, ignore)
+    mirrored = bool(rng.random() < config.flip)
+    return Plan(size, box, mirrored, draw_distortion(rng) if config.distortion else Distortion())
+
+
+def normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[Floats, Floats]:
+    """Factor and offset (3) with which 0..255 becomes v · factor - offset."""
+    factor = np.array([1 / (255 * value) for value in std], np.float32)
+    return factor, np.array([shift / value for shift, value in zip(mean, std, strict=True)], np.float32)
 
 
 def _finish(crop: Pixels, changes: Distortion, mirrored: bool, factor: Floats, offset: Floats, out: Floats) -> None:
@@ -153,12 +177,12 @@ def _choose_crop(
 def nearest(labels: Labels, size: tuple[int, int], box: Box) -> Labels:
     """The box of `labels` resized to `size` by nearest neighbour (half-pixel centres), without resizing the rest."""
     top, left, bottom, right = box
-    rows = _nearest_indices(labels.shape[0], size[0], top, bottom)
-    cols = _nearest_indices(labels.shape[1], size[1], left, right)
+    rows = nearest_indices(labels.shape[0], size[0], top, bottom)
+    cols = nearest_indices(labels.shape[1], size[1], left, right)
     return labels.take(rows, axis=0).take(cols, axis=1)
 
 
-def _nearest_indices(whole: int, target: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+def nearest_indices(whole: int, target: int, start: int, stop: int) -> npt.NDArray[np.int64]:
     """floor((i + 1/2) · whole / target) for i in start … stop-1, exactly."""
     indices: npt.NDArray[np.int64] = (2 * np.arange(start, stop) + 1) * whole // (2 * target)
     return indices

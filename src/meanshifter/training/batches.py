@@ -38,13 +38,21 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         except InputError as error:  # handed over whole: a worker's exceptions arrive as tracebacks in text
             return error
 
+    def place(self, position: int) -> int:
+        """Which sample of the data set stands at `position`."""
+        epoch, turn = divmod(position, len(self.dataset))
+        return _order(len(self.dataset), self.seed, epoch)[turn]
+
+    def generator(self, position: int) -> np.random.Generator:
+        """What the augmentation at `position` is drawn from."""
+        return np.random.default_rng((self.seed, position, 1))
+
     def sample(self, position: int) -> Sampled:
         """Image (3, h, w) float32, labels (h, w) int64 and name."""
-        epoch, place = divmod(position, len(self.dataset))
-        rng = np.random.default_rng((self.seed, position, 1))
+        rng = self.generator(position)
         scale = draw_scale(self.config, rng)
         sample = self.dataset.read_reduced(
-            _order(len(self.dataset), self.seed, epoch)[place],
+            self.place(position),
             lambda height, width: resize_factor(height, width, self.config, scale),
         )
         image, labels = augment(

@@ -31,6 +31,8 @@ class DataConfig:
     """Processes that read and augment; 0 does it in the main process."""
     cache: int = 0
     """Megabytes for keeping decoded training images in memory, shared out evenly among the workers; 0 keeps none."""
+    on_device: bool = False
+    """Hold all training images on the training device, and cut and augment batches there, without workers."""
 
 
 @dataclass

@@ -25,6 +25,7 @@ from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.batches import Batch, SampleStream, batches, class_weights
 from meanshifter.training.optimizer import WeightAverage, create_optimizer
 from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.resident import resident_batches
 from meanshifter.training.state import RunFolder, pack, unpack
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -104,15 +105,16 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     network, wrapped = fabric.setup(_compiled(model) if config.compile else model, optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
     stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
-    feed = batches(
-        stream,
-        batch_size=config.batch_size,
-        start=start * config.accumulate,
-        stop=config.steps * config.accumulate,
-        workers=config.data.workers,
-    )
+    feed = _feed(config, stream, start, fabric.device)
     weight = None if weight is None else fabric.to_device(weight)
     return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best, tally)
+
+
+def _feed(config: TrainConfig, stream: SampleStream, start: int, device: torch.device) -> Iterator[Batch]:
+    first, last = start * config.accumulate, config.steps * config.accumulate
+    if config.data.on_device:
+        return resident_batches(stream, device, batch_size=config.batch_size, start=first, stop=last)
+    return batches(stream, batch_size=config.batch_size, start=first, stop=last, workers=config.data.workers)
 
 
 def _fabric(config: TrainConfig) -> Fabric:
