@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import meanshifter as ms
+from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.mean_shift import MeanShift
 
 Array = npt.NDArray[np.float64]
@@ -35,8 +36,8 @@ def reference(z: Array, E: Array, bias: Array, layers: int) -> list[Array]:
 
 def block(width: int, channels: int, seed: int, dtype: torch.dtype) -> MeanShift:
     torch.manual_seed(seed)
-    module = MeanShift(width, 1, channels).to(dtype)
-    torch.nn.init.normal_(module.project.weight, std=1.5 * width**-0.5 * channels**-0.25)  # scores of a few units
+    module = MeanShift(width, MeanShiftConfig(1, channels)).to(dtype)
+    torch.nn.init.normal_(module.project.weight, std=0.7 * width**-0.5 * channels**-0.25)
     torch.nn.init.normal_(module.project.bias, std=0.1)
     return module
 
@@ -95,12 +96,18 @@ def test_no_matrix_over_pairs_of_tokens_is_held_in_training(channels: int, large
 
 def test_no_steps_leave_the_tokens_as_they_are() -> None:
     z = torch.randn(1, 5, 8)
-    assert torch.equal(MeanShift(8, layers=0)(z), z)
+    assert torch.equal(MeanShift(8, MeanShiftConfig(0))(z), z)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((8, -1), "mean_shift.layers: -1"), ((8, 1, 0), "mean_shift.channels: 0")]
+    ("settings", "message"),
+    [
+        ({"layers": -1}, "mean_shift.layers: -1 is not a whole number from 0 on"),
+        ({"channels": 0}, "mean_shift.channels: 0 is not at least 1"),
+        ({"neighbors": 1.0, "spatial": 0.0}, "neighbors: 1.0 is not above 1, or null; mean_shift.spatial: 0.0 is not"),
+        ({"step_size": 1.5}, "mean_shift.step_size: 1.5 is not from 0 to 1"),
+    ],
 )
-def test_settings_that_mean_nothing_are_refused(arguments: tuple[int, ...], message: str) -> None:
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ms.InputError, match=message):
-        MeanShift(*arguments)
+        ms.create_model("meanshifter-ti16", num_classes=3, mean_shift=settings)

@@ -20,6 +20,37 @@ class MeanShiftConfig:
     """L_ms, the number of steps; 0 leaves the tokens as they are."""
     channels: int | None = None
     """d_ms, the width of the space in which tokens are compared; None: the encoder's width."""
+    kernel: Literal["dot", "gaussian"] = "dot"
+    """"dot": exp(r_i·r_j / √d_ms), as the thesis has it, which long r_j attract whatever their direction;
+    "gaussian": exp(-‖r_i - r_j‖² / 2√d_ms), mean shift as Fukunaga & Hostetler (1975) define it."""
+    neighbors: float | None = None
+    """Before training, E_r is scaled so that a token averages over so many others (exp of the entropy of its weights);
+    None leaves E_r as initialised, which averages over nearly all."""
+    spatial: float | None = None
+    """σ in patches: weights fall with distance in the image too (Comaniciu & Meer, PAMI 2002); None: they do not."""
+    blurring: bool = True
+    """True: the tokens that are averaged move too (Gaussian blurring mean shift, as in the thesis); False: they stay
+    where they started, and tokens climb a fixed density (Mean Shift Mask Transformer, arXiv 2211.11679)."""
+    step_size: float = 1.0
+    """η: z ← z + η (m(z) - z)."""
+    restore: bool = False
+    """After each step, put back the mean and the spread over the image that the tokens started with."""
+    beside: bool = False
+    """The decoder reads z⁰ + W (z - z⁰), W starting at 0, in place of z: the plain decoder is a special case
+    (Mean-Shift Feature Transformer, CVPR 2024)."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("layers", self.layers, self.layers >= 0 and int(self.layers) == self.layers, "a whole number from 0 on"),
+            ("channels", self.channels, self.channels is None or self.channels >= 1, "at least 1"),
+            ("kernel", self.kernel, self.kernel in ("dot", "gaussian"), "'dot' or 'gaussian'"),
+            ("neighbors", self.neighbors, self.neighbors is None or self.neighbors > 1, "above 1, or null"),
+            ("spatial", self.spatial, self.spatial is None or self.spatial > 0, "above 0, or null"),
+            ("step_size", self.step_size, 0 <= self.step_size <= 1, "from 0 to 1"),
+        ]
+        wrong = [f"mean_shift.{name}: {value!r} is not {rule}" for name, value, right, rule in rules if not right]
+        if wrong:
+            raise InputError("; ".join(wrong))
 
 
 @dataclass(frozen=True)

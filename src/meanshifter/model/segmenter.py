@@ -34,7 +34,7 @@ class Segmenter(nn.Module):
             pretrained=pretrained,
         )
         width, shift = self.encoder.width, config.mean_shift
-        self.mean_shift = None if shift is None else MeanShift(width, shift.layers, shift.channels)
+        self.mean_shift = None if shift is None else MeanShift(width, shift)
         self.decoder: LinearDecoder | MaskTransformer = (
             LinearDecoder(width, labels.num_classes)
             if config.decoder == "linear"
@@ -71,13 +71,8 @@ class Segmenter(nn.Module):
         """Patch logits after each of several numbers of mean shift steps, with one pass through the encoder."""
         wanted = [self.steps(count) for count in layers]
         tokens, grid = self.encode(images)
-        logits: dict[int, Tensor] = {}
-        done = 0
-        for steps in sorted(set(wanted)):
-            if self.mean_shift is not None:
-                tokens = self.mean_shift(tokens, steps - done)
-            done = steps
-            logits[steps] = self.decoder(tokens, grid)
+        readouts = [tokens] if self.mean_shift is None else self.mean_shift.readouts(tokens, max(wanted), grid)
+        logits = {n: self.decoder(z, grid) for n, z in enumerate(readouts) if n in wanted}
         return [logits[steps] for steps in wanted]
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:

@@ -94,6 +94,9 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     model = build_model(config, train_set.labels)
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
     optimizer = create_optimizer(model, config.optimizer)
+    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    _calibrate(model, stream, config.batch_size)
     average = None
     if config.ema is not None:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
@@ -103,11 +106,19 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     facts = restore(run, model, optimizer, average) if resume else None
     start, best, tally = (0, -math.inf, (0.0, 0)) if facts is None else facts
     network, wrapped = fabric.setup(_compiled(model) if config.compile else model, optimizer)
-    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
     feed = _feed(config, stream, start, fabric.device)
     weight = None if weight is None else fabric.to_device(weight)
     return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best, tally)
+
+
+def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:
+    """Give the mean shift block the bandwidth that its configuration asks for, on the first crops of the training."""
+    if model.mean_shift is None or model.config.mean_shift is None or model.config.mean_shift.neighbors is None:
+        return
+    images = torch.stack([stream.sample(position)[0] for position in range(count)])
+    with torch.no_grad():
+        model.mean_shift.calibrate(*model.eval().encode(images.to(model.device)))
+    model.train()
 
 
 def _feed(config: TrainConfig, stream: SampleStream, start: int, device: torch.device) -> Iterator[Batch]:

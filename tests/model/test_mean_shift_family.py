@@ -1,0 +1,130 @@
+"""The block's other settings against their definitions, pair by pair of tokens in float64 NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import meanshifter as ms
+from meanshifter.model.affinity import effective_neighbors
+from meanshifter.model.config import MeanShiftConfig
+from meanshifter.model.mean_shift import MeanShift
+
+Array = npt.NDArray[np.float64]
+family = st.builds(
+    MeanShiftConfig,
+    layers=st.integers(0, 3),
+    channels=st.sampled_from([2, 6, 9]),
+    kernel=st.sampled_from(["dot", "gaussian"]),
+    spatial=st.sampled_from([None, 0.7, 3.0]),
+    blurring=st.booleans(),
+    step_size=st.sampled_from([0.0, 0.3, 1.0]),
+    restore=st.booleans(),
+    beside=st.booleans(),
+)
+
+
+def kernel_weights(block: MeanShift, z: Array, data: Array, grid: tuple[int, int]) -> Array:
+    """The weight of every token of `data` (M, D) for every one of `z` (N, D), by the definition of the kernel."""
+    E, bias = (p.detach().numpy() for p in block.project.parameters())
+    r, s, C, config = z @ E.T + bias, data @ E.T + bias, block.channels, block.config
+    places = [divmod(i, grid[1]) for i in range(len(data))]
+    exponents = np.empty((len(z), len(data)))
+    for i in range(len(z)):
+        for j in range(len(data)):
+            exponent = r[i] @ s[j] if config.kernel == "dot" else -0.5 * ((r[i] - s[j]) ** 2).sum()
+            exponents[i, j] = exponent / np.sqrt(C)
+            if config.spatial is not None:
+                (y, x), (v, u) = places[i], places[j]
+                exponents[i, j] -= ((y - v) ** 2 + (x - u) ** 2) / (2 * config.spatial**2)
+    weights = np.exp(exponents - exponents.max(1, keepdims=True))
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def definition(block: MeanShift, start: Array, grid: tuple[int, int]) -> tuple[list[Array], list[Array]]:
+    """The states, and what the decoder reads, of one image (N, D)."""
+    config, states = block.config, [start]
+    for _ in range(config.layers):
+        z = states[-1]
+        data = z if config.blurring else start
+        z = z + config.step_size * (kernel_weights(block, z, data, grid) @ data - z)
+        if config.restore:
+            spread = np.sqrt(((start - start.mean(0)) ** 2).sum() / ((z - z.mean(0)) ** 2).sum())
+            z = start.mean(0) + spread * (z - z.mean(0))
+        states.append(z)
+    if block.beside is None:
+        return states, states
+    W = block.beside.weight.detach().numpy()
+    return states, [start + (z - start) @ W.T for z in states]
+
+
+def block_of(config: MeanShiftConfig, width: int = 6) -> MeanShift:
+    torch.manual_seed(0)
+    block = MeanShift(width, config).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return block
+
+
+@given(family, st.sampled_from([(3, 5), (1, 1), (4, 2)]), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_every_setting_is_its_definition(config: MeanShiftConfig, grid: tuple[int, int], seed: int) -> None:
+    if grid == (1, 1) and config.restore:
+        return  # one token has no spread to put back
+    block = block_of(config)
+    z = torch.randn(2, grid[0] * grid[1], 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        states = block.trajectory(z, grid=grid).numpy()
+        read = np.stack([r.numpy() for r in block.readouts(z, config.layers, grid)])
+        weights = block.weights(z, grid).numpy()
+    for b in range(2):
+        expected = definition(block, z[b].numpy(), grid)
+        np.testing.assert_allclose(states[:, b], np.stack(expected[0]), atol=1e-10)
+        np.testing.assert_allclose(read[:, b], np.stack(expected[1]), atol=1e-10)
+        np.testing.assert_allclose(weights[b], kernel_weights(block, z[b].numpy(), z[b].numpy(), grid), atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["dot", "gaussian"])
+def test_a_model_starts_with_the_neighbours_that_it_was_asked_for(kernel: Any) -> None:
+    config = MeanShiftConfig(kernel=kernel, neighbors=12.0, spatial=None if kernel == "dot" else 4.0)
+    torch.manual_seed(0)
+    block, z = MeanShift(24, config), torch.randn(3, 100, 24)
+    with torch.no_grad():
+        assert effective_neighbors(block.weights(z, (10, 10))).mean() > 30
+        block.calibrate(z, (10, 10))
+        found = effective_neighbors(block.weights(z, (10, 10))).mean().item()
+    assert found == pytest.approx(12, rel=0.1)
+
+
+def test_neighbours_that_no_bandwidth_gives_are_refused() -> None:
+    block = MeanShift(8, MeanShiftConfig(neighbors=80.0))
+    with pytest.raises(ms.InputError, match=r"mean_shift.neighbors: 80; these tokens can have 1.0 to 50.0"):
+        block.calibrate(torch.randn(1, 50, 8))
+
+
+def test_a_spatial_bandwidth_needs_the_grid() -> None:
+    block = MeanShift(8, MeanShiftConfig(spatial=2.0))
+    with pytest.raises(ms.InputError, match=r"grid: None; a spatial bandwidth needs the rows and columns of the 6"):
+        block(torch.randn(1, 6, 8))
+
+
+def test_a_block_beside_the_encoding_starts_as_the_plain_decoder() -> None:
+    z = torch.randn(1, 6, 8)
+    block = MeanShift(8, MeanShiftConfig(layers=3, beside=True))
+    assert torch.equal(block(z), z)
+
+
+@pytest.mark.parametrize("blurring", [True, False])
+def test_no_setting_holds_a_matrix_over_pairs_of_tokens(blurring: bool, largest: Any) -> None:
+    config = MeanShiftConfig(2, 20, "gaussian", spatial=3.0, blurring=blurring, restore=True, beside=True)
+    block = MeanShift(16, config)
+    z = torch.randn(1, 4000, 16, requires_grad=True)
+    with largest:
+        block(z, grid=(40, 100)).sum().backward()
+    assert largest.elements <= 2 * 4000 * 32
