@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "score a model on a data set",
     "predict": "write the label maps of images",
     "models": "list the presets, with parameters and cost",
+    "study": "train and score what a study compares, and write its tables",
     "benchmark": "time the package beside the same work in plain PyTorch",
     "data": "list or download data sets",
 }

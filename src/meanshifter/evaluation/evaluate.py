@@ -79,7 +79,7 @@ def evaluate(
     if not steps:
         raise InputError("mean_shift_layers: 0 entries; name at least one number of steps")
     count = _count(dataset, limit)
-    totals = _confusions(predictor, dataset, steps, count, progress)
+    totals = list(np.sum(list(image_confusions(predictor, dataset, steps, limit=limit, progress=progress)), axis=0))
     weights = weights_hash(predictor.model)
     results = {}
     for layers, total in zip(steps, totals, strict=True):
@@ -131,11 +131,15 @@ def _count(dataset: Dataset, limit: int | None) -> int:
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 
-def _confusions(
-    predictor: Predictor, dataset: Dataset, steps: list[int], count: int, progress: bool
-) -> list[Confusion]:
+def image_confusions(
+    predictor: Predictor, dataset: Dataset, steps: list[int], *, limit: int | None = None, progress: bool = False
+) -> Iterator[list[Confusion]]:
+    """The confusion matrices of one image after the other, one for each number of mean shift steps.
+
+    Errors as `evaluate`.
+    """
     K, ignore = dataset.labels.num_classes, dataset.labels.ignore
-    totals = [np.zeros((K, K), dtype=np.int64) for _ in steps]
+    count = _count(dataset, limit)
     with _bar(count, progress) as advance:
         for _, future in read_ahead(dataset.__getitem__, range(count)):
             sample: Sample = future.result()
@@ -145,10 +149,8 @@ def _confusions(
                     "(height, width); they must have one size"
                 )
             maps = predictor.label_maps(sample.image, steps)
-            for total, prediction in zip(totals, maps, strict=True):
-                total += confusion_matrix(sample.labels, prediction, K, ignore=ignore)
+            yield [confusion_matrix(sample.labels, prediction, K, ignore=ignore) for prediction in maps]
             advance()
-    return totals
 
 
 @contextmanager

@@ -27,6 +27,8 @@ class DataConfig:
     """Split to learn from."""
     val_split: str = "val"
     """Split to score on."""
+    hold_out: str | None = None
+    """Training images whose names match this pattern, such as 0006R0_*, are left out, to choose by; null: none."""
     workers: int = 2
     """Processes that read and augment; 0 does it in the main process."""
     cache: int = 0

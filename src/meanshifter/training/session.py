@@ -18,6 +18,7 @@ from meanshifter.data.cache import Cached
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.subset import Subset
 from meanshifter.errors import InputError
 from meanshifter.inference.precision import fused_attention_pays, resolve_precision
 from meanshifter.model.presets import create_model
@@ -90,6 +91,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     config.check()
     fabric = _fabric(config)
     train_set = open_dataset(config.data.name, config.data.root, config.data.train_split)
+    if config.data.hold_out is not None:
+        train_set = Subset(train_set, config.data.hold_out, matching=False)
     val_set = open_dataset(config.data.name, config.data.root, config.data.val_split)
     model = build_model(config, train_set.labels)
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are

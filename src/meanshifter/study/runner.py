@@ -1,0 +1,221 @@
+"""The trainings of a study, several at a time, each in a process of its own; what is finished is never repeated."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing as mp
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meanshifter.errors import InputError, RunError
+from meanshifter.files import write_beside, write_text
+from meanshifter.study.plan import Cell
+
+SCORES, COUNTS = "scores.json", "confusions.npz"
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    depths: Sequence[int],
+    splits: Sequence[str],
+    jobs: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Train and score what is not finished yet, `jobs` at a time.
+
+    A process that is killed, whether a training's or this one, costs the steps since its last checkpoint: the next
+    call goes on there. A training whose loss is not finite is a result; its row says so.
+
+    Raises:
+        InputError: what a training refuses; the others are stopped, and go on with the next call.
+    """
+    waiting = [cell for cell in cells if not is_finished(cell)]
+    done = len(cells) - len(waiting)
+    if done:
+        say(f"{done} of {len(cells)} trainings were finished before")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    running: dict[int, tuple[Any, Connection, Cell]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                process, pipe = _start(waiting[0], depths, splits, threads)
+                running[process.sentinel] = (process, pipe, waiting.pop(0))
+            ended = set(wait(list(running)))
+            for sentinel in [key for key in running if key in ended]:
+                process, pipe, cell = running.pop(sentinel)
+                done += 1
+                say(f"{done}/{len(cells)}  {cell.row}, seed {cell.seed}: {_outcome(process, pipe, cell)}")
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
+            process.join()
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether its scores are there."""
+    return (cell.folder / SCORES).is_file()
+
+
+def scores_of(cell: Cell) -> dict[str, Any]:
+    """What a finished training left: protocol, scores, parameters; `failure` in their place if it diverged."""
+    facts: dict[str, Any] = json.loads((cell.folder / SCORES).read_text("utf-8"))
+    return facts
+
+
+def confusions_of(cell: Cell, split: str) -> np.ndarray[Any, Any]:
+    """(depths, images, K, K) pixels, in the order of `scores_of(cell)["depths"]`."""
+    with np.load(cell.folder / COUNTS) as counts:
+        return np.asarray(counts[split], dtype=np.int64)
+
+
+def _start(cell: Cell, depths: Sequence[int], splits: Sequence[str], threads: int) -> tuple[Any, Connection]:
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(cell, list(depths), list(splits), threads, theirs, os.getpid()))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _outcome(process: Any, pipe: Connection, cell: Cell) -> str:
+    """One line about a process that ended, or the error that stops the study."""
+    process.join()
+    kind, text = ("killed", "") if not pipe.poll() else _receive(pipe)
+    if kind == "input":
+        raise InputError(f"{cell.row}, seed {cell.seed}: {text}")
+    if kind == "stopped":
+        raise KeyboardInterrupt("stopped; the same command goes on")
+    if kind in ("killed", "error"):
+        what = text or f"ended with status {process.exitcode}"
+        raise RunError(f"{cell.row}, seed {cell.seed}: {what}; the same command goes on where it stopped")
+    return text
+
+
+def _receive(pipe: Connection) -> tuple[str, str]:
+    try:
+        kind, text = pipe.recv()
+    except EOFError:
+        return "killed", ""
+    return kind, text
+
+
+def _work(cell: Cell, depths: list[int], splits: list[str], threads: int, pipe: Connection, parent: int) -> None:
+    """In a process of its own: train, score, write, and say in one line how it went."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        with _alone(cell.folder):
+            pipe.send(("done", _train_and_score(cell, depths, splits)))
+    except InputError as error:
+        pipe.send(("input", str(error)))
+    except KeyboardInterrupt:
+        pipe.send(("stopped", ""))
+    except Exception as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process, once one that is ending has let go of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _train_and_score(cell: Cell, depths: list[int], splits: list[str]) -> str:
+    from meanshifter.training.loop import train
+
+    run = Path(str(cell.config.out))
+    resume = (run / "config.yaml").is_file()
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)  # a process that ended before the run began
+    began = time.perf_counter()
+    try:
+        train(cell.config, resume=resume, quiet=True)
+    except RunError as error:
+        _write_scores(cell, {"failure": str(error)})
+        return f"diverged ({error})"
+    facts = _score(cell, run, depths, splits)
+    facts["seconds"] = round(time.perf_counter() - began, 1)
+    _write_scores(cell, facts)
+    own = facts["depths"].index(facts["trained_depth"])
+    scores = ", ".join(f"{facts['mIoU'][split][own]:.2f} {split}" for split in splits)
+    return f"mIoU {scores} in {facts['seconds']:.0f} s"
+
+
+def _score(cell: Cell, run: Path, depths: list[int], splits: list[str]) -> dict[str, Any]:
+    """Read the last weights out at every depth on every split; the confusions of each image are kept too."""
+    from meanshifter.evaluation.evaluate import image_confusions
+    from meanshifter.evaluation.protocol import weights_hash
+    from meanshifter.inference.predictor import Predictor
+    from meanshifter.model.checkpoint import load_model
+    from meanshifter.study.diagnosis import diagnose_model
+    from meanshifter.study.statistics import mean_iou
+
+    model = load_model(run / "checkpoints" / "last")
+    reading = cell.config.evaluation
+    predictor = Predictor(
+        model,
+        window=reading.window,
+        stride=reading.stride,
+        short_side=reading.short_side,
+        long_side=reading.long_side,
+        precision=cell.config.precision,
+    )
+    own = predictor.mean_shift_layers
+    steps = [0] if model.mean_shift is None else sorted({own, *depths})
+    counts: dict[str, Any] = {}
+    for split in splits:
+        dataset = open_split(cell, split)
+        counts[split] = np.stack(list(image_confusions(predictor, dataset, steps, limit=reading.limit)), axis=1)
+    write_beside(cell.folder / COUNTS, lambda file: np.savez_compressed(file, **counts))
+    protocol = {**predictor.protocol(), "weights": weights_hash(model)}
+    del protocol["mean_shift_layers"]
+    return {
+        "protocol": protocol,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_depth": own,
+        "depths": steps,
+        "images": {split: int(count.shape[1]) for split, count in counts.items()},
+        "mIoU": {split: mean_iou(count.sum(1)).tolist() for split, count in counts.items()},
+        "diagnostics": diagnose_model(model, predictor, open_split(cell, splits[0]), max(steps)),
+    }
+
+
+def open_split(cell: Cell, split: str) -> Any:
+    """The data set that a split of the plan names."""
+    from meanshifter.data.catalog import open_dataset
+    from meanshifter.data.subset import Subset
+
+    data = cell.config.data
+    if split != "held_out":
+        return open_dataset(data.name, data.root, split)
+    if data.hold_out is None:
+        raise InputError("splits: held_out, but data.hold_out is null; set it to a pattern such as 0006R0_*")
+    return Subset(open_dataset(data.name, data.root, data.train_split), data.hold_out, matching=True)
+
+
+def _write_scores(cell: Cell, facts: dict[str, Any]) -> None:
+    head = {"format_version": 1, "row": cell.row, "seed": cell.seed}
+    write_text(cell.folder / SCORES, json.dumps({**head, **facts}, indent=1) + "\n")
