@@ -56,6 +56,9 @@ def run_cells(
                 process, pipe, cell = running.pop(sentinel)
                 done += 1
                 say(f"{done}/{len(cells)}  {cell.row}, seed {cell.seed}: {_outcome(process, pipe, cell)}")
+    except KeyboardInterrupt as stop:
+        stop.args = ("stopped; the same command goes on",)
+        raise
     finally:
         for process, _, _ in running.values():
             process.terminate()
@@ -96,7 +99,7 @@ def _outcome(process: Any, pipe: Connection, cell: Cell) -> str:
     if kind == "input":
         raise InputError(f"{cell.row}, seed {cell.seed}: {text}")
     if kind == "stopped":
-        raise KeyboardInterrupt("stopped; the same command goes on")
+        raise KeyboardInterrupt
     if kind in ("killed", "error"):
         what = text or f"ended with status {process.exitcode}"
         raise RunError(f"{cell.row}, seed {cell.seed}: {what}; the same command goes on where it stopped")

@@ -1,0 +1,171 @@
+"""A study from its file to its tables, with a kill in between."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from meanshifter.cli.main import main
+from meanshifter.data.catalog.shapes import Shapes
+from meanshifter.errors import InputError
+from meanshifter.evaluation.evaluate import evaluate
+from meanshifter.inference.predictor import Predictor
+from meanshifter.model.checkpoint import load_model
+from meanshifter.study.plan import load_plan, slug, study_names
+
+RECIPE = """
+format_version: 1
+data: {name: shapes, workers: 0}
+model:
+  preset: segmenter-ti16
+  backbone: vit_tiny_patch16_224
+  backbone_args: {patch_size: 16, embed_dim: 16, depth: 1, num_heads: 2}
+  drop_path: 0.0
+augment: {crop: [96, 96], base: null, scale: [1, 1], max_class_share: 1, distortion: false}
+optimizer: {name: adamw, lr: 1.0e-3, min_lr: 1.0e-6}
+batch_size: 2
+steps: 12
+save_every: 2
+evaluation: {every: 0, window: null, short_side: null, limit: 5}
+accelerator: cpu
+"""
+STUDY = """
+recipe: {recipe}
+fields: {{optimizer.lr: 2.0e-3}}
+rows:
+  Plain: {{}}
+  "Block, 2 steps": {{model.mean_shift: {{layers: 2, channels: 16, kernel: gaussian, neighbors: 8}}}}
+seeds: [0, 1]
+depths: [0, 1, 2, 3]
+splits: [val]
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(recipe=tmp_path / "tiny.yaml"))
+    return path
+
+
+def command(study: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "meanshifter", "study", str(study), "--out", str(out), "--jobs", "2"]
+
+
+def test_a_killed_study_ends_with_the_table_of_one_that_was_left_alone(study: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    done = subprocess.run(command(study, whole), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (whole / "table.md").read_text()
+    duration = time.monotonic() - began
+
+    process = subprocess.Popen(command(study, killed), stderr=subprocess.DEVNULL, start_new_session=True)
+    time.sleep(random.uniform(0.3, 0.9) * duration)
+    process.kill()
+    process.wait()
+    assert not (killed / "table.md").exists()
+    finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/*/scores.json")}
+    again = subprocess.run(command(study, killed), capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    for name in ("table.md", "table.csv"):
+        assert (killed / name).read_text() == (whole / name).read_text()
+    assert all(path.stat().st_mtime_ns == then for path, then in finished.items()), "finished trainings are kept"
+
+    rows = list(csv.DictReader((whole / "table.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 1 + 2 * 4, "two seeds of the plain model at depth 0, two of the block at four depths"
+    one = next(row for row in rows if (row["row"], row["seed"], row["depth"]) == ("Block, 2 steps", "1", "3"))
+    model = load_model(whole / "runs" / "block-2-steps" / "seed1" / "run" / "checkpoints" / "last")
+    result = evaluate(Predictor(model, window=None, short_side=None), Shapes(split="val"), mean_shift_layers=3, limit=5)
+    assert float(one["mIoU"]) == pytest.approx(result.mIoU, abs=1e-3)
+    document = json.loads((whole / "study.json").read_text())
+    assert document["differences"]["Block, 2 steps"]["val"]["seeds"]["mean"] is not None
+
+
+def test_ctrl_c_stops_the_trainings_too_and_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*command(study, tmp_path / "out"), "--steps", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("runs/*/*/run/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1] == "meanshifter: stopped; the same command goes on"
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: {a: {}}", "no recipe; name one of"),
+        ("recipe: shapes", "study: rows: {} is not at least one row, or a grid"),
+        ("recipe: shapes\nrows: {a: {}}\nseed: [1]", "unknown field 'seed'; did you mean 'seeds'"),
+        ("recipe: shapes\nrows: {a: {}}\nseeds: [1, 1]", r"seeds: \(1, 1\) is not one or more different seeds"),
+        ("recipe: shapes\nrows: {a: {model.mean_shift.layer: 1}}", "row 'a': .*did you mean 'model.mean_shift.layers'"),
+        ("recipe: shapes\nrows: {A 1: {}, a-1: {}}", "names that differ in more than case and signs"),
+        ("recipe: shapes\nrows: {a: {}}\nbaseline: b", "baseline: 'b' is not the name of a row"),
+        ("- 1", "holds list; a study is a mapping of fields"),
+    ],
+)
+def test_a_wrong_plan_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_plan(str(path)).cells(tmp_path / "out", [])
+
+
+def test_a_folder_of_another_study_is_refused(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert main(["study", str(study), "--out", str(other)]) == 2
+    assert "already exists and holds no study" in capfd.readouterr().err
+    (other / "notes.txt").unlink()
+    (other / "study.yaml").write_text("trainings: {'Plain, seed 0': {steps: 1}}")
+    assert main(["study", str(study), "--out", str(other)]) == 2
+    assert "'Plain, seed 0' was another training there; use another --out DIR" in capfd.readouterr().err
+
+
+def test_a_grid_makes_a_row_of_each_point(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("recipe: shapes\ngrid: {model.mean_shift.layers: [1, 2], model.mean_shift.channels: [8, 16]}")
+    plan = load_plan(str(path))
+    assert list(plan.all_rows)[:2] == ["layers 1, channels 8", "layers 1, channels 16"]
+    cells = plan.cells(tmp_path, [])
+    assert [
+        (c.config.model.mean_shift.layers, c.config.model.mean_shift.channels)
+        for c in cells
+        if c.config.model.mean_shift
+    ] == [
+        (1, 8),
+        (1, 16),
+        (2, 8),
+        (2, 16),
+    ]
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_the_studies_of_the_package_parse(name: str, tmp_path: Path) -> None:
+    plan = load_plan(name)
+    cells = plan.cells(tmp_path, [])
+    assert len(cells) == len(plan.all_rows) * len(plan.seeds)
+
+
+def test_slugs_are_folder_names() -> None:
+    assert slug("MeanShifter, 1 layer (η=½)") == "meanshifter-1-layer"
+    assert slug("..") == "row"
