@@ -192,7 +192,7 @@ class Predictor:
         H, W = pixels.shape[:2]
         size = fitted_size(H, W, short_side=self.short_side, long_side=self.long_side, scale=scale)
         rows, cols = (
-            axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.patch_size)
+            axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.stride)
             for length, out in zip(size, (H, W), strict=True)
         )
         resized = resize(pixels, size)

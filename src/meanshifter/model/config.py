@@ -54,6 +54,31 @@ class MeanShiftConfig:
 
 
 @dataclass(frozen=True)
+class PixelShiftConfig:
+    """Mean shift from pixels: logits on a finer grid than the patches'."""
+
+    layers: int = 1
+    """Number of steps."""
+    factor: int = 4
+    """Cells along a side of a patch; logits come for each cell."""
+    channels: int = 32
+    """Width of the space in which cells and patches are compared."""
+    spatial: float = 0.5
+    """σ in patches of the spatial kernel at the start of training, which then learns each offset by itself."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("layers", self.layers, self.layers >= 0 and int(self.layers) == self.layers, "a whole number from 0 on"),
+            ("factor", self.factor, self.factor >= 1, "at least 1"),
+            ("channels", self.channels, self.channels >= 1, "at least 1"),
+            ("spatial", self.spatial, self.spatial > 0, "above 0"),
+        ]
+        wrong = [f"pixel_shift.{name}: {value!r} is not {rule}" for name, value, right, rule in rules if not right]
+        if wrong:
+            raise InputError("; ".join(wrong))
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Encoder, mean shift block and decoder; the classes are in the model's LabelSpace."""
 
@@ -67,6 +92,8 @@ class ModelConfig:
     """Transformer layers of the mask decoder."""
     mean_shift: MeanShiftConfig | None = None
     """The mean shift block between encoder and decoder, or None."""
+    pixel_shift: PixelShiftConfig | None = None
+    """Mean shift from pixels after the decoder, in place of `mean_shift`, or None."""
     drop_path: float = 0.1
     """Stochastic depth of the encoder, rising linearly to this rate; active in training only."""
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +113,9 @@ class ModelConfig:
         if min(self.std) <= 0:
             raise InputError(f"std: {self.std}; every channel must be above 0")
 
+        if self.mean_shift is not None and self.pixel_shift is not None:
+            raise InputError("pixel_shift: given beside mean_shift; a model has one of the two")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON."""
         return {**asdict(self), "backbone_args": dict(self.backbone_args)}
@@ -94,7 +124,11 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """The configuration that `to_dict` wrote."""
         values = dict(data)
-        shift = values.pop("mean_shift", None)
+        shift, pixel = values.pop("mean_shift", None), values.pop("pixel_shift", None)
         for name in ("image_size", "mean", "std"):
             values[name] = tuple(values[name])
-        return cls(**values, mean_shift=None if shift is None else MeanShiftConfig(**shift))
+        return cls(
+            **values,
+            mean_shift=None if shift is None else MeanShiftConfig(**shift),
+            pixel_shift=None if pixel is None else PixelShiftConfig(**pixel),
+        )

@@ -1,4 +1,5 @@
-"""Named models: one table of encoders, times {linear, mask transformer} × {no shift, mean shift}.
+"""Named models: one table of encoders, times {linear, mask transformer} × {no shift, mean shift,
+mean shift from pixels}.
 
 Sizes: Strudel et al., Segmenter, ICCV 2021, table 1, after Dosovitskiy et al., ICLR 2021, and for Ti and S
 Touvron et al., DeiT, ICML 2021. `parameters()` of a model counts; nothing is written down here.
@@ -10,24 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
+from meanshifter.model.config import MeanShiftConfig, ModelConfig, PixelShiftConfig, Triple
 
 if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
+Config = TypeVar("Config")
 BACKBONES = {
     "ti16": "vit_tiny_patch16_384",
     "s16": "vit_small_patch16_384",
     "b16": "vit_base_patch16_384",
     "l16": "vit_large_patch16_384",
 }
-PRESETS = tuple(
-    f"{family}{mask}-{size}" for family in ("segmenter", "meanshifter") for mask in ("", "-mask") for size in BACKBONES
-)
+FAMILIES = ("segmenter", "meanshifter", "pixelshifter")
+PRESETS = tuple(f"{family}{mask}-{size}" for family in FAMILIES for mask in ("", "-mask") for size in BACKBONES)
 
 
 def create_model(
@@ -38,6 +39,7 @@ def create_model(
     labels: LabelSpace | None = None,
     image_size: int | Sequence[int] = 512,
     mean_shift: Mapping[str, Any] | MeanShiftConfig | None = None,
+    pixel_shift: Mapping[str, Any] | PixelShiftConfig | None = None,
     decoder_layers: int = 2,
     drop_path: float = 0.1,
     backbone: str | None = None,
@@ -55,6 +57,7 @@ def create_model(
         labels: names, palette and mask values.
         image_size: side, or (height, width), that the position embeddings are made for, in pixels.
         mean_shift: fields of the block, `{"layers": 1, "channels": 192}`; only for "meanshifter-…" presets.
+        pixel_shift: fields of mean shift from pixels, `{"layers": 1, "factor": 4}`; only for "pixelshifter-…" presets.
         decoder_layers: transformer layers of the mask decoder.
         drop_path: stochastic depth of the encoder in training.
         backbone: another plain ViT of timm than the preset's.
@@ -79,7 +82,8 @@ def create_model(
         image_size=_pair(image_size),
         decoder=decoder,
         decoder_layers=decoder_layers,
-        mean_shift=_mean_shift(family, mean_shift),
+        mean_shift=_block(family, "meanshifter", "mean_shift", mean_shift, MeanShiftConfig),
+        pixel_shift=_block(family, "pixelshifter", "pixel_shift", pixel_shift, PixelShiftConfig),
         drop_path=drop_path,
         backbone_args=dict(backbone_args or {}),
         mean=stated[0] if mean is None else mean,
@@ -101,23 +105,25 @@ def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
     return family, "mask" if mask else "linear", size
 
 
-def _mean_shift(family: str, given: Mapping[str, Any] | MeanShiftConfig | None) -> MeanShiftConfig | None:
-    if family == "segmenter":
+def _block(
+    family: str, owner: str, name: str, given: Mapping[str, Any] | Config | None, kind: type[Config]
+) -> Config | None:
+    """The configuration of the block that presets of the family `owner` have."""
+    if family != owner:
         if given is not None:
-            raise InputError(
-                "mean_shift: given for a 'segmenter' preset, which has no block; use a 'meanshifter' preset"
-            )
+            raise InputError(f"{name}: given for a {family!r} preset, which has no such block; use a {owner!r} preset")
         return None
-    if given is None or isinstance(given, MeanShiftConfig):
-        return MeanShiftConfig() if given is None else given
-    known = [field.name for field in fields(MeanShiftConfig)]
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
+    if given is None or isinstance(given, kind):
+        return kind() if given is None else given
+    assert isinstance(given, Mapping)
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
             raise InputError(
-                f"mean_shift.{name}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}"
+                f"{name}.{key}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}"
             )
-    return MeanShiftConfig(**given)
+    return kind(**given)
 
 
 def _labels(num_classes: int | None, classes: Sequence[str] | None, labels: LabelSpace | None) -> LabelSpace:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from meanshifter.model.config import ModelConfig
 from meanshifter.model.decoder import LinearDecoder, MaskTransformer
 from meanshifter.model.encoder import Encoder, Grid
 from meanshifter.model.mean_shift import MeanShift, check_layers
+from meanshifter.model.pixel_shift import PixelShift
 
 
 class Segmenter(nn.Module):
@@ -35,6 +37,10 @@ class Segmenter(nn.Module):
         )
         width, shift = self.encoder.width, config.mean_shift
         self.mean_shift = None if shift is None else MeanShift(width, shift)
+        fine = config.pixel_shift
+        if fine is not None and self.patch_size % fine.factor:
+            raise InputError(f"pixel_shift.factor: {fine.factor} does not divide the patch size {self.patch_size}")
+        self.pixel_shift = None if fine is None else PixelShift(width, self.patch_size, fine)
         self.decoder: LinearDecoder | MaskTransformer = (
             LinearDecoder(width, labels.num_classes)
             if config.decoder == "linear"
@@ -45,6 +51,16 @@ class Segmenter(nn.Module):
     def patch_size(self) -> int:
         """P, the side of a patch in pixels."""
         return self.encoder.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Side in pixels of what one logit stands for: P, or a fraction of it with mean shift from pixels."""
+        return self.patch_size if self.pixel_shift is None else self.patch_size // self.pixel_shift.factor
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the model takes another number of mean shift steps at inference."""
+        return self.mean_shift is not None or self.pixel_shift is not None
 
     @property
     def device(self) -> torch.device:
@@ -71,9 +87,20 @@ class Segmenter(nn.Module):
         """Patch logits after each of several numbers of mean shift steps, with one pass through the encoder."""
         wanted = [self.steps(count) for count in layers]
         tokens, grid = self.encode(images)
-        readouts = [tokens] if self.mean_shift is None else self.mean_shift.readouts(tokens, max(wanted), grid)
-        logits = {n: self.decoder(z, grid) for n, z in enumerate(readouts) if n in wanted}
+        if self.pixel_shift is not None:
+            logits = self._cells(images, tokens, grid, max(wanted))
+        else:
+            readouts = [tokens] if self.mean_shift is None else self.mean_shift.readouts(tokens, max(wanted), grid)
+            logits = {n: self.decoder(z, grid) for n, z in enumerate(readouts) if n in wanted}
         return [logits[steps] for steps in wanted]
+
+    def _cells(self, images: Tensor, tokens: Tensor, grid: Grid, layers: int) -> dict[int, Tensor]:
+        """Logits of the cells that hold pixels of the images, after each number of steps."""
+        assert self.pixel_shift is not None
+        H, W = images.shape[-2:]
+        padded = F.pad(images, (0, -W % self.patch_size, 0, -H % self.patch_size))
+        fine = self.pixel_shift.readouts(padded, tokens, grid, self.decoder(tokens, grid), layers)
+        return {n: z[..., : -(-H // self.stride), : -(-W // self.stride)] for n, z in enumerate(fine)}
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
         """The tokens before the shift, and their grid (h, w)."""
@@ -87,8 +114,9 @@ class Segmenter(nn.Module):
 
     def steps(self, layers: int | None) -> int:
         """The number of mean shift steps that `mean_shift_layers=layers` stands for."""
-        if self.mean_shift is not None:
-            return self.mean_shift.layers if layers is None else check_layers(layers, "mean_shift_layers")
+        shift = self.mean_shift if self.pixel_shift is None else self.pixel_shift
+        if shift is not None:
+            return shift.layers if layers is None else check_layers(layers, "mean_shift_layers")
         if layers not in (None, 0):
             raise InputError(
                 f"mean_shift_layers: {layers}; this model has no mean shift block, so use 0 or leave it out"

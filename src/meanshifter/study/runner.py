@@ -187,7 +187,7 @@ def _score(cell: Cell, run: Path, depths: list[int], splits: list[str]) -> dict[
         precision=cell.config.precision,
     )
     own = predictor.mean_shift_layers
-    steps = [0] if model.mean_shift is None else sorted({own, *depths})
+    steps = sorted({own, *depths}) if model.has_steps else [0]
     counts: dict[str, Any] = {}
     for split in splits:
         dataset = open_split(cell, split)

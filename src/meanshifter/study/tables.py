@@ -79,8 +79,10 @@ class Findings:
 
     def published(self, row: str) -> float | None:
         """The published mIoU of the row's block on ADE20K; None for a block that was not published."""
-        shift = next(cell.config.model.mean_shift for key, cell in self.cells.items() if key[0] == row)
-        layers = channels = None
+        model = next(cell.config.model for key, cell in self.cells.items() if key[0] == row)
+        if model.pixel_shift is not None:
+            return None
+        shift, layers, channels = model.mean_shift, None, None
         if shift is not None:
             layers, channels = shift.layers, 192 if shift.channels is None else shift.channels
             if shift != MeanShiftConfig(shift.layers, shift.channels):

@@ -110,11 +110,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
 
 def crop_loss(logits: Tensor, labels: Tensor, session: Session, config: TrainConfig) -> Tensor:
     """The recipe's cross-entropy of patch logits (B, K, h, w) against labels (B, H, W)."""
-    P = session.model.patch_size
+    stride = session.model.stride
     return upsampled_cross_entropy(
         logits,
         labels,
-        padded_size=(logits.shape[-2] * P, logits.shape[-1] * P),
+        padded_size=(logits.shape[-2] * stride, logits.shape[-1] * stride),
         ignore_index=session.model.labels.ignore,
         normalize=config.loss.normalize,
         weight=session.weight,

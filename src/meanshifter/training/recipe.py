@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from meanshifter.data.augment import AugmentConfig
 from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig
+from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
 
 
 @dataclass
@@ -42,9 +42,11 @@ class ModelRecipe:
     """The model, and the weights it starts from."""
 
     preset: str = "segmenter-ti16"
-    """Preset; `meanshifter models` lists them. With mean_shift given, a segmenter preset gets the block."""
+    """Preset; `meanshifter models` lists them. A segmenter preset gets the block of mean_shift or pixel_shift."""
     mean_shift: MeanShiftConfig | None = None
     """The mean shift block, such as {layers: 1, channels: 192}; null for none (or a meanshifter preset's default)."""
+    pixel_shift: PixelShiftConfig | None = None
+    """Mean shift from pixels, such as {layers: 1, factor: 4}; null for none (or a pixelshifter preset's default)."""
     decoder_layers: int = 2
     """Transformer layers of the mask decoder."""
     image_size: tuple[int, int] | None = None

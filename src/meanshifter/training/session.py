@@ -160,12 +160,15 @@ def build_model(config: TrainConfig, labels: LabelSpace) -> Segmenter:
     preset = recipe.preset
     if recipe.mean_shift is not None:
         preset = preset.replace("segmenter", "meanshifter", 1)
+    elif recipe.pixel_shift is not None:
+        preset = preset.replace("segmenter", "pixelshifter", 1)
     torch.manual_seed(config.seed)
     return create_model(
         preset,
         labels=labels,
         image_size=config.augment.crop if recipe.image_size is None else recipe.image_size,
         mean_shift=recipe.mean_shift,
+        pixel_shift=recipe.pixel_shift,
         decoder_layers=recipe.decoder_layers,
         drop_path=recipe.drop_path,
         backbone=recipe.backbone,

@@ -1,0 +1,77 @@
+"""Mean shift from pixels: points between the patches move towards the modes of the patches' density.
+
+A plain ViT decides once for each patch, and bilinear upsampling knows nothing of where an edge runs inside it. Here
+every cell of a grid `factor` times finer starts from features of its own pixels and takes steps of mean shift over the
+nine patches around it, in the joint domain of position and range (Comaniciu & Meer, PAMI 2002, section 4); the patches
+stay where they are. Its logits are the mean of theirs under the weights of the last step. No N × N matrix arises.
+
+With r_x the features of cell x, r_j = E z_j those of patch j, b_xj = -‖p_x - p_j‖²/2σ² at first:
+w_xj ∝ exp(r_x·r_j / √C + b_xj),  r_x ← Σ_j w_xj r_j.
+Glossary: B batch, N = h·w patches, D token width, K classes, C = `channels`, s = `factor`, P patch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from meanshifter.model.affinity import Grid
+from meanshifter.model.config import PixelShiftConfig
+
+
+class PixelShift(nn.Module):
+    """`layers` steps from the pixels of cells of P/s pixels, over the 3 × 3 patches around each."""
+
+    def __init__(self, width: int, patch_size: int, config: PixelShiftConfig) -> None:
+        super().__init__()
+        self.layers, self.factor = config.layers, config.factor
+        C, side = config.channels, patch_size // config.factor
+        self.look = nn.Sequential(
+            nn.Conv2d(3, C, 2 * side, side, padding=side // 2), nn.GELU(), nn.Conv2d(C, C, 3, padding=1)
+        )
+        self.project = nn.Linear(width, C)
+        self.context = nn.Linear(width, C)
+        nn.init.zeros_(self.context.weight)
+        nn.init.zeros_(self.context.bias)
+        self.bias = nn.Parameter(-_square_distances(config.factor) / (2 * config.spatial**2))
+
+    def readouts(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        tokens: Float[Tensor, "B N D"],
+        grid: Grid,
+        logits: Float[Tensor, "B K h w"],
+        layers: int,
+    ) -> Iterator[Float[Tensor, "B K fine_h fine_w"]]:
+        """Logits of the cells after 0, 1, …, `layers` steps; after 0 they are those of the patches, upsampled."""
+        s = self.factor
+        yield F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear", align_corners=False)
+        r = rearrange(self.look(images), "b c (h i) (w j) -> b c i j h w", i=s, j=s)
+        r = r + rearrange(self.context(tokens), "b (h w) c -> b c 1 1 h w", h=grid[0])
+        keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]))
+        values = _around(logits)
+        for _ in range(layers):
+            scores = torch.einsum("b c i j h w, b n c h w -> b n i j h w", r, keys) * keys.shape[2] ** -0.5
+            weights = (scores.to(self.bias.dtype) + self.bias[..., None, None]).softmax(1)
+            cells = torch.einsum("b n i j h w, b n k h w -> b k i j h w", weights.to(values.dtype), values)
+            yield rearrange(cells, "b k i j h w -> b k (h i) (w j)")
+            r = torch.einsum("b n i j h w, b n c h w -> b c i j h w", weights.to(keys.dtype), keys)
+
+
+def _around(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 9 C h w"]:
+    """Each patch's 3 × 3 neighbours, the border repeated."""
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return torch.stack([padded[..., i : i + h, j : j + w] for i in range(3) for j in range(3)], 1)
+
+
+def _square_distances(s: int) -> Float[Tensor, "9 s s"]:
+    """Squared distances in patches from the 3 × 3 patches around a patch to its s × s cells."""
+    cells, patches = (torch.arange(s) + 0.5) / s - 0.5, torch.arange(-1.0, 2.0)
+    along = (cells - patches[:, None]).square()
+    return (along[:, None, :, None] + along[None, :, None, :]).flatten(0, 1)

@@ -1,0 +1,123 @@
+"""Mean shift from pixels against its equations, cell by cell in float64 NumPy, and in whole models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+
+import meanshifter as ms
+from meanshifter.model.config import PixelShiftConfig
+from meanshifter.model.pixel_shift import PixelShift
+
+SMALL: dict[str, Any] = {"backbone_args": {"embed_dim": 24, "depth": 1, "num_heads": 3}, "drop_path": 0.0}
+
+
+def block_of(factor: int, layers: int) -> PixelShift:
+    torch.manual_seed(0)
+    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial=0.6)).double()
+    for parameter in (*block.context.parameters(), block.project.weight):
+        torch.nn.init.normal_(parameter, std=0.5)
+    return block
+
+
+def definition(
+    block: PixelShift, looks: npt.NDArray[Any], z: npt.NDArray[Any], logits: npt.NDArray[Any], layers: int
+) -> npt.NDArray[Any]:
+    """The logits (K, h·s, w·s) of one image after some steps, from what its cells look like (C, h·s, w·s)."""
+    s = block.factor
+    E, e, A, a = (p.detach().numpy() for p in (*block.project.parameters(), *block.context.parameters()))
+    K, h, w = logits.shape
+    out = np.empty((K, s * h, s * w))
+    for y in range(s * h):
+        for x in range(s * w):
+            own = (y // s, x // s)
+            r = looks[:, y, x] + A @ z[own] + a
+            around = [(own[0] + i, own[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+            inside = [(min(max(i, 0), h - 1), min(max(j, 0), w - 1)) for i, j in around]
+            keys = np.stack([E @ z[place] + e for place in inside])
+            away = [((y + 0.5) / s - i - 0.5) ** 2 + ((x + 0.5) / s - j - 0.5) ** 2 for i, j in around]
+            for _ in range(layers):
+                exponents = keys @ r / np.sqrt(len(r)) - np.array(away) / (2 * 0.6**2)
+                weights = np.exp(exponents - exponents.max())
+                weights /= weights.sum()
+                r = weights @ keys
+            out[:, y, x] = sum(weight * logits[:, i, j] for weight, (i, j) in zip(weights, inside, strict=True))
+    return out
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_steps_are_the_equations(factor: int) -> None:
+    block = block_of(factor, 1)
+    grid = (3, 2)
+    images = torch.randn(2, 3, 24, 16, dtype=torch.float64)
+    tokens, logits = torch.randn(2, 6, 6, dtype=torch.float64), torch.randn(2, 4, *grid, dtype=torch.float64)
+    with torch.no_grad():
+        fine = [z.numpy() for z in block.readouts(images, tokens, grid, logits, 3)]
+        looks = block.look(images).numpy()
+    upsampled = F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(fine[0], upsampled.numpy(), atol=1e-6)
+    for b in range(2):
+        z = tokens[b].reshape(*grid, 6).numpy()
+        for layers in (1, 2, 3):
+            expected = definition(block, looks[b], z, logits[b].numpy(), layers)
+            np.testing.assert_allclose(fine[layers][b], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (37, 50)])
+def test_logits_come_for_each_cell_and_label_maps_from_them(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = ms.create_model("pixelshifter-ti16", num_classes=5, image_size=48, **SMALL).eval()
+    assert model.stride == 4
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    with torch.no_grad():
+        logits = model(model.normalize(pixels))
+    h, w = logits.shape[-2:]
+    assert (h, w) == (-(-size[0] // 4), -(-size[1] // 4))
+    full = F.interpolate(logits, (4 * h, 4 * w), mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+    labels = ms.Predictor(model, window=None, short_side=None)(pixels).labels
+    best = full.topk(2, dim=1).values[0]
+    clear = (best[0] - best[1] > 1e-4).numpy()
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], full.argmax(1)[0].numpy()[clear])
+
+
+def test_no_steps_are_the_plain_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ms.create_model("pixelshifter-ti16", num_classes=5, image_size=48, **SMALL).eval()
+    plain = ms.create_model("segmenter-ti16", num_classes=5, image_size=48, **SMALL).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    with torch.no_grad():
+        fine = model(model.normalize(pixels), mean_shift_layers=0)
+        coarse = plain(plain.normalize(pixels))
+    torch.testing.assert_close(fine, F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False))
+    model.save(tmp_path / "model")
+    again = ms.load_model(tmp_path / "model")
+    assert again.config == model.config
+    with torch.no_grad():
+        torch.testing.assert_close(again(again.normalize(pixels)), model(model.normalize(pixels)))
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "message"),
+    [
+        (
+            "pixelshifter-ti16",
+            {"pixel_shift": {"factor": 3}},
+            "pixel_shift.factor: 3 does not divide the patch size 16",
+        ),
+        ("pixelshifter-ti16", {"pixel_shift": {"steps": 1}}, "pixel_shift.steps: unknown; fields are"),
+        ("pixelshifter-ti16", {"pixel_shift": {"spatial": 0.0}}, "pixel_shift.spatial: 0.0 is not above 0"),
+        ("segmenter-ti16", {"pixel_shift": {}}, "given for a 'segmenter' preset, which has no such block"),
+        ("meanshifter-ti16", {"pixel_shift": {}}, "use a 'pixelshifter' preset"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(preset: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ms.InputError, match=message):
+        ms.create_model(preset, num_classes=3, **settings)
