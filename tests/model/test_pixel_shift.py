@@ -20,9 +20,8 @@ SMALL: dict[str, Any] = {"backbone_args": {"embed_dim": 24, "depth": 1, "num_hea
 
 def block_of(factor: int, layers: int) -> PixelShift:
     torch.manual_seed(0)
-    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial=0.6)).double()
-    for parameter in (*block.context.parameters(), block.project.weight):
-        torch.nn.init.normal_(parameter, std=0.5)
+    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial=0.5)).double()
+    torch.nn.init.normal_(block.project.weight, std=0.5)
     return block
 
 
@@ -31,19 +30,19 @@ def definition(
 ) -> npt.NDArray[Any]:
     """The logits (K, h·s, w·s) of one image after some steps, from what its cells look like (C, h·s, w·s)."""
     s = block.factor
-    E, e, A, a = (p.detach().numpy() for p in (*block.project.parameters(), *block.context.parameters()))
+    E, e = (p.detach().numpy() for p in block.project.parameters())
     K, h, w = logits.shape
     out = np.empty((K, s * h, s * w))
     for y in range(s * h):
         for x in range(s * w):
             own = (y // s, x // s)
-            r = looks[:, y, x] + A @ z[own] + a
+            r = looks[:, y, x]
             around = [(own[0] + i, own[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
             inside = [(min(max(i, 0), h - 1), min(max(j, 0), w - 1)) for i, j in around]
             keys = np.stack([E @ z[place] + e for place in inside])
             away = [((y + 0.5) / s - i - 0.5) ** 2 + ((x + 0.5) / s - j - 0.5) ** 2 for i, j in around]
             for _ in range(layers):
-                exponents = keys @ r / np.sqrt(len(r)) - np.array(away) / (2 * 0.6**2)
+                exponents = keys @ r / np.sqrt(len(r)) - np.array(away) / (2 * 0.5**2)
                 weights = np.exp(exponents - exponents.max())
                 weights /= weights.sum()
                 r = weights @ keys

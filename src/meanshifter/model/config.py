@@ -61,7 +61,7 @@ class PixelShiftConfig:
     """Number of steps."""
     factor: int = 4
     """Cells along a side of a patch; logits come for each cell."""
-    channels: int = 32
+    channels: int = 48
     """Width of the space in which cells and patches are compared."""
     spatial: float = 0.5
     """σ in patches of the spatial kernel at the start of training, which then learns each offset by itself."""

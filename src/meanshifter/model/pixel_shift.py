@@ -35,9 +35,6 @@ class PixelShift(nn.Module):
             nn.Conv2d(3, C, 2 * side, side, padding=side // 2), nn.GELU(), nn.Conv2d(C, C, 3, padding=1)
         )
         self.project = nn.Linear(width, C)
-        self.context = nn.Linear(width, C)
-        nn.init.zeros_(self.context.weight)
-        nn.init.zeros_(self.context.bias)
         self.bias = nn.Parameter(-_square_distances(config.factor) / (2 * config.spatial**2))
 
     def readouts(
@@ -52,7 +49,6 @@ class PixelShift(nn.Module):
         s = self.factor
         yield F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear", align_corners=False)
         r = rearrange(self.look(images), "b c (h i) (w j) -> b c i j h w", i=s, j=s)
-        r = r + rearrange(self.context(tokens), "b (h w) c -> b c 1 1 h w", h=grid[0])
         keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]))
         values = _around(logits)
         for _ in range(layers):
