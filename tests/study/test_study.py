@@ -47,6 +47,7 @@ rows:
 seeds: [0, 1]
 depths: [0, 1, 2, 3]
 splits: [val]
+pairs: [["Block, 2 steps", Plain]]
 """
 
 
@@ -88,6 +89,7 @@ def test_a_killed_study_ends_with_the_table_of_one_that_was_left_alone(study: Pa
     model = load_model(whole / "runs" / "block-2-steps" / "seed1" / "run" / "checkpoints" / "last")
     result = evaluate(Predictor(model, window=None, short_side=None), Shapes(split="val"), mean_shift_layers=3, limit=5)
     assert float(one["mIoU"]) == pytest.approx(result.mIoU, abs=1e-3)
+    assert "| Block, 2 steps, less Plain |" in done.stdout
     document = json.loads((whole / "study.json").read_text())
     assert document["differences"]["Block, 2 steps"]["val"]["seeds"]["mean"] is not None
 
@@ -119,6 +121,7 @@ def test_ctrl_c_stops_the_trainings_too_and_says_how_to_go_on(study: Path, tmp_p
         ("recipe: shapes\nrows: {a: {model.mean_shift.layer: 1}}", "row 'a': .*did you mean 'model.mean_shift.layers'"),
         ("recipe: shapes\nrows: {A 1: {}, a-1: {}}", "names that differ in more than case and signs"),
         ("recipe: shapes\nrows: {a: {}}\nbaseline: b", "baseline: 'b' is not the name of a row"),
+        ("recipe: shapes\nrows: {a: {}}\npairs: [[a, b]]", "pairs: .* is not pairs of names of rows"),
         ("- 1", "holds list; a study is a mapping of fields"),
     ],
 )

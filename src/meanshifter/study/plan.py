@@ -56,6 +56,8 @@ class Plan:
     """What is scored: splits of the data set, or "held_out" for the training images that data.hold_out names."""
     baseline: str | None = None
     """The row that others are compared with; None: the first."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """More comparisons: the first row of each less the second."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -63,11 +65,15 @@ class Plan:
             ("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds) > 0, "one or more different seeds"),
             ("depths", self.depths, min(self.depths, default=0) >= 0, "whole numbers from 0 on"),
             ("splits", self.splits, len(self.splits) > 0, "at least one split"),
+            ("pairs", self.pairs, self._pairs_are_rows(), "pairs of names of rows"),
             ("baseline", self.baseline, self.baseline in (None, *self.all_rows), "the name of a row"),
         ]
         wrong = [f"{name}: {value!r} is not {rule}" for name, value, right, rule in rules if not right]
         if wrong:
             raise InputError(f"{self.name}: {'; '.join(wrong)}")
+
+    def _pairs_are_rows(self) -> bool:
+        return all(len(pair) == 2 and set(pair) <= set(self.all_rows) for pair in self.pairs)
 
     @property
     def all_rows(self) -> dict[str, Mapping[str, Any]]:
@@ -143,6 +149,7 @@ def load_plan(study: str) -> Plan:
     if "recipe" not in values:
         raise InputError(f"{study}: no recipe; name one of `meanshifter train --list`, or a file")
     rows = {str(row): dict(own or {}) for row, own in values.pop("rows").items()}
+    values["pairs"] = tuple(tuple(pair) for pair in values.get("pairs", ()))
     values |= {key: tuple(values[key]) for key in ("seeds", "depths", "splits") if key in values}
     return Plan(name=name, rows=rows, **values)
 

@@ -54,9 +54,9 @@ class Findings:
         """mIoU of each seed with `depth` steps, where it was read out so."""
         return [f["mIoU"][split][f["depths"].index(depth)] for f in self.whole(row) if depth in f["depths"]]
 
-    def difference(self, row: str, split: str) -> tuple[Interval, Interval] | None:
-        """The row less the baseline: over seeds, and over images; None for the baseline, or without common seeds."""
-        base = self.plan.base
+    def difference(self, row: str, split: str, base: str | None = None) -> tuple[Interval, Interval] | None:
+        """The row less `base` (None: the baseline): over seeds, and over images; None without common seeds."""
+        base = self.plan.base if base is None else base
         seeds = [seed for seed in self.seeds(row) if seed in self.seeds(base)]
         if row == base or not seeds:
             return None
@@ -113,6 +113,8 @@ def markdown(found: Findings) -> str:
             parts.append(
                 f"mIoU over the number of steps at inference, L'_ms, mean over seeds:\n\n{_depths(found, split)}"
             )
+        if plan.pairs:
+            parts.append(f"Paired differences at the trained number of steps:\n\n{_pairs(found, split)}")
     parts.append(f"## Diagnostics of the steps, {plan.splits[0]}\n\n{_diagnostics(found)}")
     return "\n\n".join(parts) + "\n"
 
@@ -147,6 +149,15 @@ def _score_table(found: Findings, split: str) -> str:
         seeds, images = ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
         rows.append([row, millions, count, f"{median(scores):.2f}", spread, seeds, images, _number(published[row])])
     return _table(head, rows)
+
+
+def _pairs(found: Findings, split: str) -> str:
+    rows = []
+    for row, base in found.plan.pairs:
+        pair = found.difference(row, split, base) if {row, base} <= set(found.rows) else None
+        cells = ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
+        rows.append([f"{row}, less {base}", *cells])
+    return _table(["", "mean [95 %, seeds]", "[95 %, images]"], rows)
 
 
 def _depths(found: Findings, split: str) -> str:
