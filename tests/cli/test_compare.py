@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def meanshifter(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_path: Path) -> None:
