@@ -21,12 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "protocol they were measured under."
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
-    parser.add_argument(
-        "dataset", metavar="DATASET", help="a name that `meanshifter data list` prints, or a folder of images and masks"
-    )
-    parser.add_argument("--root", metavar="DIR", type=Path, help="folder of the data set; shapes needs none")
-    parser.add_argument("--split", default="val", help="which part of the data set (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    add_dataset(parser)
     add_reading_options(parser)
     parser.add_argument(
         "--mean-shift-layers",
@@ -38,14 +33,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
 
 
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what is scored; `open_scored` reads them."""
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a name that `meanshifter data list` prints, or a folder of images and masks"
+    )
+    parser.add_argument("--root", metavar="DIR", type=Path, help="folder of the data set; shapes needs none")
+    parser.add_argument("--split", default="val", help="which part of the data set (default: %(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+
+
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print."""
     from meanshifter.evaluation import evaluate, save_results
 
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out: {args.out} is a folder; name a file, such as {args.out / 'result.json'}")
-    predictor = load_predictor(args, None)
-    dataset = _open(args.dataset, args.root, args.split, predictor.model.labels)
+    predictor = load_predictor(args.model, args)
+    dataset = open_scored(args.dataset, args.root, args.split, predictor.model.labels)
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
     results = list(evaluate(predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit).values())
     print("\n\n".join(result.table() for result in results))
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"written to {args.out}")
 
 
-def _open(name: str, root: Path | None, split: str, labels: LabelSpace) -> Dataset:
+def open_scored(name: str, root: Path | None, split: str, labels: LabelSpace) -> Dataset:
     """The data set; a folder that does not describe its classes is read with those of the model."""
     from meanshifter.data.catalog import HOMES, open_dataset
     from meanshifter.data.datasets import Folder

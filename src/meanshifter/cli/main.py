@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a model from a recipe, or on a folder of images and masks",
     "evaluate": "score a model on a data set",
     "predict": "write the label maps of images",
+    "compare": "show where models differ on the images of a data set",
     "models": "list the presets, with parameters and cost",
     "study": "train and score what a study compares, and write its tables",
     "benchmark": "time the package beside the same work in plain PyTorch",

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     asked = {"scores": args.scores, "probabilities": args.probabilities}
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
-    failed = _predict(jobs, load_predictor(args, args.mean_shift_layers, **asked), args.alpha, maps)
+    failed = _predict(jobs, load_predictor(args.model, args, args.mean_shift_layers, **asked), args.alpha, maps)
     done = len(jobs) - len(failed)
     print(f"{done} of {len(jobs)} label maps written to {args.out}")
     for reason in failed:
@@ -130,17 +130,19 @@ LARGE = 2048
 READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size")
 
 
-def load_predictor(args: argparse.Namespace, mean_shift_layers: int | None, **asked: Any) -> Predictor:
-    """The predictor that the command line and, for a run folder, its recipe describe, with its model loaded."""
+def load_predictor(
+    name: str, args: argparse.Namespace, mean_shift_layers: int | None = None, **asked: Any
+) -> Predictor:
+    """The predictor that the command line and, for a run folder, its recipe describe, with model `name` loaded."""
     import torch
 
     import meanshifter
     from meanshifter.training.state import recipe_reading
 
-    model = meanshifter.load_model(args.model)
+    model = meanshifter.load_model(name)
     given = {name: value for name, value in vars(args).items() if name in READING}
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
-    settings = {**recipe_reading(args.model), **given}
+    settings = {**recipe_reading(name), **given}
     return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings, **asked)
 
 

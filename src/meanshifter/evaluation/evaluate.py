@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -78,23 +79,30 @@ def evaluate(
     steps = list(dict.fromkeys(own if entry is None else predictor.resolve_layers(entry) for entry in asked))
     if not steps:
         raise InputError("mean_shift_layers: 0 entries; name at least one number of steps")
-    count = _count(dataset, limit)
+    protocol = protocol_of(predictor, dataset, limit=limit)
     totals = list(np.sum(list(image_confusions(predictor, dataset, steps, limit=limit, progress=progress)), axis=0))
-    weights = weights_hash(predictor.model)
-    results = {}
-    for layers, total in zip(steps, totals, strict=True):
-        settings = {**predictor.protocol(), "mean_shift_layers": layers}
-        protocol = Protocol(
-            dataset=dataset.name,
-            split=dataset.split,
-            images=count,
-            images_in_split=len(dataset),
-            weights=weights,
-            version=meanshifter.__version__,
-            **settings,
-        )
-        results[layers] = Result(total, dataset.labels.names, protocol)
+    results = {
+        layers: Result(total, dataset.labels.names, replace(protocol, mean_shift_layers=layers))
+        for layers, total in zip(steps, totals, strict=True)
+    }
     return results if several else results[steps[0]]
+
+
+def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = None) -> Protocol:
+    """What the scores of `predictor` on the first `limit` images of `dataset` are measured under.
+
+    Raises:
+        InputError: an empty data set, or a limit below 1.
+    """
+    return Protocol(
+        dataset=dataset.name,
+        split=dataset.split,
+        images=count_images(dataset, limit),
+        images_in_split=len(dataset),
+        weights=weights_hash(predictor.model),
+        version=meanshifter.__version__,
+        **predictor.protocol(),
+    )
 
 
 def check_classes(model: LabelSpace, dataset: LabelSpace, name: str) -> None:
@@ -123,7 +131,12 @@ def _unnamed(space: LabelSpace) -> bool:
     return space.names == LabelSpace.unnamed(space.num_classes).names
 
 
-def _count(dataset: Dataset, limit: int | None) -> int:
+def count_images(dataset: Dataset, limit: int | None) -> int:
+    """How many images are scored: all, or the first `limit`.
+
+    Raises:
+        InputError: a limit below 1, or an empty data set.
+    """
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} images; it must be at least 1, or None for all")
     if len(dataset) == 0:
@@ -139,7 +152,7 @@ def image_confusions(
     Errors as `evaluate`.
     """
     K, ignore = dataset.labels.num_classes, dataset.labels.ignore
-    count = _count(dataset, limit)
+    count = count_images(dataset, limit)
     with _bar(count, progress) as advance:
         for _, future in read_ahead(dataset.__getitem__, range(count)):
             sample: Sample = future.result()

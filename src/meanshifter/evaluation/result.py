@@ -99,12 +99,12 @@ class Result:
         """Plain containers for JSON; NaN becomes None."""
         return {
             "protocol": self.protocol.to_dict(),
-            "aAcc": _null(self.aAcc),
-            "mAcc": _null(self.mAcc),
-            "mIoU": _null(self.mIoU),
+            "aAcc": null(self.aAcc),
+            "mAcc": null(self.mAcc),
+            "mIoU": null(self.mIoU),
             "absent": self.absent,
             "per_class": {
-                name: {"IoU": _null(score.IoU), "Acc": _null(score.Acc), "pixels": score.pixels}
+                name: {"IoU": null(score.IoU), "Acc": null(score.Acc), "pixels": score.pixels}
                 for name, score in self.per_class.items()
             },
             "confusion": self.confusion.tolist(),
@@ -136,7 +136,8 @@ def _mean(values: list[float]) -> float:
     return math.fsum(counted) / len(counted) if counted else math.nan
 
 
-def _null(value: float) -> float | None:
+def null(value: float) -> float | None:
+    """`value` for JSON, which has no NaN."""
     return None if math.isnan(value) else value
 
 

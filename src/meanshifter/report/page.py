@@ -13,12 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.files import write_text
 
 Pixels = npt.NDArray[np.uint8]
 IGNORED = (128, 128, 128)
-"""Colour of ignored pixels in pictures of label maps."""
+"""Colour of ignored pixels in pictures of label maps, unless a class looks like it."""
+OTHER_GREYS = ((80, 80, 80), (176, 176, 176), (48, 48, 48), (208, 208, 208))
+APART = 48
+"""Levels of 255 by which a colour differs from every class's, in one channel at least, to be told from them."""
+FINE = 256
+"""Pictures wider than this are smoothed when the screen shows them smaller; those below keep their pixels."""
 
 
 class Page:
@@ -27,8 +32,9 @@ class Page:
     It reads well from 400 pixels of width on, in light and dark, and needs no file beside it.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, *, width: int = 1120) -> None:
+        """`width` is the widest that the page becomes, in pixels of the screen."""
+        self.title, self.width = title, width
         self._parts = [f"<h1>{escape(title)}</h1>"]
 
     def heading(self, text: str) -> None:
@@ -65,27 +71,34 @@ class Page:
         """Colour and name of every class, and of ignored pixels."""
         entries = dict(zip(space.names, space.palette, strict=True))
         if ignored:
-            entries["ignored"] = IGNORED
+            entries["ignored"] = ignored_color(space)
         items = "".join(
             f'<li><span style="background:rgb({r},{g},{b})"></span>{escape(name)}</li>'
             for name, (r, g, b) in entries.items()
         )
         self._parts.append(f'<ul class="legend">{items}</ul>')
 
-    def pictures(self, rows: Sequence[Mapping[str, Pixels]]) -> None:
-        """Rows of (H,W,3) uint8 pictures side by side, each over its caption; on a narrow screen two by two."""
+    def pictures(self, rows: Sequence[Mapping[str, Pixels]], *, columns: int | None = None) -> None:
+        """Rows of (H,W,3) uint8 pictures side by side, each over its caption; on a narrow screen two by two.
+
+        Rows have as many columns as pictures, or `columns`; more than four columns become two on a screen of middle
+        width already.
+        """
         for row in rows:
             figures = "".join(
-                f'<figure><img alt="{escape(caption)}" src="{data_uri(pixels)}" '
+                f'<figure><img alt="{escape(caption)}"{_fine(pixels)} src="{data_uri(pixels)}" '
                 f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
                 for caption, pixels in row.items()
             )
-            self._parts.append(f'<div class="row" style="--n:{len(row)}">{figures}</div>')
+            count = len(row) if columns is None else columns
+            kind = "row many" if count > 4 else "row"
+            self._parts.append(f'<div class="{kind}" style="--n:{count}">{figures}</div>')
 
     def html(self) -> str:
         """The whole document."""
-        return _DOCUMENT.substitute(title=escape(self.title), style=_STYLE, body="\n".join(self._parts))
+        style = f"{_STYLE}main {{ max-width: {self.width}px; }}\n"
+        return _DOCUMENT.substitute(title=escape(self.title), style=style, body="\n".join(self._parts))
 
     def save(self, path: str | Path) -> None:
         """Write the document as UTF-8, beside and renamed into place.
@@ -97,12 +110,27 @@ class Page:
 
 
 def colorize(labels: Labels, space: LabelSpace) -> Pixels:
-    """(H, W) train ids as (H, W, 3) uint8 in the palette's colours, ignored pixels in gray."""
+    """(H, W) train ids as (H, W, 3) uint8 in the palette's colours, ignored pixels in grey (`ignored_color`)."""
     pixels = np.empty((*labels.shape, 3), np.uint8)
-    pixels[:] = IGNORED
+    pixels[:] = ignored_color(space)
     known = labels < space.num_classes
     pixels[known] = np.asarray(space.palette, np.uint8)[labels[known]]
     return pixels
+
+
+def ignored_color(space: LabelSpace) -> Color:
+    """A grey that no class is painted in: `IGNORED`, or where a class is too close to it the first that is not.
+
+    With so many classes that all are close, the grey that is farthest from them.
+    """
+    palette = np.asarray(space.palette, np.int64)
+    greys = (IGNORED, *OTHER_GREYS)
+    distance = {grey: int(abs(palette - grey).max(1).min()) for grey in greys}
+    return next((grey for grey in greys if distance[grey] >= APART), max(greys, key=distance.__getitem__))
+
+
+def _fine(pixels: Pixels) -> str:
+    return ' class="fine"' if pixels.shape[1] > FINE else ""
 
 
 def data_uri(pixels: Pixels) -> str:
@@ -134,13 +162,13 @@ _STYLE = """
   :root { --ink: #e6e9ee; --soft: #a0a9b6; --line: #3a414c; --paper: #16191e; --tint: #21262d; }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 p { max-width: 46rem; margin: .6rem 0; }
-pre { background: var(--tint); padding: .7rem .9rem; border-radius: 6px; font-size: .85rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
+pre { background: var(--tint); padding: .7rem .9rem; border-radius: 6px; font-size: .85rem; white-space: pre-wrap; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
@@ -154,7 +182,11 @@ th:first-child { text-align: left; padding-left: 0; }
 .row { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .5rem; margin: 0 0 1rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; image-rendering: pixelated; }
+img.fine { image-rendering: auto; }
 figcaption { color: var(--soft); font-size: .85rem; padding-top: .2rem; }
+@media (max-width: 900px) {
+  .row.many { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+}
 @media (max-width: 600px) {
   .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: .3rem .5rem; font-size: .9rem; }
