@@ -75,13 +75,13 @@ class Page:
     def pictures(self, rows: Sequence[Mapping[str, Pixels]]) -> None:
         """Rows of (H,W,3) uint8 pictures side by side, each over its caption; on a narrow screen two by two."""
         for row in rows:
-            figures = "".join(
-                f'<figure><img alt="{escape(caption)}" src="{data_uri(pixels)}" '
-                f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
-                f"<figcaption>{escape(caption)}</figcaption></figure>"
-                for caption, pixels in row.items()
-            )
+            figures = "".join(_figure(caption, pixels) for caption, pixels in row.items())
             self._parts.append(f'<div class="row" style="--n:{len(row)}">{figures}</div>')
+
+    def plots(self, plots: Mapping[str, Pixels]) -> None:
+        """(H,W,3) uint8 plots over their captions, side by side; on a narrow screen one below the other."""
+        figures = "".join(_figure(caption, pixels) for caption, pixels in plots.items())
+        self._parts.append(f'<div class="plots">{figures}</div>')
 
     def html(self) -> str:
         """The whole document."""
@@ -112,6 +112,14 @@ def data_uri(pixels: Pixels) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _figure(caption: str, pixels: Pixels) -> str:
+    return (
+        f'<figure><img alt="{escape(caption)}" src="{data_uri(pixels)}" '
+        f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
 _DOCUMENT = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -139,6 +147,7 @@ main { max-width: 1120px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 p { max-width: 46rem; margin: .6rem 0; }
+h1, p, figcaption { overflow-wrap: anywhere; }
 pre { background: var(--tint); padding: .7rem .9rem; border-radius: 6px; font-size: .85rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
@@ -152,8 +161,10 @@ th:first-child { text-align: left; padding-left: 0; }
 .legend span { display: inline-block; width: .95em; height: .95em; border-radius: 3px; margin-right: .45em;
   vertical-align: -.1em; border: 1px solid var(--line); }
 .row { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .5rem; margin: 0 0 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; image-rendering: pixelated; }
+.plots img { image-rendering: auto; }
 figcaption { color: var(--soft); font-size: .85rem; padding-top: .2rem; }
 @media (max-width: 600px) {
   .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
