@@ -63,7 +63,7 @@ def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
         result = meanshifter("--help")
         seconds.append(time.perf_counter() - began)
     assert result.returncode == 0
-    for command in ("demo", "train", "evaluate", "predict", "models", "data", "benchmark"):
+    for command in ("demo", "train", "evaluate", "predict", "models", "data", "modes", "benchmark"):
         assert f"  {command} " in result.stdout
     assert min(seconds) < 0.5
     heavy = "[name for name in ('torch', 'timm', 'numpy') if name in sys.modules]"
@@ -72,7 +72,7 @@ def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "models", "data", "benchmark"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "models", "data", "modes", "benchmark"])
 def test_every_command_explains_itself(command: str) -> None:
     result = meanshifter(command, "--help")
     assert result.returncode == 0

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "show where models differ on the images of a data set",
     "models": "list the presets, with parameters and cost",
     "study": "train and score what a study compares, and write its tables",
+    "modes": "show where the patch encodings of an image go under mean shift, and the segments they make",
     "benchmark": "time the package beside the same work in plain PyTorch",
     "data": "list or download data sets",
 }

@@ -114,15 +114,21 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--window", type=_or_none, metavar="PIXELS", default=left_out, help="side of the windows; none: whole images"
     )
     group.add_argument("--stride", type=int, metavar="PIXELS", default=left_out, help="distance between windows")
-    group.add_argument(
-        "--short-side", type=_or_none, metavar="PIXELS", default=left_out, help="resize to fit; none: no resizing"
-    )
-    group.add_argument("--long-side", type=int, metavar="PIXELS", default=left_out, help="the longer of the two")
+    add_resizing_options(group)
     group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
     group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
     group.add_argument("--batch-size", type=int, metavar="WINDOWS", default=left_out, help="windows per pass")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
+
+
+def add_resizing_options(group: argparse._ArgumentGroup) -> None:
+    """The sides into which images are fitted; those not given are left out."""
+    left_out = argparse.SUPPRESS
+    group.add_argument(
+        "--short-side", type=_or_none, metavar="PIXELS", default=left_out, help="resize to fit; none: no resizing"
+    )
+    group.add_argument("--long-side", type=int, metavar="PIXELS", default=left_out, help="the longer of the two")
 
 
 LARGE = 2048

@@ -110,7 +110,7 @@ class Predictor:
         """
         pixels = as_pixels(image, self.max_pixels)
         out = _Maps(pixels.shape[:2], self.model.labels.num_classes, self.scores, self.probabilities)
-        with _evaluating(self.model), torch.inference_mode():
+        with evaluating(self.model), torch.inference_mode():
             for rows, (views,) in self._bands(pixels, [self.mean_shift_layers]):
                 self._read_out(views, rows, out)
         return Segmentation(out.labels, pixels, self.model.labels, out.scores, out.probabilities)
@@ -126,7 +126,7 @@ class Predictor:
         if not steps:
             raise InputError("layers: 0 entries; name at least one number of mean shift steps")
         maps = [_Maps(pixels.shape[:2], self.model.labels.num_classes).labels for _ in steps]
-        with _evaluating(self.model), torch.inference_mode():
+        with evaluating(self.model), torch.inference_mode():
             for rows, several in self._bands(pixels, steps):
                 for labels, views in zip(maps, several, strict=True):
                     labels[rows] = label_map(views).cpu().numpy()
@@ -318,7 +318,7 @@ def _move(model: Segmenter, device: str | torch.device) -> None:
 
 
 @contextmanager
-def _evaluating(model: Segmenter) -> Iterator[None]:
+def evaluating(model: Segmenter) -> Iterator[None]:
     """Evaluation mode inside, and every module's own training flag restored after."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()

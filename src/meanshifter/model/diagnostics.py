@@ -30,7 +30,7 @@ def diagnose(
     """
     if block is None:
         return [_state(tokens.double()[0], labels, ignore)]
-    exact = _double(block)
+    exact = in_double(block)
     states = list(exact.states(tokens.double(), layers, grid))
     start = _state(states[0][0], labels, ignore)
     figures: list[dict[str, float]] = []
@@ -47,7 +47,8 @@ def diagnose(
     return figures
 
 
-def _double(block: MeanShift) -> MeanShift:
+def in_double(block: MeanShift) -> MeanShift:
+    """A copy of the block with float64 weights that take no gradient."""
     copy = MeanShift(block.project.in_features, block.config).double().to(block.project.weight.device)
     copy.load_state_dict(block.state_dict())
     return copy.requires_grad_(False)

@@ -85,15 +85,15 @@ class Page:
         width already.
         """
         for row in rows:
-            figures = "".join(
-                f'<figure><img alt="{escape(caption)}"{_fine(pixels)} src="{data_uri(pixels)}" '
-                f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
-                f"<figcaption>{escape(caption)}</figcaption></figure>"
-                for caption, pixels in row.items()
-            )
+            figures = "".join(_figure(caption, pixels) for caption, pixels in row.items())
             count = len(row) if columns is None else columns
             kind = "row many" if count > 4 else "row"
             self._parts.append(f'<div class="{kind}" style="--n:{count}">{figures}</div>')
+
+    def plots(self, plots: Mapping[str, Pixels]) -> None:
+        """(H,W,3) uint8 plots over their captions, side by side; on a narrow screen one below the other."""
+        figures = "".join(_figure(caption, pixels) for caption, pixels in plots.items())
+        self._parts.append(f'<div class="plots">{figures}</div>')
 
     def html(self) -> str:
         """The whole document."""
@@ -129,15 +129,23 @@ def ignored_color(space: LabelSpace) -> Color:
     return next((grey for grey in greys if distance[grey] >= APART), max(greys, key=distance.__getitem__))
 
 
-def _fine(pixels: Pixels) -> str:
-    return ' class="fine"' if pixels.shape[1] > FINE else ""
-
-
 def data_uri(pixels: Pixels) -> str:
     """(H, W, 3) uint8 as a data URI: PNG, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _figure(caption: str, pixels: Pixels) -> str:
+    return (
+        f'<figure><img alt="{escape(caption)}"{_fine(pixels)} src="{data_uri(pixels)}" '
+        f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _fine(pixels: Pixels) -> str:
+    return ' class="fine"' if pixels.shape[1] > FINE else ""
 
 
 _DOCUMENT = Template("""<!doctype html>
@@ -180,9 +188,11 @@ th:first-child { text-align: left; padding-left: 0; }
 .legend span { display: inline-block; width: .95em; height: .95em; border-radius: 3px; margin-right: .45em;
   vertical-align: -.1em; border: 1px solid var(--line); }
 .row { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: .5rem; margin: 0 0 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; image-rendering: pixelated; }
 img.fine { image-rendering: auto; }
+.plots img { image-rendering: auto; }
 figcaption { color: var(--soft); font-size: .85rem; padding-top: .2rem; }
 @media (max-width: 900px) {
   .row.many { grid-template-columns: repeat(2, minmax(0, 1fr)); }

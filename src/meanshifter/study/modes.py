@@ -1,0 +1,272 @@
+"""Where the patch encodings of one image go under a model's mean shift block, and which modes they reach.
+
+Glossary: N tokens, D token width, L steps, H W pixels, h w the grid of the tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meanshifter.errors import InputError
+from meanshifter.files import write_text
+from meanshifter.inference.predictor import Pixels, Predictor, as_pixels, evaluating
+from meanshifter.inference.resizing import fitted_size, resize
+from meanshifter.model.diagnostics import diagnose, in_double
+from meanshifter.model.mean_shift import MeanShift
+from meanshifter.model.modes import by_size, modes_of, spread
+
+FORMAT_VERSION = 1
+NUMBERS = "modes.json"
+LAYERS, MAX_LAYERS = 8, 100
+TOLERANCE = 0.1
+"""Tokens closer than this part of the spread at the start are of one mode."""
+QUANTILES = (0.05, 0.1, 0.3)
+"""Of the distances between tokens, for the bandwidths of the reference; 0.3 is scikit-learn's default."""
+MAX_TOKENS = 8192
+"""Diagnostics form N × N weights in float64, and the reference climbs from every token."""
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Classical mean shift of the tokens before the first step."""
+
+    quantile: float
+    """Of the distances between tokens, from which the bandwidth was estimated."""
+    bandwidth: float
+    """Radius of the flat kernel, in the units of the encodings."""
+    labels: Labels
+    """(N,) the cluster of each token, the largest is 0."""
+
+    @property
+    def clusters(self) -> int:
+        """Their number."""
+        return int(self.labels.max()) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """What the steps of the block make of the patch encodings of one image."""
+
+    image: Pixels
+    """(H, W, 3), as the model read it."""
+    grid: tuple[int, int]
+    """(h, w)."""
+    patch_size: int
+    """P, in pixels."""
+    trained_layers: int
+    """L_ms, the steps that the model was trained with."""
+    kernel: str
+    """Of the block: "dot" or "gaussian"."""
+    tolerance: float
+    """Of the spread at the start."""
+    radius: float
+    """Tokens at most this far apart are of one mode; in the units of the encodings."""
+    labels: Labels
+    """(L+1, N) the mode of each token after 0, 1, …, L steps; the largest is 0."""
+    plane: npt.NDArray[np.float64]
+    """(L+1, N, 2) the tokens in the plane of the two first principal components of all states."""
+    explained: tuple[float, float]
+    """Parts of the variance of all states along the two."""
+    diagnostics: list[dict[str, float]]
+    """`diagnose`, after 0, 1, …, L steps."""
+    references: tuple[Reference, ...]
+    """Classical mean shift, for each quantile."""
+
+    @property
+    def layers(self) -> int:
+        """L, the steps followed."""
+        return len(self.labels) - 1
+
+    def sizes(self, step: int) -> Labels:
+        """Tokens of each mode after `step` steps, the largest first."""
+        return np.bincount(self.labels[step])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, for JSON; what is undefined is null."""
+        h, w = self.grid
+        return {
+            "format_version": FORMAT_VERSION,
+            "size": list(self.image.shape[:2]),
+            "grid": [h, w],
+            "patch_size": self.patch_size,
+            "trained_layers": self.trained_layers,
+            "kernel": self.kernel,
+            "tolerance": self.tolerance,
+            "radius": self.radius,
+            "explained": list(self.explained),
+            "steps": [
+                {"step": n, **mode_counts(self.sizes(n)), **{key: _finite(value) for key, value in row.items()}}
+                for n, row in enumerate(self.diagnostics)
+            ],
+            "modes": self.labels[-1].reshape(h, w).tolist(),
+            "references": [
+                {
+                    "quantile": reference.quantile,
+                    "bandwidth": reference.bandwidth,
+                    "clusters": reference.clusters,
+                    "labels": reference.labels.reshape(h, w).tolist(),
+                }
+                for reference in self.references
+            ],
+        }
+
+
+def mode_counts(sizes: Labels) -> dict[str, int]:
+    """Modes, those of a single token, and the tokens of the largest."""
+    return {"modes": len(sizes), "single": int((sizes == 1).sum()), "largest": int(sizes.max())}
+
+
+def find_modes(
+    predictor: Predictor,
+    image: str | Path | Pixels,
+    *,
+    layers: int = LAYERS,
+    tolerance: float = TOLERANCE,
+    say: Callable[[str], None] = lambda line: None,
+) -> Modes:
+    """Follow the tokens of a whole image through `layers` steps, in float64, and group those that met.
+
+    Args:
+        predictor: its model and how it resizes; its windows are not used, as modes are those of one set of tokens.
+        image: a path, or an (H, W, 3) uint8 array.
+        layers: steps to follow, whatever the number that the model was trained with.
+        tolerance: tokens closer than this part of the spread of the tokens at the start are of one mode.
+        say: is given one line before each part.
+
+    Raises:
+        InputError: a model without the block; an image that cannot be read, or of too many or equal patches; an
+            argument outside its range; scikit-learn is missing.
+    """
+    block = _check(predictor, layers, tolerance)
+    pixels = _as_read(predictor, image)
+    with torch.inference_mode(), evaluating(predictor.model):
+        tokens, grid = predictor.model.encode(predictor.model.normalize(pixels))
+        say(f"{tokens.shape[1]} patches, {grid[0]} × {grid[1]}: {layers} steps")
+        states = in_double(block).trajectory(tokens.double(), layers, grid)[:, 0].cpu()
+        if not states.isfinite().all():
+            raise InputError("model: its patch encodings are not finite; the training diverged, use another checkpoint")
+        scale = spread(states[0])
+        if scale == 0:
+            raise InputError(
+                f"image: all of its {states.shape[1]} patch encodings are equal; give an image of patches that differ"
+            )
+        figures = diagnose(block, tokens, layers, grid)
+    labels = torch.stack([modes_of(state, tolerance * scale) for state in states]).numpy()
+    plane, explained = principal_plane(states)
+    say("classical mean shift of scikit-learn")
+    return Modes(
+        image=pixels,
+        grid=grid,
+        patch_size=predictor.model.patch_size,
+        trained_layers=block.layers,
+        kernel=block.config.kernel,
+        tolerance=tolerance,
+        radius=tolerance * scale,
+        labels=labels,
+        plane=plane.numpy(),
+        explained=explained,
+        diagnostics=figures,
+        references=tuple(classical_mean_shift(states[0], quantile) for quantile in QUANTILES),
+    )
+
+
+def classical_mean_shift(tokens: Float[Tensor, "N D"], quantile: float) -> Reference:
+    """Mean shift with a flat kernel over fixed data, from every token (scikit-learn's `MeanShift`).
+
+    The bandwidth is that of `estimate_bandwidth`: the mean over tokens of the distance within which a part
+    `quantile` of all tokens lies. Where that is 0, as for few tokens, only equal tokens are of one cluster.
+
+    Raises:
+        InputError: scikit-learn is missing.
+    """
+    require_libraries()
+    from sklearn.cluster import MeanShift as ClassicalMeanShift
+    from sklearn.cluster import estimate_bandwidth
+    from threadpoolctl import threadpool_limits  # scikit-learn brings it
+
+    data = tokens.numpy()
+    bandwidth = float(estimate_bandwidth(data, quantile=quantile))
+    if bandwidth == 0:
+        return Reference(quantile, bandwidth, modes_of(tokens, 0).numpy())
+    with threadpool_limits(1):  # it asks for the neighbours of one point at a time, and threads would wait for it
+        labels = ClassicalMeanShift(bandwidth=bandwidth).fit(data).labels_
+    return Reference(quantile, bandwidth, by_size(torch.as_tensor(labels, dtype=torch.int64)).numpy())
+
+
+def principal_plane(states: Float[Tensor, "steps N D"]) -> tuple[Float[Tensor, "steps N 2"], tuple[float, float]]:
+    """All states in the plane of their two first principal components, and the parts of the variance along these.
+
+    Each axis points where its largest entry is positive.
+    """
+    centered = states - states.mean((0, 1))
+    flat = centered.flatten(0, 1)
+    variances, axes = torch.linalg.eigh(flat.T @ flat)  # ascending
+    axes = axes[:, [-1, -2]]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    first, second = (variances[[-1, -2]].clamp(min=0) / variances.sum()).tolist()
+    return centered @ axes, (first, second)
+
+
+def require_libraries() -> None:
+    """Make sure that what the extra `study` brings is there.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+        import sklearn.cluster  # noqa: F401
+    except ImportError as error:
+        raise InputError(f'modes: {error.name} is not installed; pip install "meanshifter[study]"') from error
+
+
+def save_numbers(modes: Modes, folder: Path, **facts: str) -> None:
+    """Write `modes.json`: `facts`, then the numbers.
+
+    Raises:
+        InputError: a place that cannot be written.
+    """
+    write_text(folder / NUMBERS, json.dumps({**facts, **modes.to_dict()}, allow_nan=False) + "\n")
+
+
+def _check(predictor: Predictor, layers: int, tolerance: float) -> MeanShift:
+    """The block; everything that needs no image is refused here."""
+    block = predictor.model.mean_shift
+    if block is None:
+        raise InputError("model: has no mean shift block, so its tokens stay where they are; give a MeanShifter")
+    if not 1 <= layers <= MAX_LAYERS or int(layers) != layers:
+        raise InputError(f"layers: {layers}; the steps to follow are a whole number from 1 to {MAX_LAYERS}")
+    if not 0 < tolerance < math.inf:
+        raise InputError(f"tolerance: {tolerance}; a part of the spread of the tokens, above 0, such as {TOLERANCE}")
+    require_libraries()
+    return block
+
+
+def _as_read(predictor: Predictor, image: str | Path | Pixels) -> Pixels:
+    """The image (H, W, 3) at the size at which the predictor reads it."""
+    pixels = as_pixels(image, predictor.max_pixels)
+    H, W = fitted_size(*pixels.shape[:2], short_side=predictor.short_side, long_side=predictor.long_side, scale=1)
+    P = predictor.model.patch_size
+    tokens = math.ceil(H / P) * math.ceil(W / P)
+    if tokens > MAX_TOKENS:
+        raise InputError(
+            f"image: {W}×{H} pixels are {tokens} patches, above {MAX_TOKENS}; make it smaller with --short-side"
+        )
+    return resize(pixels, (H, W))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
