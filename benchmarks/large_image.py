@@ -1,14 +1,16 @@
 """Peak memory and time of one very large image at full scale, read from a file, with 150 classes.
 
-python benchmarks/large_image.py [--side 10000] [--format png|tif|jpg]
+python benchmarks/large_image.py [--side 10000] [--format png|tif|jpg] [--deflate] [--without-rasterio]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +21,26 @@ from meanshifter.study.speed import machine
 from meanshifter.study.speed.timing import peak_memory
 
 
-def write_photo(path: Path, side: int) -> None:
+def write_photo(path: Path, side: int, **options: Any) -> None:
     """Noise at two scales, in strips, so that this script itself stays small."""
     rng = np.random.default_rng(0)
     picture = Image.new("RGB", (side, side))
     for top in range(0, side, 250):
         coarse = Image.fromarray(rng.integers(0, 255, (4, side // 64 + 1, 3), dtype=np.uint8))
         picture.paste(coarse.resize((side, 250), Image.Resampling.BICUBIC), (0, top))
-    picture.save(path, quality=90) if path.suffix == ".jpg" else picture.save(path)
+    picture.save(path, **({"quality": 90} if path.suffix == ".jpg" else options))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=10_000)
     parser.add_argument("--format", choices=("png", "tif", "jpg"), default="png")
+    parser.add_argument("--deflate", action="store_true", help="compress the TIFF")
+    parser.add_argument("--without-rasterio", action="store_true", help="as if it were not installed")
     parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
+    if args.without_rasterio:
+        sys.modules["rasterio"] = None  # type: ignore[assignment]
     print(machine.describe())
     torch.manual_seed(0)
     model = ms.create_model("segmenter-ti16", num_classes=150).eval()
@@ -43,7 +49,7 @@ def main() -> None:
     encoder = peak_memory(lambda: predictor(two_windows))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"large.{args.format}"
-        write_photo(path, args.side)
+        write_photo(path, args.side, **({"compression": "tiff_adobe_deflate"} if args.deflate else {}))
         seconds = 0.0
 
         def predict() -> None:

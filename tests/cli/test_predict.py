@@ -76,6 +76,23 @@ def test_an_unreadable_file_is_named_and_the_others_are_written(
     assert "2 of 3 label maps written" in done.stdout
 
 
+def test_a_large_tiff_that_breaks_off_below_its_header_is_named_and_the_others_are_written(
+    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rasterio")
+    monkeypatch.setattr("meanshifter.data.tiff.LARGE", 10_000)
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    for name in ("broken.tif", "whole.tif"):
+        Image.fromarray(pixels).save(photos / name, compression="tiff_adobe_deflate")
+    data = (photos / "broken.tif").read_bytes()
+    (photos / "broken.tif").write_bytes(data[:9000] + b"\x55" * 400 + data[9400:])
+    out = tmp_path / "out"
+    assert main(["predict", str(model_folder), str(photos), "--out", str(out), "--short-side", "none"]) == 2
+    assert files(out) == ["a.png", "trip/b.png", "whole.png"]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "broken.tif: cannot be decoded (" in line
+
+
 def test_conflicts_stop_before_any_work(model_folder: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "a.png").write_bytes((photos / "trip" / "b.png").read_bytes())
     done = meanshifter("predict", model_folder, photos, "--out", tmp_path / "out")

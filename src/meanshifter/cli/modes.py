@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file; name a folder")
     require_libraries()
-    predictor = load_predictor(args, None)
+    predictor = load_predictor(args.model, args)
     modes = find_modes(
         predictor,
         args.image,

@@ -78,7 +78,6 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from meanshifter.inference.files import read_ahead, save_png
-    from meanshifter.inference.predictor import as_pixels
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -86,14 +85,13 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         rows = bar.add_task("rows of a large image", visible=False)
         predictor.progress = lambda done, total: bar.update(rows, completed=done, total=total, visible=total >= LARGE)
-        images = read_ahead(lambda job: as_pixels(job.source, predictor.max_pixels), jobs)
+        images = read_ahead(lambda job: predictor.load(job.source), jobs)
         for job, future in bar.track(images, total=len(jobs), description="images"):
             try:
-                pixels = future.result()
+                segmentation = predictor(future.result())
             except InputError as error:
                 failed.append(str(error))
                 continue
-            segmentation = predictor(pixels)
             segmentation.save(job.mask)
             if job.overlay is not None:
                 save_png(job.overlay, segmentation.overlay(alpha, legend=True))

@@ -29,7 +29,7 @@ Factor = Callable[[int, int], float]
 MAX_PIXELS: Final = 1_000_000_000
 """An image that claims more is refused before it is decoded: a few bytes of a file can claim anything."""
 
-_ORIENTATION: Final = 0x0112
+ORIENTATION: Final = 0x0112
 _BAND: Final = 256
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -141,7 +141,7 @@ def _decode(
 ) -> tuple[Image.Image, int, tuple[int, int]]:
     """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction."""
     try:
-        with _WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
+        with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
             if picture.width * picture.height > max_pixels:
                 raise InputError(
                     f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
@@ -151,7 +151,7 @@ def _decode(
             if factor is not None and picture.format == "JPEG":
                 _reduce(picture, factor(size[1], size[0]))
             picture.load()
-            turn = picture.getexif().get(_ORIENTATION, 1)
+            turn = picture.getexif().get(ORIENTATION, 1)
             return _whole_blocks(picture, size), turn if turn in _TURNS else 1, size
     except InputError:
         raise
@@ -203,7 +203,7 @@ class _WithoutLimit:
                 Image.MAX_IMAGE_PIXELS = self._limit
 
 
-_WITHOUT_PILLOWS_LIMIT: Final = _WithoutLimit()
+WITHOUT_PILLOWS_LIMIT: Final = _WithoutLimit()
 
 
 def _upright(picture: Image.Image, turn: int) -> Image.Image:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
+from meanshifter.data.tiff import LargeTiff, TiffRows, large_tiff, opened
 from meanshifter.errors import InputError
 from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, resolve_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
 Pixels = npt.NDArray[np.uint8]
+Readable = str | Path | Image.Image | Pixels | LargeTiff
 BAND = 256
 """Rows of the result that are finished together."""
 
@@ -102,35 +104,49 @@ class Predictor:
             _move(model, device)
         self.precision = resolve_precision(precision, model.device)
 
-    def __call__(self, image: str | Path | Image.Image | Pixels) -> Segmentation:
+    def __call__(self, image: Readable) -> Segmentation:
         """The segmentation of a file, a PIL image or an (H, W, 3) uint8 RGB array, at its own size.
 
         Raises:
             InputError: a file that cannot be read, or an array of another type or shape.
         """
-        pixels = as_pixels(image, self.max_pixels)
-        out = _Maps(pixels.shape[:2], self.model.labels.num_classes, self.scores, self.probabilities)
-        with evaluating(self.model), torch.inference_mode():
+        source = self.load(image)
+        out = _Maps(source.shape[:2], self.model.labels.num_classes, self.scores, self.probabilities)
+        with evaluating(self.model), torch.inference_mode(), opened(source) as pixels:
             for rows, (views,) in self._bands(pixels, [self.mean_shift_layers]):
                 self._read_out(views, rows, out)
-        return Segmentation(out.labels, pixels, self.model.labels, out.scores, out.probabilities)
+        return Segmentation(out.labels, source, self.model.labels, out.scores, out.probabilities)
 
-    def label_maps(self, image: str | Path | Image.Image | Pixels, layers: Sequence[int | None]) -> list[Labels]:
+    def label_maps(self, image: Readable, layers: Sequence[int | None]) -> list[Labels]:
         """One label map (H, W) for each number of mean shift steps; the encoder sees the image once.
 
         Raises:
             InputError: as `__call__`, and a number of steps that the model cannot take.
         """
-        pixels = as_pixels(image, self.max_pixels)
+        source = self.load(image)
         steps = [self.resolve_layers(entry) for entry in layers]
         if not steps:
             raise InputError("layers: 0 entries; name at least one number of mean shift steps")
-        maps = [_Maps(pixels.shape[:2], self.model.labels.num_classes).labels for _ in steps]
-        with evaluating(self.model), torch.inference_mode():
+        maps = [_Maps(source.shape[:2], self.model.labels.num_classes).labels for _ in steps]
+        with evaluating(self.model), torch.inference_mode(), opened(source) as pixels:
             for rows, several in self._bands(pixels, steps):
                 for labels, views in zip(maps, several, strict=True):
                     labels[rows] = label_map(views).cpu().numpy()
         return maps
+
+    def load(self, image: Readable) -> Pixels | LargeTiff:
+        """What a prediction starts from, for who reads ahead: pixels, or a large TIFF that is read window by window.
+
+        Raises:
+            InputError: as `__call__`.
+        """
+        if isinstance(image, LargeTiff):
+            return image
+        if isinstance(image, str | Path):
+            tiff = large_tiff(Path(image), self.max_pixels)
+            if tiff is not None and self._reads_as_stored(tiff.shape[:2]):
+                return tiff
+        return as_pixels(image, self.max_pixels)
 
     def protocol(self) -> dict[str, Any]:
         """How images are read: the part of `evaluation.Protocol` that the predictor decides."""
@@ -170,12 +186,12 @@ class Predictor:
         for title, k in zip(self.probabilities, classes, strict=True):
             out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
 
-    def _bands(self, pixels: Pixels, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
+    def _bands(self, pixels: Pixels | TiffRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
         """Bands of rows from the top down, each with the views of every entry of `steps`.
 
         At most the logits of the windows that one band touches are alive.
         """
-        H = len(pixels)
+        H = pixels.shape[0]
         readings = [self._read(pixels, scale, mirrored, steps) for scale, mirrored in self._ways()]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
@@ -188,18 +204,26 @@ class Predictor:
         """Scale, and whether mirrored, of every reading."""
         return list(product(self.scales, (False, True) if self.flip else (False,)))
 
-    def _read(self, pixels: Pixels, scale: float, mirrored: bool, steps: list[int]) -> Reading:
+    def _size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """The size at which an image of `size` is read."""
+        return fitted_size(*size, short_side=self.short_side, long_side=self.long_side, scale=scale)
+
+    def _reads_as_stored(self, size: tuple[int, int]) -> bool:
+        """Whether an image of `size` is read once only, neither resized nor mirrored."""
+        return not self.flip and len(self.scales) == 1 and self._size(size, self.scales[0]) == size
+
+    def _read(self, pixels: Pixels | TiffRows, scale: float, mirrored: bool, steps: list[int]) -> Reading:
         H, W = pixels.shape[:2]
-        size = fitted_size(H, W, short_side=self.short_side, long_side=self.long_side, scale=scale)
+        size = self._size((H, W), scale)
         rows, cols = (
             axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.stride)
             for length, out in zip(size, (H, W), strict=True)
         )
-        resized = resize(pixels, size)
+        resized = pixels if isinstance(pixels, TiffRows) else resize(pixels, size)
         windows = self._encode(resized[:, ::-1] if mirrored else resized, rows, cols, steps)
         return Reading(windows, rows, cols, mirrored=mirrored)
 
-    def _encode(self, pixels: Pixels, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
+    def _encode(self, pixels: Pixels | TiffRows, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
         device, encoder = self.model.device, self.model.encoder
         images = self._batch_size((rows.width, cols.width), device)

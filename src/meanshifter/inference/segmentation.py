@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.data.tiff import LargeTiff
 from meanshifter.errors import InputError
 from meanshifter.inference.files import save_png
 
@@ -21,14 +23,23 @@ class Segmentation:
 
     labels: Labels
     """(H, W) train ids, uint8, or uint16 above 255 classes."""
-    image: npt.NDArray[np.uint8]
-    """(H, W, 3), the input at its original size."""
+    source: npt.NDArray[np.uint8] | LargeTiff
+    """(H, W, 3), the input at its original size, or the file that holds it."""
     space: LabelSpace
     """Names and colours of the classes."""
     scores: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     """(H, W) maps that the predictor was asked for: probability of the winner, margin, entropy in nats."""
     probabilities: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     """(H, W) for each class that the predictor was asked for, by its name."""
+
+    @cached_property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3), the input at its original size; that of a large TIFF is read again when first asked for.
+
+        Raises:
+            InputError: the file is gone, or no longer what it was.
+        """
+        return self.source.pixels() if isinstance(self.source, LargeTiff) else self.source
 
     def to_image(self) -> Image.Image:
         """The train ids as an image: mode P with the palette, or 16-bit gray above 256 classes."""

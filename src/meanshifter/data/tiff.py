@@ -1,0 +1,155 @@
+"""Large TIFFs, of which only the rows that are asked for are decoded; this needs rasterio.
+
+Pillow decodes a file as a whole. Whatever it would convert or turn, or might decode to other pixels, is left to it.
+
+Glossary: H W pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, TiffImagePlugin
+
+from meanshifter.data.reading import ORIENTATION, WITHOUT_PILLOWS_LIMIT, read_image
+from meanshifter.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+LARGE: Final = 16_000_000
+"""Pixels from which on a file is read in rows; decoded as a whole, a smaller one needs about as much as `CACHE`."""
+CACHE: Final = 64 * 1024**2
+"""Bytes of decoded blocks that GDAL may keep."""
+LOSSLESS: Final = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
+"""Pillow's names of the compressions that every decoder knows and takes back to the same pixels."""
+_FILTERS: Final = Lock()
+
+
+class TiffRows:
+    """An open file in the place of an (H, W, 3) array: ``rows[y0:y1, x0:x1]``, with the last y0:y1 kept."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.shape = (file.height, file.width, 3)
+        self._path, self._file = path, file
+        self._held = slice(0, 0)
+        self._strip = np.empty((0, file.width, 3), np.uint8)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> Pixels:
+        rows, cols = place
+        if rows != self._held:
+            self._strip, self._held = self._read(rows), rows
+        return self._strip[:, cols]
+
+    def _read(self, rows: slice) -> Pixels:
+        strip = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
+        with _refusing(self._path):
+            self._file.read(
+                (1, 2, 3), out=strip.transpose(2, 0, 1), window=((rows.start, rows.stop), (0, self.shape[1]))
+            )
+        return strip
+
+
+@dataclass(frozen=True)
+class LargeTiff:
+    """A file that can be read in rows."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    """(H, W, 3)."""
+
+    def pixels(self) -> Pixels:
+        """All of the image, in memory.
+
+        Raises:
+            InputError: the file is no longer what it was, or cannot be read.
+        """
+        pixels = read_image(self.path, max_pixels=self.shape[0] * self.shape[1])
+        if pixels.shape != self.shape:
+            raise InputError(f"{self.path}: is of another size than when it was first read; predict it again")
+        return pixels
+
+
+@contextmanager
+def opened(image: Pixels | LargeTiff) -> Iterator[Pixels | TiffRows]:
+    """Pixels to cut windows from: an array is its own; a file is open while inside.
+
+    Raises:
+        InputError: a file that cannot be read, here or when rows are asked for.
+    """
+    if not isinstance(image, LargeTiff):
+        yield image
+        return
+    import rasterio
+
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
+        with _refusing(image.path):
+            file = _open(image.path)
+        with file:
+            yield TiffRows(image.path, file)
+
+
+def large_tiff(path: Path, max_pixels: int) -> LargeTiff | None:
+    """The file, if it is large, of at most `max_pixels`, and rasterio reads its rows as `read_image` would.
+
+    None leaves it to `read_image`, which also says what is wrong with a file.
+    """
+    try:
+        shape = _plain_shape(path)
+        if shape is None or not LARGE <= shape[0] * shape[1] <= max_pixels:
+            return None
+        with _open(path) as file:
+            # blocks of which two rows do not fit would be decoded again for every strip of windows
+            fits = 2 * file.block_shapes[0][0] * file.width * file.count <= CACHE
+            return LargeTiff(path, shape) if fits and (file.height, file.width, 3) == shape else None
+    except Exception:  # rasterio is absent, or the file broken, on which decoders raise nearly anything
+        return None
+
+
+def _plain_shape(path: Path) -> tuple[int, int, int] | None:
+    """(H, W, 3) of a complete TIFF whose pixels are stored as upright RGB of 8 bits, by its header."""
+    with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
+        if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode != "RGB":
+            return None
+        tags = picture.tag_v2
+        plain = (
+            picture.info["compression"] in LOSSLESS
+            and set(tags[TiffImagePlugin.BITSPERSAMPLE]) == {8}
+            and tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == 2  # RGB, not YCbCr
+            and tags.get(TiffImagePlugin.FILLORDER, 1) == 1
+            and picture.getexif().get(ORIENTATION, 1) == 1
+        )
+        return (picture.height, picture.width, 3) if plain and _complete(tags, path.stat().st_size) else None
+
+
+def _complete(tags: TiffImagePlugin.ImageFileDirectory_v2, size: int) -> bool:
+    """Whether every block lies in the file; GDAL takes absent ones for black."""
+    tiled = TiffImagePlugin.TILEOFFSETS in tags
+    offsets = tags[TiffImagePlugin.TILEOFFSETS if tiled else TiffImagePlugin.STRIPOFFSETS]
+    lengths = tags[TiffImagePlugin.TILEBYTECOUNTS if tiled else TiffImagePlugin.STRIPBYTECOUNTS]
+    return all(start and length and start + length <= size for start, length in zip(offsets, lengths, strict=True))
+
+
+def _open(path: Path) -> Any:
+    """As rasterio's `open`, without its warning that a picture is no map."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with _FILTERS, warnings.catch_warnings():  # the filters are those of the process
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path.absolute(), driver="GTiff")  # a relative s3:a.tif would be looked for on the network
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # as rasterio's are; the cause is GDAL's own words
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error
