@@ -17,15 +17,19 @@ def has_numba() -> bool:
     return True
 
 
-def kernel(*, fast: Set[str] = frozenset(), inline: str = "never") -> Callable[[Callable[..., Any]], Any]:
+def kernel(
+    *, fast: Set[str] = frozenset(), inline: str = "never", inner: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function on its first call, for threads that run beside Python, and keep it for later processes.
 
-    `fast` are LLVM's flags of floating-point arithmetic. Where neither the package's folder nor the user's cache
-    folder can be written, as in locked containers, nothing is kept and every process compiles anew.
+    `fast` are LLVM's flags of floating-point arithmetic; `inner` says that only kernels call it, so that no entry from
+    Python is compiled. Where neither the package's folder nor the user's cache folder can be written, as in locked
+    containers, nothing is kept and every process compiles anew.
     """
     from numba import njit
 
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": inline}
+    options |= {"no_cpython_wrapper": inner, "no_cfunc_wrapper": True}
     if fast:
         options["fastmath"] = set(fast)
 

@@ -20,7 +20,7 @@ def _clip(v: Any, top: Any) -> Any:
 
 
 @no_type_check
-@kernel(fast=_FAST)
+@kernel(fast=_FAST, inner=True)
 def _shift(red: Any, green: Any, blue: Any, hue: Any, saturation: Any) -> None:
     """`augment.shift_colors` on one row."""
     for x in range(len(red)):
@@ -40,14 +40,14 @@ def _shift(red: Any, green: Any, blue: Any, hue: Any, saturation: Any) -> None:
 
 
 @no_type_check
-@kernel(fast=_FAST)
+@kernel(fast=_FAST, inner=True)
 def _affine(row: Any, gain: Any, shift: Any) -> None:
     for x in range(len(row)):
         row[x] = _clip(row[x] * gain + shift, _TOP)
 
 
 @no_type_check
-@kernel(fast=_FAST)
+@kernel(fast=_FAST, inner=True)
 def _write(row: Any, factor: Any, offset: Any, mirrored: Any, out: Any) -> None:
     last = len(row) - 1
     if mirrored:

@@ -20,7 +20,7 @@ _FAST = {"contract", "nsz", "reassoc", "nnan"}
 
 
 @no_type_check
-@kernel(fast=_FAST)
+@kernel(fast=_FAST, inner=True)
 def _bounds(z: Any, rows: Any, cols: Any, high: Any, low: Any) -> Any:
     """Fill the largest and smallest corner of every class, and return the largest smallest."""
     K = z.shape[2]
@@ -42,7 +42,7 @@ def _bounds(z: Any, rows: Any, cols: Any, high: Any, low: Any) -> Any:
 
 
 @no_type_check
-@kernel()
+@kernel(inner=True)
 def _fill_basis(row_weight: Any, col_weight: Any, y0: Any, y1: Any, x0: Any, x1: Any, basis: Any) -> None:
     """The weight of each corner (Ty × Tx) in each pixel of a cell, pixels flat and row by row."""
     Tx = len(col_weight)
@@ -57,7 +57,7 @@ def _fill_basis(row_weight: Any, col_weight: Any, y0: Any, y1: Any, x0: Any, x1:
 
 
 @no_type_check
-@kernel(fast={"contract", "nsz"})
+@kernel(fast={"contract", "nsz"}, inner=True)
 def _contest_pair(k: Any, m: Any, corner: Any, rival: Any, basis: Any, pixels: Any, best: Any, winner: Any) -> None:
     """Enter classes k < m, each with four corners, into one cell: what is loaded for one serves both."""
     c0, c1, c2, c3 = corner[0], corner[1], corner[2], corner[3]
@@ -74,7 +74,7 @@ def _contest_pair(k: Any, m: Any, corner: Any, rival: Any, basis: Any, pixels: A
 
 
 @no_type_check
-@kernel(fast={"contract", "nsz"})
+@kernel(fast={"contract", "nsz"}, inner=True)
 def _contest(k: Any, corner: Any, basis: Any, pixels: Any, line: Any, best: Any, winner: Any) -> None:
     """Enter class k, with any multiple of four corners, into one cell."""
     for g in range(len(corner) // 4):
@@ -93,7 +93,7 @@ def _contest(k: Any, corner: Any, basis: Any, pixels: Any, line: Any, best: Any,
 
 
 @no_type_check
-@kernel()
+@kernel(inner=True)
 def _select(high: Any, floor: Any, candidates: Any) -> Any:
     """Fill in the classes that can win, in ascending order, and return their number."""
     count = 0
@@ -105,7 +105,7 @@ def _select(high: Any, floor: Any, candidates: Any) -> Any:
 
 
 @no_type_check
-@kernel()
+@kernel(inner=True)
 def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
     for i in range(len(rows)):
         for j in range(len(cols)):
@@ -113,7 +113,7 @@ def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
 
 
 @no_type_check
-@kernel()
+@kernel(inner=True)
 def _contest_all(
     z: Any,
     candidates: Any,
@@ -142,6 +142,17 @@ def _contest_all(
             _contest(m, rival, basis, pixels, line, best, winner)
 
 
+def scratch(K: int, corners: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """What one call of `argmax_rows` works in, for cells of so many corners; made here, as np.empty compiles slowly."""
+    corners = -(-corners // 4) * 4
+    high, low = np.empty(K, np.float32), np.empty(K, np.float32)
+    candidates = np.empty(K, np.int32)
+    corner, rival = np.zeros(corners, np.float32), np.zeros(corners, np.float32)
+    basis = np.zeros((corners, SPAN * SPAN), np.float32)
+    line, best = np.empty(SPAN * SPAN, np.float32), np.empty(SPAN * SPAN, np.float32)
+    return high, low, candidates, corner, rival, basis, line, best, np.empty(SPAN * SPAN, np.int32)
+
+
 @no_type_check
 @kernel()
 def argmax_rows(
@@ -154,21 +165,18 @@ def argmax_rows(
     col_starts: Any,
     begin: Any,
     end: Any,
+    high: Any,
+    low: Any,
+    candidates: Any,
+    corner: Any,
+    rival: Any,
+    basis: Any,
+    line: Any,
+    best: Any,
+    winner: Any,
     out: Any,
 ) -> None:
-    """Fill the rows of `out` (H, W) that the runs `begin` to `end` of `row_starts` cover."""
-    K, Ty, Tx = z.shape[2], row_index.shape[1], col_index.shape[1]
-    corners = (Ty * Tx + 3) // 4 * 4
-    high, low = np.empty(K, np.float32), np.empty(K, np.float32)
-    candidates = np.empty(K, np.int32)
-    corner, rival = np.empty(corners, np.float32), np.empty(corners, np.float32)
-    basis = np.empty((corners, SPAN * SPAN), np.float32)
-    for c in range(Ty * Tx, corners):
-        corner[c] = rival[c] = 0
-        for p in range(SPAN * SPAN):
-            basis[c, p] = 0
-    line, best = np.empty(SPAN * SPAN, np.float32), np.empty(SPAN * SPAN, np.float32)
-    winner = np.empty(SPAN * SPAN, np.int32)
+    """Fill the rows of `out` (H, W) that the runs `begin` to `end` of `row_starts` cover, in arrays of `scratch`."""
     for r in range(begin, end):
         y0, y1 = row_starts[r], row_starts[r + 1]
         for c in range(len(col_starts) - 1):

@@ -31,14 +31,14 @@ _EMPTY = np.empty(0, dtype=np.float32)
 
 def label_map(view: View) -> Tensor:
     """The label map (H, W) of one view."""
-    from meanshifter.ops.argmax_cpu import argmax_rows
+    from meanshifter.ops.argmax_cpu import argmax_rows, scratch
 
     z = view.z.detach().permute(1, 2, 0).contiguous().numpy()
     rows, cols = axis_taps(view.rows), axis_taps(view.cols)
     out = np.empty((len(view.rows), len(view.cols)), dtype=np.uint8 if z.shape[2] <= 255 else np.uint16)
 
     def fill(begin: int, end: int) -> None:
-        argmax_rows(z, *rows, *cols, begin, end, out)
+        argmax_rows(z, *rows, *cols, begin, end, *scratch(z.shape[2], rows.inputs.shape[1] * cols.inputs.shape[1]), out)
 
     in_parallel(fill, spans(len(rows.starts) - 1, 4 * torch.get_num_threads()))
     return torch.from_numpy(out)

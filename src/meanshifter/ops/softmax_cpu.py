@@ -39,7 +39,7 @@ def _exp(x: Any) -> Any:
 
 
 @no_type_check
-@kernel(fast={"contract", "nsz"})
+@kernel(fast={"contract", "nsz"}, inner=True)
 def _fill_line(z: Any, index: Any, weight: Any, y: Any, line: Any) -> None:
     """Bring z (h, w·K) to pixel row y."""
     for i in range(index.shape[1]):
@@ -53,7 +53,7 @@ def _fill_line(z: Any, index: Any, weight: Any, y: Any, line: Any) -> None:
 
 
 @no_type_check
-@kernel(fast={"contract", "nsz"})
+@kernel(fast={"contract", "nsz"}, inner=True)
 def _fill_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, v: Any) -> None:
     """Bring a line (w·K) to the logits v (K) of pixel x."""
     for j in range(index.shape[1]):
@@ -67,7 +67,7 @@ def _fill_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, v: Any) -> N
 
 
 @no_type_check
-@kernel(fast=_SUMS)
+@kernel(fast=_SUMS, inner=True)
 def _largest(v: Any) -> Any:
     top = v[0]
     for k in range(1, len(v)):
@@ -76,7 +76,7 @@ def _largest(v: Any) -> Any:
 
 
 @no_type_check
-@kernel(fast=_SUMS)
+@kernel(fast=_SUMS, inner=True)
 def _exponentials(v: Any, top: Any) -> Any:
     """Replace v by exp(v - top), and return the sum.
 
@@ -91,7 +91,7 @@ def _exponentials(v: Any, top: Any) -> Any:
 
 
 @no_type_check
-@kernel(fast=_SUMS)
+@kernel(fast=_SUMS, inner=True)
 def _dot(a: Any, b: Any) -> Any:
     total = np.float32(0)
     for k in range(len(a)):
@@ -118,7 +118,7 @@ def add_softmax(
 
 
 @no_type_check
-@kernel(fast={"contract", "nsz"})
+@kernel(fast={"contract", "nsz"}, inner=True)
 def _gather_gradient(gradient: Any, index: Any, weight: Any, y: Any, line: Any) -> None:
     """The transpose of `_fill_line`."""
     for i in range(index.shape[1]):
@@ -129,7 +129,7 @@ def _gather_gradient(gradient: Any, index: Any, weight: Any, y: Any, line: Any) 
 
 
 @no_type_check
-@kernel(fast={"contract", "nsz"})
+@kernel(fast={"contract", "nsz"}, inner=True)
 def _add_pixel(line: Any, index: Any, weight: Any, x: Any, K: Any, g: Any) -> None:
     """Add the gradient g (K) of pixel x to that of its line."""
     for j in range(index.shape[1]):
