@@ -199,6 +199,7 @@ figcaption { color: var(--soft); font-size: .85rem; padding-top: .2rem; }
 }
 @media (max-width: 600px) {
   .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  th, td { padding: .3rem .5rem; font-size: .9rem; }
+  th, td { padding: .3rem .4rem; font-size: .9rem; }
+  thead th { white-space: normal; vertical-align: bottom; }
 }
 """
