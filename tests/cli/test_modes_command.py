@@ -123,3 +123,17 @@ def test_the_input_image_is_never_replaced(folder: Path, tmp_path: Path, capsys:
     assert "is the input image and would be replaced" in capsys.readouterr().err
     assert image.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_a_mask_adds_the_figures_of_classes_and_boundaries(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((40, 56), np.uint8)
+    mask[:, 30:] = 1
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(mask[:20]).save(folder / "half.png")
+    words = ["modes", str(folder / "photo.png"), "--model", str(folder / "shift"), "--layers", "1"]
+    words += ["--short-side", "none", "--out", str(folder / "labelled")]
+    assert main([*words, "--labels", str(folder / "mask.png")]) == 0
+    steps = json.loads((folder / "labelled" / "modes.json").read_text())["steps"]
+    assert all(0 <= row["boundary_3"] <= 100 and row["separation"] > 0 for row in steps)
+    assert main([*words, "--labels", str(folder / "half.png")]) == 2
+    assert "half.png: 56×20 pixels, but the image has 56×40; give the mask of this image" in capsys.readouterr().err

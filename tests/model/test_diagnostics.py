@@ -60,7 +60,7 @@ def test_a_collapse_below_float32_is_seen() -> None:
 
 def test_a_model_without_the_block_has_one_row() -> None:
     (row,) = diagnose(None, torch.randn(1, 9, 4), 0)
-    assert set(row) == {"spread", "relative_spread", "rank"}
+    assert set(row) == {"spread", "relative_spread", "rank", "modes"}
     (flat,) = diagnose(None, torch.ones(1, 9, 4), 0, labels=torch.zeros(9, dtype=torch.long))
     assert flat["spread"] == 0
     assert math.isnan(flat["separation"])

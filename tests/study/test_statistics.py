@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meanshifter.study.statistics import mean_iou, over_images, over_seeds
+from meanshifter.evaluation.confusion import mean_iou
+from meanshifter.study.statistics import over_images, over_seeds
 
 
 def test_the_interval_over_seeds_is_students() -> None:

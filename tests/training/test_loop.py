@@ -203,9 +203,12 @@ def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path) -> N
 
 def test_a_segmenter_recipe_with_the_block_given_is_a_meanshifter(tiny: TrainConfig) -> None:
     tiny.model.mean_shift = MeanShiftConfig(layers=2, channels=8)
-    model = ms.load_model(train(tiny, quiet=True).path)
+    run = train(tiny, quiet=True).path
+    model = ms.load_model(run)
     assert isinstance(model.mean_shift, MeanShift)
     assert (model.mean_shift.layers, model.mean_shift.channels) == (2, 8)
+    evaluations = [line for line in metrics(run) if "mIoU" in line]
+    assert all(1 <= line["step2/neighbors"] <= 200 and line["step2/boundary_3"] >= 0 for line in evaluations)
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])

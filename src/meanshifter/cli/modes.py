@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PART",
         help="encodings closer than this part of their spread at the start are of one mode (default: %(default)s)",
     )
+    parser.add_argument(
+        "--labels", metavar="MASK", type=Path, help="mask of the image: figures of classes and boundaries are added"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder (default: runs/modes/NAME of the image)")
     group = parser.add_argument_group(
         "how the image is read", "Resized as the run's recipe says, or for other models into 512 × 2048 pixels."
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
         args.image,
         layers=args.layers,
         tolerance=args.tolerance,
+        labels=args.labels,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     page = write_modes(modes, out, image=args.image, model=args.model, command=["meanshifter", *sys.argv[1:]])

@@ -34,6 +34,17 @@ def confusion_matrix(
     return pairs.reshape(num_classes, num_classes).astype(np.int64, copy=False)
 
 
+def mean_iou(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """mIoU in percent of each matrix (…, K, K), over the classes in its truth or its prediction; NaN without any."""
+    right = np.einsum("...kk->...k", confusion)
+    union = confusion.sum(-1) + confusion.sum(-2) - right
+    present = union > 0
+    shares = np.divide(right, union, out=np.zeros(right.shape), where=present)
+    classes = present.sum(-1)
+    total = shares.sum(-1)
+    return np.asarray(100 * np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0))
+
+
 def _check(name: str, values: npt.NDArray[np.int64], num_classes: int, ignore: int) -> None:
     if not values.size or (values.min() >= 0 and values.max() < num_classes):
         return

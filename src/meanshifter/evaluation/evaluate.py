@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 import meanshifter
-from meanshifter.data.labels import LabelSpace
+from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.confusion import Confusion, confusion_matrix
 from meanshifter.evaluation.protocol import Protocol, weights_hash
@@ -152,6 +152,17 @@ def image_confusions(
     Errors as `evaluate`.
     """
     K, ignore = dataset.labels.num_classes, dataset.labels.ignore
+    for sample, maps in image_maps(predictor, dataset, steps, limit=limit, progress=progress):
+        yield [confusion_matrix(sample.labels, prediction, K, ignore=ignore) for prediction in maps]
+
+
+def image_maps(
+    predictor: Predictor, dataset: Dataset, steps: list[int], *, limit: int | None = None, progress: bool = False
+) -> Iterator[tuple[Sample, list[Labels]]]:
+    """One image after the other, with the label map after each number of mean shift steps.
+
+    Errors as `evaluate`.
+    """
     count = count_images(dataset, limit)
     with _bar(count, progress) as advance:
         for _, future in read_ahead(dataset.__getitem__, range(count)):
@@ -161,8 +172,7 @@ def image_confusions(
                     f"{sample.name}: image of {sample.image.shape[:2]} and mask of {sample.labels.shape} "
                     "(height, width); they must have one size"
                 )
-            maps = predictor.label_maps(sample.image, steps)
-            yield [confusion_matrix(sample.labels, prediction, K, ignore=ignore) for prediction in maps]
+            yield sample, predictor.label_maps(sample.image, steps)
             advance()
 
 

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from meanshifter.model.affinity import Grid, effective_neighbors
 from meanshifter.model.mean_shift import MeanShift
+from meanshifter.model.modes import count_modes, spread
+
+MERGED = 0.1
+"""Tokens closer than this part of the spread at the start are of one mode."""
 
 
 def diagnose(
@@ -26,23 +30,26 @@ def diagnose(
     variance: the square of spread over that of the start; rank: exp of the entropy of the squared singular values
     of the centred tokens (effective rank, Roy & Vetterli 2007). From the first step on, neighbors: exp of the
     entropy of the weights, the mean over tokens; shift: root mean square way of the step over the spread before it.
-    With labels, separation: variance between classes over that within them.
+    modes: groups of tokens that hops of a tenth of the spread at the start connect. With labels, separation: variance
+    between classes over that within them.
     """
     if block is None:
-        return [_state(tokens.double()[0], labels, ignore)]
+        z = tokens.double()[0]
+        return [_state(z, labels, ignore, MERGED * spread(z))]
     exact = in_double(block)
     states = list(exact.states(tokens.double(), layers, grid))
-    start = _state(states[0][0], labels, ignore)
+    radius = MERGED * spread(states[0][0])
+    start = _state(states[0][0], labels, ignore, radius)
     figures: list[dict[str, float]] = []
     for n, z in enumerate(states):
-        row = _state(z[0], labels, ignore)
+        row = start if n == 0 else _state(z[0], labels, ignore, radius)
         row["variance"] = (row["spread"] / start["spread"]) ** 2 if start["spread"] > 0 else math.nan
         if n > 0:
             before = states[n - 1]
             row["neighbors"] = effective_neighbors(exact.weights(before, grid, states[0])).mean().item()
             way = (z - before).square().sum(-1).mean().sqrt().item()
-            spread = figures[-1]["spread"]
-            row["shift"] = way / spread if spread > 0 else math.nan
+            before_it = figures[-1]["spread"]
+            row["shift"] = way / before_it if before_it > 0 else math.nan
         figures.append(row)
     return figures
 
@@ -54,14 +61,14 @@ def in_double(block: MeanShift) -> MeanShift:
     return copy.requires_grad_(False)
 
 
-def _state(z: Float[Tensor, "N D"], labels: Tensor | None, ignore: int) -> dict[str, float]:
-    centered = z - z.mean(0)
-    spread = centered.square().sum(-1).mean().sqrt().item()
+def _state(z: Float[Tensor, "N D"], labels: Tensor | None, ignore: int, radius: float) -> dict[str, float]:
+    centered, wide = z - z.mean(0), spread(z)
     norm = z.square().sum(-1).mean().sqrt().item()
     energy = torch.linalg.svdvals(centered).square()
     share = energy / energy.sum().clamp(min=torch.finfo(z.dtype).tiny)
-    figures = {"spread": spread, "relative_spread": spread / norm if norm > 0 else math.nan}
+    figures = {"spread": wide, "relative_spread": wide / norm if norm > 0 else math.nan}
     figures["rank"] = torch.special.entr(share).sum().exp().item()
+    figures["modes"] = float(count_modes(z, radius))
     if labels is not None:
         figures["separation"] = _separation(z, labels.to(z.device), ignore)
     return figures

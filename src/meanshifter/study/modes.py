@@ -18,7 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from meanshifter.data.datasets import Sample
+from meanshifter.data.labels import Labels as TrainIds
+from meanshifter.data.reading import read_mask
 from meanshifter.errors import InputError
+from meanshifter.evaluation.diagnosis import boundary_figures, diagnose_sample
 from meanshifter.files import write_text
 from meanshifter.inference.predictor import Pixels, Predictor, as_pixels, evaluating
 from meanshifter.inference.resizing import fitted_size, resize
@@ -108,7 +112,7 @@ class Modes:
             "radius": self.radius,
             "explained": list(self.explained),
             "steps": [
-                {"step": n, **mode_counts(self.sizes(n)), **{key: _finite(value) for key, value in row.items()}}
+                {"step": n, **{key: _finite(value) for key, value in row.items()}, **mode_counts(self.sizes(n))}
                 for n, row in enumerate(self.diagnostics)
             ],
             "modes": self.labels[-1].reshape(h, w).tolist(),
@@ -135,6 +139,7 @@ def find_modes(
     *,
     layers: int = LAYERS,
     tolerance: float = TOLERANCE,
+    labels: str | Path | TrainIds | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Modes:
     """Follow the tokens of a whole image through `layers` steps, in float64, and group those that met.
@@ -144,6 +149,7 @@ def find_modes(
         image: a path, or an (H, W, 3) uint8 array.
         layers: steps to follow, whatever the number that the model was trained with.
         tolerance: tokens closer than this part of the spread of the tokens at the start are of one mode.
+        labels: the image's mask, a path or (H, W) train ids, for the figures that need the truth.
         say: is given one line before each part.
 
     Raises:
@@ -151,7 +157,9 @@ def find_modes(
             argument outside its range; scikit-learn is missing.
     """
     block = _check(predictor, layers, tolerance)
-    pixels = _as_read(predictor, image)
+    original = as_pixels(image, predictor.max_pixels)
+    truth = None if labels is None else _truth(predictor, original, labels)
+    pixels = _as_read(predictor, original)
     with torch.inference_mode(), evaluating(predictor.model):
         tokens, grid = predictor.model.encode(predictor.model.normalize(pixels))
         say(f"{tokens.shape[1]} patches, {grid[0]} × {grid[1]}: {layers} steps")
@@ -164,7 +172,11 @@ def find_modes(
                 f"image: all of its {states.shape[1]} patch encodings are equal; give an image of patches that differ"
             )
         figures = diagnose(block, tokens, layers, grid)
-    labels = torch.stack([modes_of(state, tolerance * scale) for state in states]).numpy()
+    if truth is not None:
+        say("figures near the boundaries of the mask")
+        figures, counts = diagnose_sample(predictor, truth, layers)
+        figures = [{**row, **boundary_figures(count)} for row, count in zip(figures, counts, strict=True)]
+    groups = torch.stack([modes_of(state, tolerance * scale) for state in states]).numpy()
     plane, explained = principal_plane(states)
     say("classical mean shift of scikit-learn")
     return Modes(
@@ -175,7 +187,7 @@ def find_modes(
         kernel=block.config.kernel,
         tolerance=tolerance,
         radius=tolerance * scale,
-        labels=labels,
+        labels=groups,
         plane=plane.numpy(),
         explained=explained,
         diagnostics=figures,
@@ -202,8 +214,8 @@ def classical_mean_shift(tokens: Float[Tensor, "N D"], quantile: float) -> Refer
     if bandwidth == 0:
         return Reference(quantile, bandwidth, modes_of(tokens, 0).numpy())
     with threadpool_limits(1):  # it asks for the neighbours of one point at a time, and threads would wait for it
-        labels = ClassicalMeanShift(bandwidth=bandwidth).fit(data).labels_
-    return Reference(quantile, bandwidth, by_size(torch.as_tensor(labels, dtype=torch.int64)).numpy())
+        clusters = ClassicalMeanShift(bandwidth=bandwidth).fit(data).labels_
+    return Reference(quantile, bandwidth, by_size(torch.as_tensor(clusters, dtype=torch.int64)).numpy())
 
 
 def principal_plane(states: Float[Tensor, "steps N D"]) -> tuple[Float[Tensor, "steps N 2"], tuple[float, float]]:
@@ -255,17 +267,26 @@ def _check(predictor: Predictor, layers: int, tolerance: float) -> MeanShift:
     return block
 
 
-def _as_read(predictor: Predictor, image: str | Path | Pixels) -> Pixels:
+def _as_read(predictor: Predictor, image: Pixels) -> Pixels:
     """The image (H, W, 3) at the size at which the predictor reads it."""
-    pixels = as_pixels(image, predictor.max_pixels)
-    H, W = fitted_size(*pixels.shape[:2], short_side=predictor.short_side, long_side=predictor.long_side, scale=1)
+    H, W = fitted_size(*image.shape[:2], short_side=predictor.short_side, long_side=predictor.long_side, scale=1)
     P = predictor.model.patch_size
     tokens = math.ceil(H / P) * math.ceil(W / P)
     if tokens > MAX_TOKENS:
         raise InputError(
             f"image: {W}×{H} pixels are {tokens} patches, above {MAX_TOKENS}; make it smaller with --short-side"
         )
-    return resize(pixels, (H, W))
+    return resize(image, (H, W))
+
+
+def _truth(predictor: Predictor, image: Pixels, labels: str | Path | TrainIds) -> Sample:
+    """The image with its labels."""
+    ids = read_mask(labels, predictor.model.labels) if isinstance(labels, (str, Path)) else labels
+    if ids.shape != image.shape[:2]:
+        where = labels if isinstance(labels, (str, Path)) else "labels"
+        mask, picture = ("{1}×{0}".format(*array.shape) for array in (ids, image))
+        raise InputError(f"{where}: {mask} pixels, but the image has {picture}; give the mask of this image")
+    return Sample(image, ids, "image")
 
 
 def _finite(value: float) -> float | None:

@@ -242,7 +242,7 @@ def _reference(page: Page, modes: Modes) -> None:
 
 def _diagnostics(page: Page, modes: Modes) -> None:
     page.heading("What each step does")
-    names = [name for name in DIAGNOSTICS if any(name in row for row in modes.diagnostics)]
+    names = [name for name in DIAGNOSTICS if name != "modes" and any(name in row for row in modes.diagnostics)]
     rows = [
         [_step_name(modes, step), *(f"{row[name]:.4g}" if name in row else "–" for name in names)]
         for step, row in enumerate(modes.diagnostics)

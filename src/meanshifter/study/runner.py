@@ -169,12 +169,11 @@ def _train_and_score(cell: Cell, depths: list[int], splits: list[str]) -> str:
 
 def _score(cell: Cell, run: Path, depths: list[int], splits: list[str]) -> dict[str, Any]:
     """Read the last weights out at every depth on every split; the confusions of each image are kept too."""
-    from meanshifter.evaluation.evaluate import image_confusions
+    from meanshifter.evaluation.confusion import mean_iou
+    from meanshifter.evaluation.diagnosis import boundary_figures, diagnose_model
     from meanshifter.evaluation.protocol import weights_hash
     from meanshifter.inference.predictor import Predictor
     from meanshifter.model.checkpoint import load_model
-    from meanshifter.study.diagnosis import diagnose_model
-    from meanshifter.study.statistics import mean_iou
 
     model = load_model(run / "checkpoints" / "last")
     reading = cell.config.evaluation
@@ -188,10 +187,10 @@ def _score(cell: Cell, run: Path, depths: list[int], splits: list[str]) -> dict[
     )
     own = predictor.mean_shift_layers
     steps = sorted({own, *depths}) if model.has_steps else [0]
-    counts: dict[str, Any] = {}
+    counts, boundary = {}, {}
     for split in splits:
-        dataset = open_split(cell, split)
-        counts[split] = np.stack(list(image_confusions(predictor, dataset, steps, limit=reading.limit)), axis=1)
+        counts[split], near = _count(predictor, open_split(cell, split), steps, own, reading.limit)
+        boundary[split] = boundary_figures(near)
     write_beside(cell.folder / COUNTS, lambda file: np.savez_compressed(file, **counts))
     protocol = {**predictor.protocol(), "weights": weights_hash(model)}
     del protocol["mean_shift_layers"]
@@ -202,8 +201,23 @@ def _score(cell: Cell, run: Path, depths: list[int], splits: list[str]) -> dict[
         "depths": steps,
         "images": {split: int(count.shape[1]) for split, count in counts.items()},
         "mIoU": {split: mean_iou(count.sum(1)).tolist() for split, count in counts.items()},
-        "diagnostics": diagnose_model(model, predictor, open_split(cell, splits[0]), max(steps)),
+        "boundary": boundary,
+        "diagnostics": diagnose_model(predictor, open_split(cell, splits[0]), max(steps)),
     }
+
+
+def _count(predictor: Any, dataset: Any, steps: list[int], own: int, limit: int | None) -> tuple[Any, Any]:
+    """Confusions (depths, images, K, K), and those of all pixels near boundaries after `own` steps (radii, K, K)."""
+    from meanshifter.evaluation.confusion import confusion_matrix
+    from meanshifter.evaluation.diagnosis import near_boundaries
+    from meanshifter.evaluation.evaluate import image_maps
+
+    K, ignore = dataset.labels.num_classes, dataset.labels.ignore
+    counts, near = [], 0
+    for sample, maps in image_maps(predictor, dataset, steps, limit=limit):
+        counts.append([confusion_matrix(sample.labels, each, K, ignore=ignore) for each in maps])
+        near = near + near_boundaries(sample.labels, [maps[steps.index(own)]], K, ignore)[0]
+    return np.stack(counts, axis=1), near
 
 
 def open_split(cell: Cell, split: str) -> Any:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from meanshifter.evaluation.confusion import mean_iou
+
 Counts = npt.NDArray[np.int64]
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """The 97.5 % quantile of Student's t for 1, 2, … 15 degrees of freedom (any textbook's table)."""
@@ -61,11 +63,3 @@ def over_images(ours: Counts, theirs: Counts, *, draws: int = 1000, seed: int = 
 def _miou(times: npt.NDArray[Any], counts: Counts) -> npt.NDArray[np.float64]:
     """(draws, S) mIoU in percent of images that are counted so many times (draws, I)."""
     return mean_iou(np.einsum("di,sikl->dskl", times, counts.astype(float), optimize=True))
-
-
-def mean_iou(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """mIoU in percent of each matrix (…, K, K), over the classes that are in its truth or its prediction."""
-    right = np.einsum("...kk->...k", confusion)
-    union = confusion.sum(-1) + confusion.sum(-2) - right
-    shares = np.divide(right, union, out=np.full(right.shape, np.nan), where=union > 0)
-    return np.asarray(100 * np.nanmean(shares, axis=-1))

@@ -16,8 +16,9 @@ import numpy as np
 from meanshifter.files import write_text
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.study.plan import Cell, Plan
-from meanshifter.study.published import TABLE_1
+from meanshifter.study.published import TABLE_1, Published
 from meanshifter.study.runner import confusions_of, scores_of
+from meanshifter.study.sizes import size_of
 from meanshifter.study.statistics import Interval, over_images, over_seeds
 
 DIAGNOSTICS = {
@@ -26,7 +27,10 @@ DIAGNOSTICS = {
     "variance": "variance / that at the start",
     "relative_spread": "spread / norm",
     "rank": "effective rank",
+    "modes": "modes",
     "separation": "between / within classes",
+    "boundary_3": "mIoU ≤ 3 px from a boundary",
+    "boundary_9": "mIoU ≤ 9 px",
 }
 
 
@@ -54,6 +58,11 @@ class Findings:
         """mIoU of each seed with `depth` steps, where it was read out so."""
         return [f["mIoU"][split][f["depths"].index(depth)] for f in self.whole(row) if depth in f["depths"]]
 
+    def boundary(self, row: str, split: str, name: str) -> float | None:
+        """mIoU near boundaries with the trained number of steps, mean over seeds."""
+        found = [facts["boundary"][split][name] for facts in self.whole(row) if "boundary" in facts]
+        return fmean(found) if found else None
+
     def difference(self, row: str, split: str, base: str | None = None) -> tuple[Interval, Interval] | None:
         """The row less `base` (None: the baseline): over seeds, and over images; None without common seeds."""
         base = self.plan.base if base is None else base
@@ -77,8 +86,8 @@ class Findings:
             for n in range(min(map(len, several), default=0))
         ]
 
-    def published(self, row: str) -> float | None:
-        """The published mIoU of the row's block on ADE20K; None for a block that was not published."""
+    def published(self, row: str) -> Published | None:
+        """The published figures of the row's block on ADE20K; None for a block that was not published."""
         model = next(cell.config.model for key, cell in self.cells.items() if key[0] == row)
         if model.pixel_shift is not None:
             return None
@@ -87,8 +96,18 @@ class Findings:
             layers, channels = shift.layers, 192 if shift.channels is None else shift.channels
             if shift != MeanShiftConfig(shift.layers, shift.channels):
                 return None
-        found = [entry.mIoU for entry in TABLE_1 if (entry.layers, entry.channels) == (layers, channels)]
+        found = [entry for entry in TABLE_1 if (entry.layers, entry.channels) == (layers, channels)]
         return found[0] if found else None
+
+    def as_published(self, row: str) -> tuple[str, str, str]:
+        """The published mIoU and millions of parameters, and ours of that model: 150 classes at 512 × 512."""
+        entry = self.published(row)
+        if entry is None:
+            return "–", "–", "–"
+        shift = None if entry.layers is None else {"layers": entry.layers, "channels": entry.channels}
+        preset = "segmenter-ti16" if shift is None else "meanshifter-ti16"
+        size = size_of(preset, num_classes=150, image_size=512, mean_shift=shift)
+        return f"{entry.mIoU:.2f}", f"{entry.millions:.2f}", f"{size.parameters / 1e6:.2f}"
 
 
 def write_tables(found: Findings, folder: Path) -> None:
@@ -133,21 +152,24 @@ def _protocol(found: Findings) -> str:
 
 
 def _score_table(found: Findings, split: str) -> str:
-    published = {row: found.published(row) for row in found.rows}
+    published = {row: found.as_published(row) for row in found.rows}
     head = ["", "M parameters", "seeds", "median", "lowest to highest"]
-    head += [f"less {found.plan.base} [95 %, seeds]", "[95 %, images]", "published, ADE20K"]
+    head += [f"less {found.plan.base} [95 %, seeds]", "[95 %, images]", "≤ 3 px", "≤ 9 px"]
+    head += ["published, ADE20K", "its M parameters", "ours at that setting"]
     rows = []
     for row in found.rows:
         scores, failed = found.own(row, split), len(found.plan.seeds) - len(found.seeds(row))
         count = f"{len(scores)}" + (f" ({failed} diverged or missing)" if failed else "")
         if not scores:
-            rows.append([row, "–", count, "–", "–", "–", "–", _number(published[row])])
+            rows.append([row, "–", count, *["–"] * 6, *published[row]])
             continue
         millions = f"{found.whole(row)[0]['parameters'] / 1e6:.2f}"
         spread = f"{min(scores):.2f} to {max(scores):.2f}"
         pair = found.difference(row, split)
         seeds, images = ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
-        rows.append([row, millions, count, f"{median(scores):.2f}", spread, seeds, images, _number(published[row])])
+        near = [_number(found.boundary(row, split, name)) for name in ("boundary_3", "boundary_9")]
+        score = [f"{median(scores):.2f}", spread, seeds, images, *near]
+        rows.append([row, millions, count, *score, *published[row]])
     return _table(head, rows)
 
 

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from meanshifter.errors import InputError, RunError
-from meanshifter.evaluation.evaluate import evaluate
+from meanshifter.errors import RunError
 from meanshifter.evaluation.result import Result
-from meanshifter.inference.predictor import Predictor
 from meanshifter.ops import upsampled_cross_entropy
 from meanshifter.training.batches import Batch
 from meanshifter.training.display import Display, Meter
 from meanshifter.training.interrupt import Interrupt
 from meanshifter.training.optimizer import set_learning_rate
 from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.scoring import score, step_figures
 from meanshifter.training.session import Session, prepare, resolve
 from meanshifter.training.state import RunFolder
 
@@ -90,7 +89,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
             if is_due(done, config.evaluation.every, config.steps):
                 result = score(session, config, done)
                 display.say(f"step {done}: mIoU {result.mIoU:.2f}, mAcc {result.mAcc:.2f}, aAcc {result.aAcc:.2f}")
-                log.record(done, mIoU=result.mIoU, mAcc=result.mAcc, aAcc=result.aAcc)
+                log.record(done, mIoU=result.mIoU, mAcc=result.mAcc, aAcc=result.aAcc, **step_figures(session, config))
                 session.keep_best(result.mIoU)
             if interrupt.asked or any(
                 is_due(done, n, config.steps) for n in (config.save_every, config.evaluation.every)
@@ -120,24 +119,6 @@ def crop_loss(logits: Tensor, labels: Tensor, session: Session, config: TrainCon
         weight=session.weight,
         label_smoothing=config.loss.label_smoothing,
     )
-
-
-def score(session: Session, config: TrainConfig, done: int) -> Result:
-    """The scores on the validation split, as the recipe reads images out; saves first if an image cannot be read."""
-    evaluation = config.evaluation
-    predictor = Predictor(
-        session.scored,
-        window=evaluation.window,
-        stride=evaluation.stride,
-        short_side=evaluation.short_side,
-        long_side=evaluation.long_side,
-        precision=config.precision,
-    )
-    try:
-        return evaluate(predictor, session.val_set, limit=evaluation.limit)
-    except InputError:
-        session.save(done)
-        raise
 
 
 def is_due(done: int, every: int, steps: int) -> bool:
