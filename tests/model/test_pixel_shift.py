@@ -39,7 +39,8 @@ def definition(
             r = looks[:, y, x]
             around = [(own[0] + i, own[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
             inside = [(min(max(i, 0), h - 1), min(max(j, 0), w - 1)) for i, j in around]
-            keys = np.stack([E @ z[place] + e for place in inside])
+            cells = [looks[:, s * i : s * i + s, s * j : s * j + s].mean((1, 2)) for i, j in inside]
+            keys = np.stack([E @ z[place] + e + mean for place, mean in zip(inside, cells, strict=True)])
             away = [((y + 0.5) / s - i - 0.5) ** 2 + ((x + 0.5) / s - j - 0.5) ** 2 for i, j in around]
             for _ in range(layers):
                 exponents = keys @ r / np.sqrt(len(r)) - np.array(away) / (2 * 0.5**2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class MeanShift(nn.Module):
         """One step from `z`, which came from `start`; squared distances need the precision of the weights."""
         if self.config.kernel == "gaussian" or self.config.spatial is not None:
             z, start = (part.to(self.project.weight.dtype) for part in (z, start))
-            with torch.autocast(z.device.type, enabled=False):
+            with nullcontext() if z.is_meta else torch.autocast(z.device.type, enabled=False):
                 mean = self.mean(z, z if self.config.blurring else start, grid)
         else:
             mean = self.mean(z, z if self.config.blurring else start, grid)

@@ -5,7 +5,8 @@ every cell of a grid `factor` times finer starts from features of its own pixels
 nine patches around it, in the joint domain of position and range (Comaniciu & Meer, PAMI 2002, section 4); the patches
 stay where they are. Its logits are the mean of theirs under the weights of the last step. No N × N matrix arises.
 
-With r_x the features of cell x, r_j = E z_j those of patch j, b_xj = -‖p_x - p_j‖²/2σ² at first:
+With r_x the features of cell x, r_j = E z_j + (mean of r_x over the cells of patch j) those of patch j, and
+b_xj = -‖p_x - p_j‖²/2σ² at first:
 w_xj ∝ exp(r_x·r_j / √C + b_xj),  r_x ← Σ_j w_xj r_j.
 Glossary: B batch, N = h·w patches, D token width, K classes, C = `channels`, s = `factor`, P patch size.
 """
@@ -32,7 +33,11 @@ class PixelShift(nn.Module):
         self.layers, self.factor = config.layers, config.factor
         C, side = config.channels, patch_size // config.factor
         self.look = nn.Sequential(
-            nn.Conv2d(3, C, 2 * side, side, padding=side // 2), nn.GELU(), nn.Conv2d(C, C, 3, padding=1)
+            nn.Conv2d(3, C, 2 * side, side, padding=side // 2),
+            nn.GELU(),
+            nn.Conv2d(C, C, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(C, C, 3, padding=1),
         )
         self.project = nn.Linear(width, C)
         self.bias = nn.Parameter(-_square_distances(config.factor) / (2 * config.spatial**2))
@@ -48,8 +53,9 @@ class PixelShift(nn.Module):
         """Logits of the cells after 0, 1, …, `layers` steps; after 0 they are those of the patches, upsampled."""
         s = self.factor
         yield F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear", align_corners=False)
-        r = rearrange(self.look(images), "b c (h i) (w j) -> b c i j h w", i=s, j=s)
-        keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]))
+        looks = self.look(images)
+        r = rearrange(looks, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
+        keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]) + F.avg_pool2d(looks, s))
         values = _around(logits)
         for _ in range(layers):
             scores = torch.einsum("b c i j h w, b n c h w -> b n i j h w", r, keys) * keys.shape[2] ** -0.5
