@@ -128,3 +128,12 @@ def test_no_setting_holds_a_matrix_over_pairs_of_tokens(blurring: bool, largest:
     with largest:
         block(z, grid=(40, 100)).sum().backward()
     assert largest.elements <= 2 * 4000 * 32
+
+
+def test_a_preset_with_settings_of_its_own_keeps_those_that_are_not_given() -> None:
+    tiny = {"embed_dim": 12, "depth": 1, "num_heads": 2}
+    with torch.device("meta"):
+        model = ms.create_model("jointshifter-ti16", num_classes=2, mean_shift={"layers": 2}, backbone_args=tiny)
+    assert model.mean_shift is not None
+    config = model.mean_shift.config
+    assert (config.layers, config.kernel, config.blurring) == (2, "gaussian", False)

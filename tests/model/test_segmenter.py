@@ -137,7 +137,7 @@ def test_normalisation_is_the_models_own() -> None:
     ("preset", "changes", "message"),
     [
         ("segmentor-ti16", {}, "preset: 'segmentor-ti16' is unknown; did you mean 'segmenter-ti16'"),
-        ("segmenter-ti16", {"mean_shift": {"layers": 1}}, "use a 'meanshifter' preset"),
+        ("segmenter-ti16", {"mean_shift": {"layers": 1}}, "use a 'meanshifter' or 'jointshifter' preset"),
         ("meanshifter-ti16", {"mean_shift": {"layer": 1}}, "mean_shift.layer: unknown; did you mean 'layers'"),
         (
             "segmenter-ti16",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
-from meanshifter.errors import RunError
+from meanshifter.errors import InputError, RunError
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.mean_shift import MeanShift
 from meanshifter.training import loop
@@ -209,6 +209,13 @@ def test_a_segmenter_recipe_with_the_block_given_is_a_meanshifter(tiny: TrainCon
     assert (model.mean_shift.layers, model.mean_shift.channels) == (2, 8)
     evaluations = [line for line in metrics(run) if "mIoU" in line]
     assert all(1 <= line["step2/neighbors"] <= 200 and line["step2/boundary_3"] >= 0 for line in evaluations)
+
+
+def test_a_block_given_beside_a_preset_with_settings_of_its_own_is_refused(tiny: TrainConfig) -> None:
+    tiny.model.preset = "jointshifter-ti16"
+    tiny.model.mean_shift = MeanShiftConfig(layers=1)
+    with pytest.raises(InputError, match="use 'meanshifter-ti16' and give them all"):
+        train(tiny, quiet=True)
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])

@@ -1,5 +1,5 @@
-"""Named models: one table of encoders, times {linear, mask transformer} × {no shift, mean shift,
-mean shift from pixels}.
+"""Named models: one table of encoders, times {linear, mask transformer} × {no shift, mean shift as published, mean
+shift in the joint domain, mean shift from pixels}.
 
 Sizes: Strudel et al., Segmenter, ICCV 2021, table 1, after Dosovitskiy et al., ICLR 2021, and for Ti and S
 Touvron et al., DeiT, ICML 2021. `parameters()` of a model counts; nothing is written down here.
@@ -8,7 +8,7 @@ Touvron et al., DeiT, ICML 2021. `parameters()` of a model counts; nothing is wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -27,7 +27,13 @@ BACKBONES = {
     "b16": "vit_base_patch16_384",
     "l16": "vit_large_patch16_384",
 }
-FAMILIES = ("segmenter", "meanshifter", "pixelshifter")
+JOINT = MeanShiftConfig(
+    layers=3, kernel="gaussian", neighbors=20.0, spatial=2.5, blurring=False, step_size=0.8, beside=True
+)
+"""A block whose further steps do no harm: docs/mean-shift.md."""
+SHIFTS = {"meanshifter": MeanShiftConfig(), "jointshifter": JOINT}
+PIXEL_SHIFTS = {"pixelshifter": PixelShiftConfig()}
+FAMILIES = ("segmenter", *SHIFTS, *PIXEL_SHIFTS)
 PRESETS = tuple(f"{family}{mask}-{size}" for family in FAMILIES for mask in ("", "-mask") for size in BACKBONES)
 
 
@@ -56,8 +62,9 @@ def create_model(
         classes: the class names.
         labels: names, palette and mask values.
         image_size: side, or (height, width), that the position embeddings are made for, in pixels.
-        mean_shift: fields of the block, `{"layers": 1, "channels": 192}`; only for "meanshifter-…" presets.
-        pixel_shift: fields of mean shift from pixels, `{"layers": 1, "factor": 4}`; only for "pixelshifter-…" presets.
+        mean_shift: fields of the block in which it differs from the preset's, `{"layers": 1, "channels": 192}`; only
+            for "meanshifter-…" and "jointshifter-…" presets.
+        pixel_shift: likewise of mean shift from pixels, `{"layers": 1, "factor": 4}`; only for "pixelshifter-…".
         decoder_layers: transformer layers of the mask decoder.
         drop_path: stochastic depth of the encoder in training.
         backbone: another plain ViT of timm than the preset's.
@@ -82,8 +89,8 @@ def create_model(
         image_size=_pair(image_size),
         decoder=decoder,
         decoder_layers=decoder_layers,
-        mean_shift=_block(family, "meanshifter", "mean_shift", mean_shift, MeanShiftConfig),
-        pixel_shift=_block(family, "pixelshifter", "pixel_shift", pixel_shift, PixelShiftConfig),
+        mean_shift=_block(family, "mean_shift", mean_shift, SHIFTS),
+        pixel_shift=_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
         drop_path=drop_path,
         backbone_args=dict(backbone_args or {}),
         mean=stated[0] if mean is None else mean,
@@ -106,24 +113,25 @@ def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
 
 
 def _block(
-    family: str, owner: str, name: str, given: Mapping[str, Any] | Config | None, kind: type[Config]
+    family: str, name: str, given: Mapping[str, Any] | Config | None, owners: Mapping[str, Config]
 ) -> Config | None:
-    """The configuration of the block that presets of the family `owner` have."""
-    if family != owner:
+    """The configuration of the block that the family has, if it is one of the owners of such a block."""
+    if family not in owners:
         if given is not None:
-            raise InputError(f"{name}: given for a {family!r} preset, which has no such block; use a {owner!r} preset")
+            having = " or ".join(map(repr, owners))
+            raise InputError(f"{name}: given for a {family!r} preset, which has no such block; use a {having} preset")
         return None
-    if given is None or isinstance(given, kind):
-        return kind() if given is None else given
-    assert isinstance(given, Mapping)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    default = owners[family]
+    if not isinstance(given, Mapping):
+        return default if given is None else given
+    known = [field.name for field in fields(default)]  # type: ignore[arg-type]
     for key in given:
         if key not in known:
             near = get_close_matches(key, known, n=1)
             raise InputError(
                 f"{name}.{key}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}"
             )
-    return kind(**given)
+    return replace(default, **given)  # type: ignore[type-var]
 
 
 def _labels(num_classes: int | None, classes: Sequence[str] | None, labels: LabelSpace | None) -> LabelSpace:

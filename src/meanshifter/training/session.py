@@ -159,6 +159,11 @@ def build_model(config: TrainConfig, labels: LabelSpace) -> Segmenter:
     recipe = config.model
     preset = recipe.preset
     if recipe.mean_shift is not None:
+        if preset.startswith("jointshifter"):  # a recipe's block is whole, and would undo the preset's
+            raise InputError(
+                f"model.mean_shift: given beside preset {preset!r}, whose block has settings of its own; leave it out, "
+                f"or use {preset.replace('joint', 'mean', 1)!r} and give them all"
+            )
         preset = preset.replace("segmenter", "meanshifter", 1)
     elif recipe.pixel_shift is not None:
         preset = preset.replace("segmenter", "pixelshifter", 1)
