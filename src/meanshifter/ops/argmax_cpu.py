@@ -42,7 +42,7 @@ def _bounds(z: Any, rows: Any, cols: Any, high: Any, low: Any) -> Any:
 
 
 @no_type_check
-@kernel(inner=True)
+@kernel(inline="always", inner=True)
 def _fill_basis(row_weight: Any, col_weight: Any, y0: Any, y1: Any, x0: Any, x1: Any, basis: Any) -> None:
     """The weight of each corner (Ty × Tx) in each pixel of a cell, pixels flat and row by row."""
     Tx = len(col_weight)
@@ -93,7 +93,7 @@ def _contest(k: Any, corner: Any, basis: Any, pixels: Any, line: Any, best: Any,
 
 
 @no_type_check
-@kernel(inner=True)
+@kernel(inline="always", inner=True)
 def _select(high: Any, floor: Any, candidates: Any) -> Any:
     """Fill in the classes that can win, in ascending order, and return their number."""
     count = 0
@@ -105,41 +105,11 @@ def _select(high: Any, floor: Any, candidates: Any) -> Any:
 
 
 @no_type_check
-@kernel(inner=True)
+@kernel(inline="always", inner=True)
 def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
     for i in range(len(rows)):
         for j in range(len(cols)):
             corner[i * len(cols) + j] = z[rows[i], cols[j], k]
-
-
-@no_type_check
-@kernel(inner=True)
-def _contest_all(
-    z: Any,
-    candidates: Any,
-    count: Any,
-    rows: Any,
-    cols: Any,
-    corner: Any,
-    rival: Any,
-    basis: Any,
-    pixels: Any,
-    line: Any,
-    best: Any,
-    winner: Any,
-) -> None:
-    for p in range(pixels):  # loops, as slices and min() take the compiler longer than anything here
-        best[p] = -np.inf
-        winner[p] = 0
-    for n in range(0, count, 2):
-        k, m = candidates[n], candidates[n + 1 if n + 1 < count else n]
-        _fill_corners(z, k, rows, cols, corner)
-        _fill_corners(z, m, rows, cols, rival)
-        if len(corner) == 4:
-            _contest_pair(k, m, corner, rival, basis, pixels, best, winner)
-        else:
-            _contest(k, corner, basis, pixels, line, best, winner)
-            _contest(m, rival, basis, pixels, line, best, winner)
 
 
 def scratch(K: int, corners: int) -> tuple[np.ndarray[Any, Any], ...]:
@@ -189,8 +159,17 @@ def argmax_rows(
                     winner[p] = candidates[0] if count else 0
             else:
                 _fill_basis(row_weight, col_weight, y0, y1, x0, x1, basis)
-                _contest_all(
-                    z, candidates, count, rows, cols, corner, rival, basis, pixels, line, best, winner
-                )  # fmt: skip
+                for p in range(pixels):  # loops, as slices and min() take the compiler longer than anything here
+                    best[p] = -np.inf
+                    winner[p] = 0
+                for n in range(0, count, 2):
+                    k, m = candidates[n], candidates[n + 1 if n + 1 < count else n]
+                    _fill_corners(z, k, rows, cols, corner)
+                    _fill_corners(z, m, rows, cols, rival)
+                    if len(corner) == 4:
+                        _contest_pair(k, m, corner, rival, basis, pixels, best, winner)
+                    else:
+                        _contest(k, corner, basis, pixels, line, best, winner)
+                        _contest(m, rival, basis, pixels, line, best, winner)
             for p in range(pixels):
                 out[y0 + p // (x1 - x0), x0 + p % (x1 - x0)] = winner[p]
