@@ -61,7 +61,10 @@ def definition(block: MeanShift, start: Array, grid: tuple[int, int]) -> tuple[l
     if block.beside is None:
         return states, states
     W = block.beside.weight.detach().numpy()
-    return states, [start + (z - start) @ W.T for z in states]
+    spread = np.sqrt(((start - start.mean(0)) ** 2).sum())
+    ways = [np.sqrt(((z - start) ** 2).sum()) for z in states]
+    shifts = [(z - start) * spread / max(way, 0.01 * spread, 1e-300) for z, way in zip(states, ways, strict=True)]
+    return states, [start + s @ W.T for s in shifts]
 
 
 def block_of(config: MeanShiftConfig, width: int = 6) -> MeanShift:
@@ -118,6 +121,18 @@ def test_a_block_beside_the_encoding_starts_as_the_plain_decoder() -> None:
     z = torch.randn(1, 6, 8)
     block = MeanShift(8, MeanShiftConfig(layers=3, beside=True))
     assert torch.equal(block(z), z)
+
+
+def test_a_shift_of_nothing_beside_the_encoding_has_finite_gradients() -> None:
+    z = torch.randn(1, 6, 8, requires_grad=True)
+    block = MeanShift(8, MeanShiftConfig(layers=1, step_size=0.0, beside=True))
+    assert block.beside is not None
+    torch.nn.init.normal_(block.beside.weight)
+    out = block(z)
+    assert torch.equal(out, z)
+    out.square().sum().backward()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("blurring", [True, False])

@@ -36,8 +36,8 @@ class MeanShiftConfig:
     restore: bool = False
     """After each step, put back the mean and the spread over the image that the tokens started with."""
     beside: bool = False
-    """The decoder reads z⁰ + W (z - z⁰), W starting at 0, in place of z: the plain decoder is a special case
-    (Mean-Shift Feature Transformer, CVPR 2024)."""
+    """The decoder reads z⁰ + W s, W starting at 0, in place of z: the plain decoder is a special case (Mean-Shift
+    Feature Transformer, CVPR 2024). s is z - z⁰ with the spread of z⁰, so that further steps do not lengthen it."""
 
     def __post_init__(self) -> None:
         rules = [

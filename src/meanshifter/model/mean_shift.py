@@ -53,7 +53,7 @@ class MeanShift(nn.Module):
     ) -> Iterator[Float[Tensor, "B N D"]]:
         """What the decoder reads after 0, 1, …, `layers` steps."""
         for z in self.states(tokens, layers, grid):
-            yield z if self.beside is None or z is tokens else tokens + self.beside(z - tokens)
+            yield z if self.beside is None or z is tokens else tokens + self.beside(_shift(tokens, z))
 
     def states(
         self, tokens: Float[Tensor, "B N D"], layers: int, grid: Grid | None = None
@@ -164,6 +164,17 @@ def _with_spread_of(start: Tensor, z: Tensor) -> Tensor:
     now = (z - center).square().mean((1, 2), keepdim=True)
     then = (start - target).square().mean((1, 2), keepdim=True)
     return target + (z - center) * (then / now.clamp(min=torch.finfo(z.dtype).tiny)).sqrt()
+
+
+def _shift(start: Tensor, z: Tensor) -> Tensor:
+    """z - start, scaled over the image to the root mean square deviation of `start` from its mean token.
+
+    At most a hundredfold: without a bound, tokens that do not move would have infinite gradients.
+    """
+    shift, spread = z - start, start - start.mean(1, keepdim=True)
+    exact = torch.promote_types(shift.dtype, torch.float32)
+    way, target = (x.to(exact).square().mean((1, 2), keepdim=True) for x in (shift, spread))
+    return shift * (target / way.maximum(1e-4 * target).clamp(min=torch.finfo(way.dtype).tiny)).sqrt().to(shift.dtype)
 
 
 def check_layers(layers: int, name: str) -> int:
