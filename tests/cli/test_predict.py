@@ -76,11 +76,11 @@ def test_an_unreadable_file_is_named_and_the_others_are_written(
     assert "2 of 3 label maps written" in done.stdout
 
 
-def test_a_large_tiff_that_breaks_off_below_its_header_is_named_and_the_others_are_written(
+def test_a_large_file_that_breaks_off_below_its_header_is_named_and_the_others_are_written(
     model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("rasterio")
-    monkeypatch.setattr("meanshifter.data.tiff.LARGE", 10_000)
+    monkeypatch.setattr("meanshifter.data.rows.LARGE", 10_000)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
     for name in ("broken.tif", "whole.tif"):
         Image.fromarray(pixels).save(photos / name, compression="tiff_adobe_deflate")

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
-from meanshifter.data.tiff import LargeTiff, TiffRows, large_tiff, opened
+from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
 from meanshifter.errors import InputError
 from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, resolve_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
 Pixels = npt.NDArray[np.uint8]
-Readable = str | Path | Image.Image | Pixels | LargeTiff
+Readable = str | Path | Image.Image | Pixels | LargeFile
 BAND = 256
 """Rows of the result that are finished together."""
 
@@ -134,18 +134,18 @@ class Predictor:
                     labels[rows] = label_map(views).cpu().numpy()
         return maps
 
-    def load(self, image: Readable) -> Pixels | LargeTiff:
+    def load(self, image: Readable) -> Pixels | LargeFile:
         """What a prediction starts from, for who reads ahead: pixels, or a large TIFF that is read window by window.
 
         Raises:
             InputError: as `__call__`.
         """
-        if isinstance(image, LargeTiff):
+        if isinstance(image, LargeFile):
             return image
         if isinstance(image, str | Path):
-            tiff = large_tiff(Path(image), self.max_pixels)
-            if tiff is not None and self._reads_as_stored(tiff.shape[:2]):
-                return tiff
+            file = large_file(Path(image), self.max_pixels)
+            if file is not None and self._reads_as_stored(file.shape[:2]):
+                return file
         return as_pixels(image, self.max_pixels)
 
     def protocol(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Predictor:
         for title, k in zip(self.probabilities, classes, strict=True):
             out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
 
-    def _bands(self, pixels: Pixels | TiffRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
+    def _bands(self, pixels: Pixels | FileRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
         """Bands of rows from the top down, each with the views of every entry of `steps`.
 
         At most the logits of the windows that one band touches are alive.
@@ -212,18 +212,18 @@ class Predictor:
         """Whether an image of `size` is read once only, neither resized nor mirrored."""
         return not self.flip and len(self.scales) == 1 and self._size(size, self.scales[0]) == size
 
-    def _read(self, pixels: Pixels | TiffRows, scale: float, mirrored: bool, steps: list[int]) -> Reading:
+    def _read(self, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]) -> Reading:
         H, W = pixels.shape[:2]
         size = self._size((H, W), scale)
         rows, cols = (
             axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.stride)
             for length, out in zip(size, (H, W), strict=True)
         )
-        resized = pixels if isinstance(pixels, TiffRows) else resize(pixels, size)
+        resized = pixels if isinstance(pixels, FileRows) else resize(pixels, size)
         windows = self._encode(resized[:, ::-1] if mirrored else resized, rows, cols, steps)
         return Reading(windows, rows, cols, mirrored=mirrored)
 
-    def _encode(self, pixels: Pixels | TiffRows, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
+    def _encode(self, pixels: Pixels | FileRows, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
         device, encoder = self.model.device, self.model.encoder
         images = self._batch_size((rows.width, cols.width), device)

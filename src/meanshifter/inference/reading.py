@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meanshifter.data.tiff import TiffRows
+from meanshifter.data.rows import FileRows
 from meanshifter.inference.windows import Axis
 from meanshifter.ops import View
 
@@ -23,7 +23,7 @@ Encoded = list[Float[Tensor, "K h w"]]
 """The patch logits of one window, for each number of mean shift steps."""
 
 
-def crops(pixels: Pixels | TiffRows, rows: Axis, cols: Axis, batch: int) -> Iterator[Pixels]:
+def crops(pixels: Pixels | FileRows, rows: Axis, cols: Axis, batch: int) -> Iterator[Pixels]:
     """The windows in row-major order, (b, height, width, 3) at a time."""
     corners = list(product(rows.starts, cols.starts))
     for i in range(0, len(corners), batch):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from meanshifter.data.labels import Labels, LabelSpace
-from meanshifter.data.tiff import LargeTiff
+from meanshifter.data.rows import LargeFile
 from meanshifter.errors import InputError
 from meanshifter.inference.files import save_png
 
@@ -23,7 +23,7 @@ class Segmentation:
 
     labels: Labels
     """(H, W) train ids, uint8, or uint16 above 255 classes."""
-    source: npt.NDArray[np.uint8] | LargeTiff
+    source: npt.NDArray[np.uint8] | LargeFile
     """(H, W, 3), the input at its original size, or the file that holds it."""
     space: LabelSpace
     """Names and colours of the classes."""
@@ -39,7 +39,7 @@ class Segmentation:
         Raises:
             InputError: the file is gone, or no longer what it was.
         """
-        return self.source.pixels() if isinstance(self.source, LargeTiff) else self.source
+        return self.source.pixels() if isinstance(self.source, LargeFile) else self.source
 
     def to_image(self) -> Image.Image:
         """The train ids as an image: mode P with the palette, or 16-bit gray above 256 classes."""

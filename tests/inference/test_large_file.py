@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import meanshifter as ms
-from meanshifter.data import tiff
+from meanshifter.data import rows as module
 from meanshifter.data.reading import read_image
-from meanshifter.data.tiff import LargeTiff
+from meanshifter.data.rows import LargeFile
 from meanshifter.errors import InputError
 
 rasterio = pytest.importorskip("rasterio")
@@ -22,25 +22,26 @@ Make = Callable[..., ms.Segmenter]
 H, W = 301, 123
 STRIPS = {"blockysize": 16}
 DEFLATE = {"blockysize": 16, "compress": "deflate"}
+PNG = {"driver": "PNG"}
 TILES = {"tiled": True, "blockxsize": 48, "blockysize": 64, "compress": "deflate"}
 
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
 
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The files that rasterio opens from here on."""
     found: list[Any] = []
-    usual = tiff._open
+    usual = module._open
 
-    def spy(path: Path) -> Any:
-        found.append(usual(path))
+    def spy(path: Path, driver: str) -> Any:
+        found.append(usual(path, driver))
         return found[-1]
 
-    monkeypatch.setattr(tiff, "_open", spy)
+    monkeypatch.setattr(module, "_open", spy)
     return found
 
 
@@ -60,7 +61,7 @@ def break_data(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("options", [STRIPS, DEFLATE, TILES], ids=["strips", "deflate", "tiles"])
+@pytest.mark.parametrize("options", [STRIPS, DEFLATE, TILES, PNG], ids=["strips", "deflate", "tiles", "png"])
 @pytest.mark.parametrize(("window", "stride"), [(32, 24), (64, 64), (None, 480)])
 def test_labels_are_those_of_the_image_in_memory(
     tiny_model: Make, tmp_path: Path, options: dict[str, Any], window: int | None, stride: int
@@ -68,7 +69,7 @@ def test_labels_are_those_of_the_image_in_memory(
     path = write(tmp_path / "a.tif", **options)
     asked: dict[str, Any] = {"scores": ("margin",), "probabilities": ("class 1",)}
     predictor = ms.Predictor(tiny_model(), window=window, stride=stride, short_side=None, batch_size=3, **asked)
-    assert isinstance(predictor.load(path), LargeTiff)
+    assert isinstance(predictor.load(path), LargeFile)
     pixels = read_image(path)
     found, expected = predictor(path), predictor(pixels)
     assert len(np.unique(expected.labels)) > 1
@@ -85,13 +86,13 @@ def test_rows_of_one_row_of_windows_are_read_at_once_and_only_once(
     tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[slice] = []
-    usual = tiff.TiffRows._read
+    usual = module.FileRows._read
 
-    def spy(rows: tiff.TiffRows, place: slice) -> npt.NDArray[np.uint8]:
+    def spy(rows: module.FileRows, place: slice) -> npt.NDArray[np.uint8]:
         read.append(place)
         return usual(rows, place)
 
-    monkeypatch.setattr(tiff.TiffRows, "_read", spy)
+    monkeypatch.setattr(module.FileRows, "_read", spy)
     monkeypatch.setattr("meanshifter.inference.predictor.as_pixels", None)
     ms.Predictor(tiny_model(), window=32, stride=24, short_side=None, batch_size=4)(write(tmp_path / "a.tif"))
     assert read == [slice(min(y, H - 32), min(y + 32, H)) for y in range(0, H - 32 + 23, 24)]
@@ -108,7 +109,7 @@ def test_an_image_that_is_resized_or_read_twice_is_read_into_memory(
 
 
 def test_an_image_that_fits_already_is_not_resized(tiny_model: Make, tmp_path: Path) -> None:
-    assert isinstance(ms.Predictor(tiny_model(), short_side=W).load(write(tmp_path / "a.tif")), LargeTiff)
+    assert isinstance(ms.Predictor(tiny_model(), short_side=W).load(write(tmp_path / "a.tif")), LargeFile)
 
 
 def test_without_rasterio_pillow_reads_the_same(
@@ -153,3 +154,11 @@ def test_what_is_wrong_is_said_in_one_line(tiny_model: Make, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"a\.tif: cannot be decoded \(.+\); copy or export the file again$"):
         predictor(path)
+
+
+def test_a_png_whose_data_are_broken_is_refused(tiny_model: Make, tmp_path: Path) -> None:
+    predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=None)
+    broken = break_data(write(tmp_path / "broken.png", **PNG))
+    assert isinstance(predictor.load(broken), LargeFile)
+    with pytest.raises(InputError, match=r"broken\.png: cannot be decoded \(.+\); copy or export the file again$"):
+        predictor(broken)

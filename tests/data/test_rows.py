@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from meanshifter.data import tiff
+from meanshifter.data import rows as module
 from meanshifter.data.reading import MAX_PIXELS, read_image
-from meanshifter.data.tiff import LargeTiff, large_tiff, opened
+from meanshifter.data.rows import LargeFile, large_file, opened
 from meanshifter.errors import InputError
 
 rasterio = pytest.importorskip("rasterio")
@@ -23,7 +24,7 @@ H, W = 301, 203
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
 
 
 def noise(channels: int = 3, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> npt.NDArray[Any]:
@@ -41,6 +42,19 @@ def by_rasterio(path: Path, pixels: npt.NDArray[Any] | None = None, **options: A
         file.write(pixels.transpose(2, 0, 1))
 
 
+def smooth() -> Pixels:
+    """As in a photo, rows and columns go on from those before."""
+    y, x = np.mgrid[:H, :W]
+    return np.stack([x + y // 3, 2 * y, (x * y) // 50], -1).astype(np.uint8)
+
+
+def texts(**entries: str) -> PngInfo:
+    info = PngInfo()
+    for key, text in entries.items():
+        info.add_text(key.replace("_", " "), text, zip=True)
+    return info
+
+
 READABLE: dict[str, Callable[[Path], None]] = {
     "uncompressed": by_pillow,
     "one strip": lambda path: by_rasterio(path, blockysize=H, compress="deflate"),
@@ -53,6 +67,10 @@ READABLE: dict[str, Callable[[Path], None]] = {
     "planes": lambda path: by_rasterio(path, interleave="band", compress="deflate"),
     "big-endian": lambda path: by_rasterio(path, endianness="BIG"),
     "BigTIFF": lambda path: by_rasterio(path, bigtiff="YES"),
+    "PNG": lambda path: by_pillow(path, format="PNG"),
+    "PNG, stored": lambda path: by_pillow(path, format="PNG", compress_level=0),
+    "PNG, all filters": lambda path: Image.fromarray(smooth()).save(path, format="PNG", optimize=True),
+    "PNG with a text": lambda path: by_pillow(path, format="PNG", pnginfo=texts(Title="a street")),
     "near infrared": lambda path: by_rasterio(path, noise(4), alpha="NO"),
 }
 
@@ -61,8 +79,9 @@ READABLE: dict[str, Callable[[Path], None]] = {
 def test_rows_are_those_of_the_whole_image(tmp_path: Path, write: Callable[[Path], None]) -> None:
     path = tmp_path / "a.tif"
     write(path)
-    found = large_tiff(path, MAX_PIXELS)
-    assert found == LargeTiff(path, (H, W, 3))
+    found = large_file(path, MAX_PIXELS)
+    assert isinstance(found, LargeFile)
+    assert (found.path, found.shape) == (path, (H, W, 3))
     whole = read_image(path)
     np.testing.assert_array_equal(found.pixels(), whole)
     with opened(found) as pixels:
@@ -70,8 +89,22 @@ def test_rows_are_those_of_the_whole_image(tmp_path: Path, write: Callable[[Path
             np.testing.assert_array_equal(pixels[y : y + 61, x : x + 53], whole[y : y + 61, x : x + 53])
 
 
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
+
+
 LEFT: dict[str, Callable[[Path], None]] = {
-    "no TIFF": lambda path: Image.fromarray(noise()).save(path, format="PNG"),
+    "BMP": lambda path: by_pillow(path, format="BMP"),
+    "grey PNG": lambda path: Image.fromarray(noise()[..., 0]).save(path, format="PNG"),
+    "palette PNG": lambda path: Image.fromarray(noise()).quantize(16).save(path, format="PNG"),
+    "alpha PNG": lambda path: Image.fromarray(noise(4)).save(path, format="PNG"),
+    "PNG of 16 bits": lambda path: Image.fromarray(noise(dtype=np.uint16)[..., 0]).save(path, format="PNG"),
+    "PNG with a transparent colour": lambda path: by_pillow(path, format="PNG", transparency=(1, 2, 3)),
+    "turned PNG": lambda path: by_pillow(path, format="PNG", exif=turned()),
+    "PNG with EXIF as text": lambda path: by_pillow(path, format="PNG", pnginfo=texts(Raw_profile_type_exif="00")),
+    "animated PNG": lambda path: by_pillow(path, format="PNG", save_all=True, append_images=[Image.new("RGB", (W, H))]),
     "grey": lambda path: Image.fromarray(noise()[..., 0]).save(path),
     "alpha": lambda path: Image.fromarray(noise(4)).save(path),
     "CMYK": lambda path: Image.fromarray(noise()).convert("CMYK").save(path),
@@ -90,44 +123,63 @@ def test_what_pillow_converts_turns_or_decodes_with_loss_is_left_to_it(
     path = tmp_path / "a.tif"
     write(path)
     assert read_image(path).size == H * W * 3
-    assert large_tiff(path, MAX_PIXELS) is None
+    assert large_file(path, MAX_PIXELS) is None
 
 
 def test_absent_blocks_are_not_taken_for_black(tmp_path: Path) -> None:
     by_rasterio(tmp_path / "a.tif", np.zeros((H, W, 3), np.uint8), tiled=True, sparse_ok=True)
-    assert large_tiff(tmp_path / "a.tif", MAX_PIXELS) is None
+    assert large_file(tmp_path / "a.tif", MAX_PIXELS) is None
 
 
 def test_small_files_large_blocks_and_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.tif"
     by_pillow(path, compression="tiff_adobe_deflate")
-    assert large_tiff(path, H * W) is not None
-    assert large_tiff(path, H * W - 1) is None
+    assert large_file(path, H * W) is not None
+    assert large_file(path, H * W - 1) is None
     with monkeypatch.context() as patch:
-        patch.setattr(tiff, "LARGE", H * W + 1)
-        assert large_tiff(path, MAX_PIXELS) is None
-    monkeypatch.setattr(tiff, "CACHE", 100 * W * 3)
-    assert large_tiff(path, MAX_PIXELS) is None
+        patch.setattr(module, "LARGE", H * W + 1)
+        assert large_file(path, MAX_PIXELS) is None
+    monkeypatch.setattr(module, "CACHE", 100 * W * 3)
+    assert large_file(path, MAX_PIXELS) is None
 
 
 def test_without_rasterio_there_is_no_reading_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_pillow(tmp_path / "a.tif")
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    assert large_tiff(tmp_path / "a.tif", MAX_PIXELS) is None
+    assert large_file(tmp_path / "a.tif", MAX_PIXELS) is None
+
+
+@pytest.mark.parametrize("place", [24, 25, 28], ids=["bits", "colours", "interlaced"])
+def test_headers_of_other_pngs_are_left_to_read_image(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "a.png"
+    by_pillow(path)
+    data = bytearray(path.read_bytes())
+    data[place] += 1
+    path.write_bytes(data)
+    assert large_file(path, MAX_PIXELS) is None
+
+
+@pytest.mark.parametrize("lost", [1, 12, 5000])
+def test_a_png_without_its_end_is_left_to_read_image(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "a.png"
+    by_pillow(path)
+    assert large_file(path, MAX_PIXELS) is not None
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert large_file(path, MAX_PIXELS) is None
 
 
 def test_missing_and_truncated_files_are_left_to_read_image(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    assert large_tiff(path, MAX_PIXELS) is None
+    assert large_file(path, MAX_PIXELS) is None
     by_pillow(path)
     path.write_bytes(path.read_bytes()[:-9])
-    assert large_tiff(path, MAX_PIXELS) is None
+    assert large_file(path, MAX_PIXELS) is None
 
 
 def test_a_file_that_breaks_in_between_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     by_pillow(path)
-    found = large_tiff(path, MAX_PIXELS)
+    found = large_file(path, MAX_PIXELS)
     assert found is not None
     Image.new("RGB", (W, H - 1)).save(path)
     with pytest.raises(InputError, match=r"a\.tif: is of another size than when it was first read; predict it again"):

@@ -1,4 +1,4 @@
-"""Large TIFFs, of which only the rows that are asked for are decoded; this needs rasterio.
+"""Large TIFFs and PNGs, of which only the rows that are asked for are decoded; this needs rasterio.
 
 Pillow decodes a file as a whole. Whatever it would convert or turn, or might decode to other pixels, is left to it.
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
+from meanshifter.data.png_header import plain_png_shape
 from meanshifter.data.reading import ORIENTATION, WITHOUT_PILLOWS_LIMIT, read_image
 from meanshifter.errors import InputError
 
@@ -27,12 +28,14 @@ LARGE: Final = 16_000_000
 """Pixels from which on a file is read in rows; decoded as a whole, a smaller one needs about as much as `CACHE`."""
 CACHE: Final = 64 * 1024**2
 """Bytes of decoded blocks that GDAL may keep."""
+STRIP: Final = 512
+"""Rows that strips of windows share, at most, unless windows are larger than usual."""
 LOSSLESS: Final = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 """Pillow's names of the compressions that every decoder knows and takes back to the same pixels."""
 _FILTERS: Final = Lock()
 
 
-class TiffRows:
+class FileRows:
     """An open file in the place of an (H, W, 3) array: ``rows[y0:y1, x0:x1]``, with the last y0:y1 kept."""
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -57,12 +60,14 @@ class TiffRows:
 
 
 @dataclass(frozen=True)
-class LargeTiff:
+class LargeFile:
     """A file that can be read in rows."""
 
     path: Path
     shape: tuple[int, int, int]
     """(H, W, 3)."""
+    driver: str
+    """GDAL's name of the format."""
 
     def pixels(self) -> Pixels:
         """All of the image, in memory.
@@ -77,42 +82,45 @@ class LargeTiff:
 
 
 @contextmanager
-def opened(image: Pixels | LargeTiff) -> Iterator[Pixels | TiffRows]:
+def opened(image: Pixels | LargeFile) -> Iterator[Pixels | FileRows]:
     """Pixels to cut windows from: an array is its own; a file is open while inside.
 
     Raises:
         InputError: a file that cannot be read, here or when rows are asked for.
     """
-    if not isinstance(image, LargeTiff):
+    if not isinstance(image, LargeFile):
         yield image
         return
     import rasterio
 
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         with _refusing(image.path):
-            file = _open(image.path)
+            file = _open(image.path, image.driver)
         with file:
-            yield TiffRows(image.path, file)
+            yield FileRows(image.path, file)
 
 
-def large_tiff(path: Path, max_pixels: int) -> LargeTiff | None:
+def large_file(path: Path, max_pixels: int) -> LargeFile | None:
     """The file, if it is large, of at most `max_pixels`, and rasterio reads its rows as `read_image` would.
 
     None leaves it to `read_image`, which also says what is wrong with a file.
     """
     try:
-        shape = _plain_shape(path)
+        shape, driver = plain_png_shape(path), "PNG"
+        if shape is None:
+            shape, driver = _plain_tiff_shape(path), "GTiff"
         if shape is None or not LARGE <= shape[0] * shape[1] <= max_pixels:
             return None
-        with _open(path) as file:
-            # blocks of which two rows do not fit would be decoded again for every strip of windows
-            fits = 2 * file.block_shapes[0][0] * file.width * file.count <= CACHE
-            return LargeTiff(path, shape) if fits and (file.height, file.width, 3) == shape else None
+        with _open(path, driver) as file:
+            # what two strips of windows share would be decoded again for each, in a PNG with all above it
+            shared = STRIP if driver == "PNG" else 2 * file.block_shapes[0][0]
+            fits = shared * file.width * file.count <= CACHE
+            return LargeFile(path, shape, driver) if fits and (file.height, file.width, 3) == shape else None
     except Exception:  # rasterio is absent, or the file broken, on which decoders raise nearly anything
         return None
 
 
-def _plain_shape(path: Path) -> tuple[int, int, int] | None:
+def _plain_tiff_shape(path: Path) -> tuple[int, int, int] | None:
     """(H, W, 3) of a complete TIFF whose pixels are stored as upright RGB of 8 bits, by its header."""
     with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
         if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode != "RGB":
@@ -136,14 +144,14 @@ def _complete(tags: TiffImagePlugin.ImageFileDirectory_v2, size: int) -> bool:
     return all(start and length and start + length <= size for start, length in zip(offsets, lengths, strict=True))
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, driver: str) -> Any:
     """As rasterio's `open`, without its warning that a picture is no map."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     with _FILTERS, warnings.catch_warnings():  # the filters are those of the process
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path.absolute(), driver="GTiff")  # a relative s3:a.tif would be looked for on the network
+        return rasterio.open(path.absolute(), driver=driver)  # a relative s3:a.tif would be looked for on the network
 
 
 @contextmanager
