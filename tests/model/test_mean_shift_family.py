@@ -84,7 +84,7 @@ def test_every_setting_is_its_definition(config: MeanShiftConfig, grid: tuple[in
     z = torch.randn(2, grid[0] * grid[1], 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         states = block.trajectory(z, grid=grid).numpy()
-        read = np.stack([r.numpy() for r in block.readouts(z, config.layers, grid)])
+        read = np.stack([r.numpy() for r in block.readouts(z, range(config.layers + 1), grid).values()])
         weights = block.weights(z, grid).numpy()
     for b in range(2):
         expected = definition(block, z[b].numpy(), grid)

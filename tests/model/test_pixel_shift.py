@@ -58,7 +58,7 @@ def test_steps_are_the_equations(factor: int) -> None:
     images = torch.randn(2, 3, 24, 16, dtype=torch.float64)
     tokens, logits = torch.randn(2, 6, 6, dtype=torch.float64), torch.randn(2, 4, *grid, dtype=torch.float64)
     with torch.no_grad():
-        fine = [z.numpy() for z in block.readouts(images, tokens, grid, logits, 3)]
+        fine = [z.numpy() for z in block.readouts(images, tokens, grid, logits, range(4)).values()]
         looks = block.look(images).numpy()
     upsampled = F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
     np.testing.assert_allclose(fine[0], upsampled.numpy(), atol=1e-6)

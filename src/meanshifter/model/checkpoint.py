@@ -49,14 +49,22 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
         InputError: nothing of that name, or files that are damaged or of another format.
     """
     folder = _model_folder(name)
-    described = _read_config(folder / CONFIG)
-    try:
-        config, labels = ModelConfig.from_dict(described["model"]), LabelSpace.from_dict(described["labels"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG}: not a model's configuration ({error}); save the model again") from error
-    model = Segmenter(config, labels)
+    model = Segmenter(*read_model_config(folder))
     _load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
+
+
+def read_model_config(folder: Path) -> tuple[ModelConfig, LabelSpace]:
+    """What the `config.json` of a model folder says, without the weights.
+
+    Raises:
+        InputError: it is missing, damaged or of another format.
+    """
+    described = _read_config(folder / CONFIG)
+    try:
+        return ModelConfig.from_dict(described["model"]), LabelSpace.from_dict(described["labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG}: not a model's configuration ({error}); save the model again") from error
 
 
 def _model_folder(name: str | Path) -> Path:

@@ -9,8 +9,8 @@ Glossary: B batch, N tokens, D token width, C = `channels` = d_ms, L = `layers`,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -45,49 +45,63 @@ class MeanShift(nn.Module):
 
         Holds no N × N matrix. `grid` (h, w) is needed with a spatial bandwidth.
         """
-        *_, last = self.readouts(tokens, self.layers if layers is None else layers, grid)
-        return last
+        wanted = self.layers if layers is None else layers
+        return self.readouts(tokens, [wanted], grid)[wanted]
 
     def readouts(
-        self, tokens: Float[Tensor, "B N D"], layers: int, grid: Grid | None = None
-    ) -> Iterator[Float[Tensor, "B N D"]]:
-        """What the decoder reads after 0, 1, …, `layers` steps."""
-        for z in self.states(tokens, layers, grid):
-            yield z if self.beside is None or z is tokens else tokens + self.beside(_shift(tokens, z))
+        self, tokens: Float[Tensor, "B N D"], wanted: Collection[int], grid: Grid | None = None
+    ) -> dict[int, Float[Tensor, "B N D"]]:
+        """What the decoder reads after each number of steps in `wanted`."""
+        states = enumerate(self.states(tokens, max(wanted), grid))
+        return {n: self._read(tokens, z) for n, z in states if n in wanted}
+
+    def _read(self, tokens: Tensor, z: Tensor) -> Tensor:
+        return z if self.beside is None or z is tokens else tokens + self.beside(_shift(tokens, z))
 
     def states(
         self, tokens: Float[Tensor, "B N D"], layers: int, grid: Grid | None = None
     ) -> Iterator[Float[Tensor, "B N D"]]:
         """The tokens after 0, 1, …, `layers` steps."""
-        z = tokens
+        z, fixed = tokens, None
         yield z
         for _ in range(check_layers(layers, "layers")):
-            z = self.step(z, tokens, grid)
+            with self._precision(tokens) as dtype:
+                start = tokens.to(dtype)
+                z = start if z is tokens else z
+                if fixed is None and not self.config.blurring:
+                    fixed = self.project(start)  # where the data stand still, so do their keys
+                z = self._step(z, start, grid, fixed)
             yield z
 
-    def step(
-        self, z: Float[Tensor, "B N D"], start: Float[Tensor, "B N D"], grid: Grid | None = None
-    ) -> Float[Tensor, "B N D"]:
-        """One step from `z`, which came from `start`; squared distances need the precision of the weights."""
-        if self.config.kernel == "gaussian" or self.config.spatial is not None:
-            z, start = (part.to(self.project.weight.dtype) for part in (z, start))
-            with nullcontext() if z.is_meta else torch.autocast(z.device.type, enabled=False):
-                mean = self.mean(z, z if self.config.blurring else start, grid)
+    @contextmanager
+    def _precision(self, tokens: Tensor) -> Iterator[torch.dtype]:
+        """What one step is computed in: squared distances need the precision of the weights."""
+        if self.config.kernel == "dot" and self.config.spatial is None:
+            yield tokens.dtype
         else:
-            mean = self.mean(z, z if self.config.blurring else start, grid)
+            with nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False):
+                yield self.project.weight.dtype
+
+    def _step(self, z: Tensor, start: Tensor, grid: Grid | None, fixed: Tensor | None) -> Tensor:
+        """One step from `z`, which came from `start`; `fixed`: the projected start, if the data stand still."""
+        mean = self.mean(z, z if self.config.blurring else start, grid, fixed)
         moved = mean if self.config.step_size == 1 else z + self.config.step_size * (mean - z)
         return _with_spread_of(start, moved) if self.config.restore else moved
 
     def mean(
-        self, z: Float[Tensor, "B N D"], data: Float[Tensor, "B M D"], grid: Grid | None = None
+        self,
+        z: Float[Tensor, "B N D"],
+        data: Float[Tensor, "B M D"],
+        grid: Grid | None = None,
+        projected: Float[Tensor, "B M C"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """The mean of `data` around each token of `z`, weighted by the kernel.
+        """The mean of `data` around each token of `z`, weighted by the kernel; `projected`: the data times E_r.
 
         Fused attention keeps no N × N matrix only where queries and values have one width (on the CPU, else it
         silently builds the matrix), so the narrower of the two is padded with zero channels, which change
         neither the scores nor the mean; the scale stays that of the unpadded channels.
         """
-        q, k = self._queries_and_keys(z, data, grid)
+        q, k = self._queries_and_keys(z, data, grid, projected)
         D = data.shape[-1]
         shared = _round_up(max(q.shape[-1], D), 8)
         q, k, v = (F.pad(part, (0, shared - part.shape[-1])).unsqueeze(1) for part in (q, k, data.to(q.dtype)))
@@ -146,11 +160,13 @@ class MeanShift(nn.Module):
             narrow, wide = (middle, wide) if count(middle) <= wanted else (narrow, middle)
         count(narrow)
 
-    def _queries_and_keys(self, z: Tensor, data: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
-        r: Tensor = self.project(z)
+    def _queries_and_keys(
+        self, z: Tensor, data: Tensor, grid: Grid | None, projected: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r: Tensor = self.project(data) if projected is None else projected
         return key_and_query_channels(
+            r if z is data else self.project(z),
             r,
-            r if data is z else self.project(data),
             kernel=self.config.kernel,
             spatial=self.config.spatial,
             grid=grid,

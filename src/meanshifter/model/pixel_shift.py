@@ -13,7 +13,7 @@ Glossary: B batch, N = h·w patches, D token width, K classes, C = `channels`, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -48,21 +48,26 @@ class PixelShift(nn.Module):
         tokens: Float[Tensor, "B N D"],
         grid: Grid,
         logits: Float[Tensor, "B K h w"],
-        layers: int,
-    ) -> Iterator[Float[Tensor, "B K fine_h fine_w"]]:
-        """Logits of the cells after 0, 1, …, `layers` steps; after 0 they are those of the patches, upsampled."""
-        s = self.factor
-        yield F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear", align_corners=False)
+        wanted: Collection[int],
+    ) -> dict[int, Float[Tensor, "B K fine_h fine_w"]]:
+        """Logits of the cells after each number of steps in `wanted`; after 0 those of the patches, upsampled."""
+        found, s = {}, self.factor
+        if 0 in wanted:
+            found[0] = F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear")
         looks = self.look(images)
         r = rearrange(looks, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
         keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]) + F.avg_pool2d(looks, s))
         values = _around(logits)
-        for _ in range(layers):
+        last = max(wanted)
+        for step in range(1, last + 1):
             scores = torch.einsum("b c i j h w, b n c h w -> b n i j h w", r, keys) * keys.shape[2] ** -0.5
             weights = (scores.to(self.bias.dtype) + self.bias[..., None, None]).softmax(1)
-            cells = torch.einsum("b n i j h w, b n k h w -> b k i j h w", weights.to(values.dtype), values)
-            yield rearrange(cells, "b k i j h w -> b k (h i) (w j)")
-            r = torch.einsum("b n i j h w, b n c h w -> b c i j h w", weights.to(keys.dtype), keys)
+            if step in wanted:
+                cells = torch.einsum("b n i j h w, b n k h w -> b k i j h w", weights.to(values.dtype), values)
+                found[step] = rearrange(cells, "b k i j h w -> b k (h i) (w j)")
+            if step < last:
+                r = torch.einsum("b n i j h w, b n c h w -> b c i j h w", weights.to(keys.dtype), keys)
+        return found
 
 
 def _around(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 9 C h w"]:

@@ -88,19 +88,19 @@ class Segmenter(nn.Module):
         wanted = [self.steps(count) for count in layers]
         tokens, grid = self.encode(images)
         if self.pixel_shift is not None:
-            logits = self._cells(images, tokens, grid, max(wanted))
+            logits = self._cells(images, tokens, grid, wanted)
         else:
-            readouts = [tokens] if self.mean_shift is None else self.mean_shift.readouts(tokens, max(wanted), grid)
-            logits = {n: self.decoder(z, grid) for n, z in enumerate(readouts) if n in wanted}
+            readouts = {0: tokens} if self.mean_shift is None else self.mean_shift.readouts(tokens, wanted, grid)
+            logits = {n: self.decoder(z, grid) for n, z in readouts.items()}
         return [logits[steps] for steps in wanted]
 
-    def _cells(self, images: Tensor, tokens: Tensor, grid: Grid, layers: int) -> dict[int, Tensor]:
+    def _cells(self, images: Tensor, tokens: Tensor, grid: Grid, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Logits of the cells that hold pixels of the images, after each number of steps."""
         assert self.pixel_shift is not None
         H, W = images.shape[-2:]
         padded = F.pad(images, (0, -W % self.patch_size, 0, -H % self.patch_size))
-        fine = self.pixel_shift.readouts(padded, tokens, grid, self.decoder(tokens, grid), layers)
-        return {n: z[..., : -(-H // self.stride), : -(-W // self.stride)] for n, z in enumerate(fine)}
+        fine = self.pixel_shift.readouts(padded, tokens, grid, self.decoder(tokens, grid), wanted)
+        return {n: z[..., : -(-H // self.stride), : -(-W // self.stride)] for n, z in fine.items()}
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
         """The tokens before the shift, and their grid (h, w)."""

@@ -18,7 +18,7 @@ from meanshifter.model.config import MeanShiftConfig
 from meanshifter.study.plan import Cell, Plan
 from meanshifter.study.published import TABLE_1, Published
 from meanshifter.study.runner import confusions_of, scores_of
-from meanshifter.study.sizes import size_of
+from meanshifter.study.sizes import size_of, size_of_folder
 from meanshifter.study.statistics import Interval, over_images, over_seeds
 
 DIAGNOSTICS = {
@@ -57,6 +57,14 @@ class Findings:
     def at(self, row: str, split: str, depth: int) -> list[float]:
         """mIoU of each seed with `depth` steps, where it was read out so."""
         return [f["mIoU"][split][f["depths"].index(depth)] for f in self.whole(row) if depth in f["depths"]]
+
+    def multiply_adds(self, row: str) -> int | None:
+        """Of one image of the size that the row's models were made for; None where no checkpoint is left."""
+        for seed in self.seeds(row):
+            folder = Path(str(self.cells[row, seed].config.out)) / "checkpoints" / "last"
+            if (folder / "config.json").is_file():
+                return size_of_folder(folder).multiply_adds
+        return None
 
     def boundary(self, row: str, split: str, name: str) -> float | None:
         """mIoU near boundaries with the trained number of steps, mean over seeds."""
@@ -153,7 +161,8 @@ def _protocol(found: Findings) -> str:
 
 def _score_table(found: Findings, split: str) -> str:
     published = {row: found.as_published(row) for row in found.rows}
-    head = ["", "M parameters", "seeds", "median", "lowest to highest"]
+    costs = {row: found.multiply_adds(row) for row in {*found.rows, found.plan.base}}
+    head = ["", "M parameters", "× multiply-adds", "seeds", "median", "lowest to highest"]
     head += [f"less {found.plan.base} [95 %, seeds]", "[95 %, images]", "≤ 3 px", "≤ 9 px"]
     head += ["published, ADE20K", "its M parameters", "ours at that setting"]
     rows = []
@@ -161,7 +170,7 @@ def _score_table(found: Findings, split: str) -> str:
         scores, failed = found.own(row, split), len(found.plan.seeds) - len(found.seeds(row))
         count = f"{len(scores)}" + (f" ({failed} diverged or missing)" if failed else "")
         if not scores:
-            rows.append([row, "–", count, *["–"] * 6, *published[row]])
+            rows.append([row, "–", "–", count, *["–"] * 6, *published[row]])
             continue
         millions = f"{found.whole(row)[0]['parameters'] / 1e6:.2f}"
         spread = f"{min(scores):.2f} to {max(scores):.2f}"
@@ -169,7 +178,8 @@ def _score_table(found: Findings, split: str) -> str:
         seeds, images = ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
         near = [_number(found.boundary(row, split, name)) for name in ("boundary_3", "boundary_9")]
         score = [f"{median(scores):.2f}", spread, seeds, images, *near]
-        rows.append([row, millions, count, *score, *published[row]])
+        cost = _ratio(costs[row], costs[found.plan.base])
+        rows.append([row, millions, cost, count, *score, *published[row]])
     return _table(head, rows)
 
 
@@ -201,6 +211,10 @@ def _diagnostics(found: Findings) -> str:
 
 def _number(value: float | None, form: str = "{:.2f}") -> str:
     return "–" if value is None or math.isnan(value) else form.format(value)
+
+
+def _ratio(value: int | None, base: int | None) -> str:
+    return "–" if value is None or base is None else f"{value / base:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
