@@ -15,6 +15,7 @@ import numpy as np
 
 from meanshifter.files import write_text
 from meanshifter.model.config import MeanShiftConfig
+from meanshifter.model.presets import parse_preset
 from meanshifter.study.plan import Cell, Plan
 from meanshifter.study.published import TABLE_1, Published
 from meanshifter.study.runner import confusions_of, scores_of
@@ -97,9 +98,11 @@ class Findings:
     def published(self, row: str) -> Published | None:
         """The published figures of the row's block on ADE20K; None for a block that was not published."""
         model = next(cell.config.model for key, cell in self.cells.items() if key[0] == row)
-        if model.pixel_shift is not None:
+        family, decoder, _ = parse_preset(model.preset)
+        if model.pixel_shift is not None or decoder == "mask" or family not in ("segmenter", "meanshifter"):
             return None
-        shift, layers, channels = model.mean_shift, None, None
+        shift = MeanShiftConfig() if family == "meanshifter" and model.mean_shift is None else model.mean_shift
+        layers, channels = None, None
         if shift is not None:
             layers, channels = shift.layers, 192 if shift.channels is None else shift.channels
             if shift != MeanShiftConfig(shift.layers, shift.channels):
