@@ -39,9 +39,7 @@ def usual_logits(
 ) -> Tensor:
     """Slide inference as it is usually written: K × H × W, float64 after the model."""
     H, W = size
-    scaled = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    if image.shape[:2] != size:
-        scaled = F.interpolate(scaled, size=size, mode="bilinear", align_corners=False).round()
+    scaled = torch.from_numpy(resize(image, size).copy()).permute(2, 0, 1)[None].float()
     mean, std = torch.tensor(model.config.mean).view(3, 1, 1), torch.tensor(model.config.std).view(3, 1, 1)
     images = (scaled / 255 - mean) / std
     wh, ww = (H, W) if window is None else (min(window, H), min(window, W))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -22,6 +23,7 @@ COMMANDS = {
     "predict": "write the label maps of images",
     "compare": "show where models differ on the images of a data set",
     "models": "list the presets, with parameters and cost",
+    "convert": "read other tools' checkpoints, and write ours for them",
     "study": "train and score what a study compares, and write its tables",
     "modes": "show where the patch encodings of an image go under mean shift, and the segments they make",
     "benchmark": "time the package beside the same work in plain PyTorch",
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _note
     try:
         return _dispatch(words)
     except InputError as error:
@@ -109,6 +112,10 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated("terminated")
+
+
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"meanshifter: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

@@ -12,6 +12,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", action="store_true", help="count the parameters of the published table's rows instead"
     )
+    parser.add_argument("--published", action="store_true", help="list other people's models that load by name")
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -21,7 +22,11 @@ def run(args: argparse.Namespace) -> int | None:
     for name, value in (("--classes", args.classes), ("--image-size", args.image_size)):
         if value < 1:
             raise InputError(f"{name}: {value}; it must be at least 1")
-    if args.table:
+    if args.published:
+        from meanshifter.interop.published import table
+
+        print("\n".join(table()))
+    elif args.table:
         _published()
     else:
         _presets(args.classes, args.image_size)

@@ -104,8 +104,9 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """The options of `Predictor` that predicting and evaluating share; those not given are left out."""
     group = parser.add_argument_group(
         "how images are read",
-        "What is not given is read as the run's recipe says, or for other models in windows of 512 pixels with stride "
-        "480 of images fitted into 512 × 2048 pixels.",
+        "What is not given is read as the run's recipe says, or as the model's configuration does: in windows of 512 "
+        "pixels with stride 480 of images fitted into 512 × 2048 pixels, unless another tool's checkpoint says "
+        "otherwise.",
     )
     left_out = argparse.SUPPRESS
     group.add_argument(
@@ -113,6 +114,9 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--stride", type=int, metavar="PIXELS", default=left_out, help="distance between windows")
     add_resizing_options(group)
+    group.add_argument(
+        "--protocol", choices=("mmsegmentation", "segmenter"), default=left_out, help="read images as that tool does"
+    )
     group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
     group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
@@ -131,7 +135,7 @@ def add_resizing_options(group: argparse._ArgumentGroup) -> None:
 
 LARGE = 2048
 """Rows from which on an image has a bar of its own."""
-READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size")
+READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size", "protocol")
 
 
 def load_predictor(

@@ -54,16 +54,21 @@ def fetch_and_unpack(archive: Archive, root: str | Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     file = root / archive.filename
     if not file.exists():
-        _fetch(archive, file)
+        fetch_file(archive.url, file)
     _check(file, archive)
     unpack(file, archive.folder, target)
     file.unlink()
     return target
 
 
-def _fetch(archive: Archive, file: Path) -> None:
+def fetch_file(url: str, file: Path) -> None:
+    """Download `url` as `file`, with a bar on standard error; the name appears when the file is whole.
+
+    Raises:
+        InputError: the address does not answer, or the connection ends before the file does.
+    """
     partial = file.with_name(file.name + ".partial")
-    request = urllib.request.Request(archive.url, headers={"User-Agent": "meanshifter"})
+    request = urllib.request.Request(url, headers={"User-Agent": "meanshifter"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as source, partial.open("wb") as sink:
             total = int(source.headers.get("Content-Length") or 0)
@@ -72,7 +77,7 @@ def _fetch(archive: Archive, file: Path) -> None:
     except (URLError, TimeoutError, ConnectionError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise InputError(
-            f"{archive.url}: not fetched ({reason}); fetch it another way, save it as {file} and run this again"
+            f"{url}: not fetched ({reason}); fetch it another way, save it as {file} and run this again"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

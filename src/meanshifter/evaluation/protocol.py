@@ -42,6 +42,8 @@ class Protocol:
     """`weights_hash` of the model."""
     version: str
     """Version of meanshifter."""
+    tool: str | None = None
+    """The tool whose reading of images is repeated to the pixel; None: our own."""
 
     def __str__(self) -> str:
         images = (
@@ -59,6 +61,7 @@ class Protocol:
             self.precision,
             f"weights {self.weights}",
             f"meanshifter {self.version}",
+            *([] if self.tool is None else [f"as {self.tool} reads images"]),
         ]
         return "; ".join(parts)
 

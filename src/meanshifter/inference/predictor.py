@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
@@ -24,7 +26,7 @@ from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
 from meanshifter.errors import InputError
 from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, resolve_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
-from meanshifter.inference.resizing import fitted_size, resize
+from meanshifter.inference.resizing import enlarged_size, fitted_size, resize
 from meanshifter.inference.segmentation import Segmentation
 from meanshifter.inference.windows import Axis, axis, check_windows
 from meanshifter.ops import Score, View, label_map, pixel_scores
@@ -33,7 +35,15 @@ if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
 Pixels = npt.NDArray[np.uint8]
+Source = Pixels | FileRows | Tensor
+"""What windows are cut from: pixels, or normalised floats (H, W, 3)."""
 Readable = str | Path | Image.Image | Pixels | LargeFile
+Own = Literal["model"]
+Tool = Literal["mmsegmentation", "segmenter"]
+"""Tools whose reading of images is repeated where it differs from ours. MMSegmentation upsamples the logits of a window
+that is no multiple of the patch to the window, padding and all, where we crop the padding. The Segmenter of its authors
+enlarges images of which one side is below the window. Sources: `encode_decode` and `slide_inference` of MMSegmentation
+1.2.2, `segm/model/utils.py` of github.com/rstrudel/segmenter."""
 BAND = 256
 """Rows of the result that are finished together."""
 
@@ -43,11 +53,15 @@ class Predictor:
 
     Args:
         model: a `Segmenter`; its training flags are as before after every call.
-        window: side of the square windows in pixels; None reads the whole image at once.
+        window: side of the square windows in pixels; None reads the whole image at once. This, the stride and the
+            sides default to what the model's configuration says, which is 512, 480, 512 and 2048 unless another
+            tool's checkpoint said otherwise.
         stride: distance between windows in pixels, 1 to `window`; unused without windows.
         short_side: with `long_side`, the sides into which the image is resized, keeping its ratio (bilinear
             without antialiasing, as mmcv's `imrescale`); None reads the image at its own size.
         long_side: the longer of the two, in pixels.
+        protocol: "mmsegmentation" or "segmenter" where another tool's label maps are to be repeated to the pixel;
+            see `Tool`.
         scales: factors on that size; with several, softmax probabilities are averaged over them.
         flip: also read the mirrored image, and average.
         mean_shift_layers: mean shift steps; None is the trained number, 0 no shift.
@@ -70,10 +84,11 @@ class Predictor:
         self,
         model: Segmenter,
         *,
-        window: int | None = 512,
-        stride: int = 480,
-        short_side: int | None = 512,
-        long_side: int = 2048,
+        window: int | Own | None = "model",
+        stride: int | Own = "model",
+        short_side: int | Own | None = "model",
+        long_side: int | Own = "model",
+        protocol: Tool | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         mean_shift_layers: int | None = None,
@@ -85,15 +100,21 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        check_windows(window, stride)
-        _check_resizing(short_side, long_side, scales)
+        own = model.config
+        self.window = own.window if window == "model" else window
+        self.stride = own.stride if stride == "model" else stride
+        self.short_side = own.short_side if short_side == "model" else short_side
+        self.long_side = own.long_side if long_side == "model" else long_side
+        check_windows(self.window, self.stride)
+        _check_resizing(self.short_side, self.long_side, scales)
+        if protocol is not None and protocol not in get_args(Tool):
+            raise InputError(f"protocol: {protocol!r}; use one of {', '.join(get_args(Tool))}, or None")
         if precision not in get_args(Precision):
             raise InputError(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: {batch_size} windows; it must be at least 1, or None")
         self.model = model
-        self.window, self.stride = window, stride
-        self.short_side, self.long_side = short_side, long_side
+        self.tool = protocol
         self.scales, self.flip = tuple(scales), flip
         self.mean_shift_layers = self.resolve_layers(mean_shift_layers)
         self.batch_size, self.max_pixels = batch_size, max_pixels
@@ -159,6 +180,7 @@ class Predictor:
             "scales": self.scales,
             "mean_shift_layers": self.mean_shift_layers,
             "precision": self.precision,
+            "tool": self.tool,
         }
 
     def resolve_layers(self, layers: int | None) -> int:
@@ -215,25 +237,33 @@ class Predictor:
     def _read(self, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]) -> Reading:
         H, W = pixels.shape[:2]
         size = self._size((H, W), scale)
+        resized = pixels if isinstance(pixels, FileRows) else resize(pixels, size)
+        source: Source = resized[:, ::-1] if mirrored else resized
+        if self.tool == "segmenter" and self.window is not None and min(size) < self.window:
+            whole = self.model.normalize(np.ascontiguousarray(source[0 : size[0], 0 : size[1]]))
+            size = enlarged_size(*size, self.window)
+            source = F.interpolate(whole, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        stretch = self.tool == "mmsegmentation"
         rows, cols = (
-            axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.stride)
+            axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.stride, stretch=stretch)
             for length, out in zip(size, (H, W), strict=True)
         )
-        resized = pixels if isinstance(pixels, FileRows) else resize(pixels, size)
-        windows = self._encode(resized[:, ::-1] if mirrored else resized, rows, cols, steps)
-        return Reading(windows, rows, cols, mirrored=mirrored)
+        return Reading(self._encode(source, rows, cols, steps), rows, cols, mirrored=mirrored)
 
-    def _encode(self, pixels: Pixels | FileRows, rows: Axis, cols: Axis, steps: list[int]) -> Iterator[Encoded]:
+    def _encode(
+        self, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
+    ) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
         device, encoder = self.model.device, self.model.encoder
-        images = self._batch_size((rows.width, cols.width), device)
+        count = self._batch_size((rows.width, cols.width), device)
         tokens = rows.patches * cols.patches
-        size = {"images": images, "heads": encoder.heads, "tokens": tokens}
+        size = {"images": count, "heads": encoder.heads, "tokens": tokens}
         fused = fused_attention_pays(device, self.precision, **size)
-        for batch in crops(pixels, rows, cols, images):
+        for batch in crops(pixels, rows, cols, count):
             autocast = torch.autocast(device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32")
             with autocast, encoder.attention(fused=fused):
-                logits = self.model.logits_at(self.model.normalize(batch), steps)
+                images = batch.permute(0, 3, 1, 2) if isinstance(batch, Tensor) else self.model.normalize(batch)
+                logits = self.model.logits_at(images, steps)
             yield from zip(*(several.float() for several in logits), strict=True)
 
     def _batch_size(self, window: tuple[int, int], device: torch.device) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice, product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,14 @@ Encoded = list[Float[Tensor, "K h w"]]
 """The patch logits of one window, for each number of mean shift steps."""
 
 
-def crops(pixels: Pixels | FileRows, rows: Axis, cols: Axis, batch: int) -> Iterator[Pixels]:
-    """The windows in row-major order, (b, height, width, 3) at a time."""
+def crops(
+    pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, batch: int
+) -> Iterator[Pixels | Float[Tensor, "b height width 3"]]:
+    """The windows in row-major order, (b, height, width, 3) at a time; of a normalised tensor as tensors."""
     corners = list(product(rows.starts, cols.starts))
     for i in range(0, len(corners), batch):
-        yield np.stack([pixels[y : y + rows.width, x : x + cols.width] for y, x in corners[i : i + batch]])
+        several: list[Any] = [pixels[y : y + rows.width, x : x + cols.width] for y, x in corners[i : i + batch]]
+        yield torch.stack(several) if isinstance(pixels, Tensor) else np.stack(several)
 
 
 class Reading:

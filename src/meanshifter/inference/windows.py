@@ -74,26 +74,27 @@ class Axis:
 
 
 @lru_cache(maxsize=8)
-def axis(length: int, size: int, *, window: int | None, stride: int, patch_size: int) -> Axis:
+def axis(length: int, size: int, *, window: int | None, stride: int, patch_size: int, stretch: bool = False) -> Axis:
     """The windows over `length` pixels of the resized image, and their way to `size` pixels of the result."""
     starts = window_starts(length, window, stride)
     width = length if window is None else min(window, length)
-    matrix = axis_matrix(length, size, window=window, stride=stride, patch_size=patch_size)
+    matrix = axis_matrix(length, size, window=window, stride=stride, patch_size=patch_size, stretch=stretch)
     return Axis(starts, width, -(-width // patch_size), matrix)
 
 
 def axis_matrix(
-    length: int, size: int, *, window: int | None, stride: int, patch_size: int
+    length: int, size: int, *, window: int | None, stride: int, patch_size: int, stretch: bool = False
 ) -> Float[Tensor, "size patches"]:
     """The matrix from the patch logits of all windows along one axis to `size` pixels.
 
     It upsamples each window from h patches to h·P pixels (bilinear, align_corners=False), crops what the
     model padded, places it, divides by the number of windows over each pixel of the axis of `length` pixels,
-    and resizes from `length` to `size`. Computed in float64, returned in float32 on the CPU.
+    and resizes from `length` to `size`. `stretch`: the h patches of a window, padding and all, are upsampled to
+    its own pixels instead, as MMSegmentation does. Computed in float64, returned in float32 on the CPU.
     """
     width = length if window is None else min(window, length)
     patches = -(-width // patch_size)
-    upsample = bilinear_matrix(patches, patches * patch_size, width, torch.float64)
+    upsample = bilinear_matrix(patches, width if stretch else patches * patch_size, width, torch.float64)
     starts = window_starts(length, window, stride)
     matrix = torch.zeros(length, len(starts) * patches, dtype=torch.float64)
     count = torch.zeros(length, 1, dtype=torch.float64)

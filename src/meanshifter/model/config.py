@@ -90,6 +90,8 @@ class ModelConfig:
     """"linear", or "mask" for the mask transformer."""
     decoder_layers: int = 2
     """Transformer layers of the mask decoder."""
+    decoder_heads: int | None = None
+    """Attention heads of the mask decoder; None: one for each 64 channels, as Segmenter has it."""
     mean_shift: MeanShiftConfig | None = None
     """The mean shift block between encoder and decoder, or None."""
     pixel_shift: PixelShiftConfig | None = None
@@ -98,6 +100,21 @@ class ModelConfig:
     """Stochastic depth of the encoder, rising linearly to this rate; active in training only."""
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments for timm.create_model, such as depth, embed_dim, num_heads, patch_size."""
+    positions: Literal["antialias", "bicubic", "bilinear"] = "antialias"
+    """How position embeddings are resampled to other grids: "antialias" as timm does it, bicubic with antialiasing;
+    "bicubic" as MMSegmentation, "bilinear" as the Segmenter of its authors."""
+    norm_eps: float | None = None
+    """ε of the encoder's layer norms; None: as timm builds the backbone (1e-6 for a ViT)."""
+    patch_bias: bool = True
+    """Whether the patch embedding adds a bias; MMSegmentation's VisionTransformer has none unless told."""
+    window: int | None = 512
+    """Side in pixels of the windows in which images are read unless told otherwise; None: the whole image."""
+    stride: int = 480
+    """Distance in pixels between windows."""
+    short_side: int | None = 512
+    """With `long_side`, the sides in pixels into which images are fitted first; None: they are read at their size."""
+    long_side: int = 2048
+    """The longer of the two."""
     mean: Triple = (0.5, 0.5, 0.5)
     """Subtracted from RGB in 0..1 before the encoder."""
     std: Triple = (0.5, 0.5, 0.5)
@@ -108,6 +125,8 @@ class ModelConfig:
             raise InputError(f"image_size: {self.image_size}; give height and width in pixels, each at least 1")
         if self.decoder not in ("linear", "mask"):
             raise InputError(f"decoder: {self.decoder!r}; use 'linear' or 'mask'")
+        if self.positions not in ("antialias", "bicubic", "bilinear"):
+            raise InputError(f"positions: {self.positions!r}; use 'antialias', 'bicubic' or 'bilinear'")
         if not 0 <= self.drop_path < 1:
             raise InputError(f"drop_path: {self.drop_path}; it is a rate from 0 up to but not including 1")
         if min(self.std) <= 0:

@@ -14,6 +14,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,6 +22,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
+from meanshifter.model.vit_names import timm_names
+from meanshifter.pickles import read_pickle
 
 Grid = tuple[int, int]
 
@@ -35,10 +38,20 @@ class Encoder(nn.Module):
         *,
         drop_path: float = 0.0,
         arguments: Mapping[str, Any] | None = None,
+        positions: str = "antialias",
+        norm_eps: float | None = None,
+        patch_bias: bool = True,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.vit = _create_vit(backbone, image_size, drop_path, dict(arguments or {}), pretrained)
+        self.positions = positions
+        if norm_eps is not None:
+            for module in self.vit.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_eps
+        if not patch_bias:
+            self.vit.patch_embed.proj.bias = None
         self.patch_size: int = int(self.vit.patch_embed.patch_size[0])
         self.width: int = int(self.vit.embed_dim)
 
@@ -73,8 +86,30 @@ class Encoder(nn.Module):
         P = self.patch_size
         grid = (-(-images.shape[-2] // P), -(-images.shape[-1] // P))
         images = F.pad(images, (0, grid[1] * P - images.shape[-1], 0, grid[0] * P - images.shape[-2]))
-        tokens = self.vit.forward_features(images)
+        if self.positions == "antialias":
+            tokens = self.vit.forward_features(images)
+        else:
+            tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self._embed(images))))
         return tokens[:, self.vit.num_prefix_tokens :], grid
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Patch, class and distillation tokens with positions that are resampled as other tools do it.
+
+        Sources: MMSegmentation's `VisionTransformer.resize_pos_embed` and the `resize_pos_embed` of Segmenter's
+        authors; both resample only where the number of patches is another one.
+        """
+        vit = self.vit
+        assert vit.pos_embed is not None  # of the models that other tools train
+        x = vit.patch_embed(images)
+        grid, size = tuple(vit.patch_embed.grid_size), tuple(x.shape[1:3])
+        own, positions = torch.tensor_split(vit.pos_embed, [vit.num_prefix_tokens], dim=1)
+        if size[0] * size[1] != positions.shape[1]:
+            table = rearrange(positions, "1 (h w) d -> 1 d h w", h=grid[0])
+            table = F.interpolate(table, size, mode=self.positions, align_corners=False)
+            positions = rearrange(table, "1 d h w -> 1 (h w) d")
+        prefix = [token for token in (vit.cls_token, getattr(vit, "dist_token", None)) if token is not None]
+        first = [(torch.cat(prefix, 1) + own).expand(len(x), -1, -1)] if prefix else []
+        return torch.cat([*first, x.flatten(1, 2) + positions], dim=1)
 
 
 def _create_vit(
@@ -112,7 +147,9 @@ def _create_vit(
 
 
 def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
-    """Load ViT weights in timm's names from a .safetensors, .pth or .pt file into `encoder`.
+    """Load ViT weights from a .safetensors, .pth or .pt file into `encoder`.
+
+    Names are timm's, Hugging Face's or MMSegmentation's.
 
     Position embeddings are resampled to the encoder's grid; the classifier in the file is left out.
 
@@ -120,11 +157,7 @@ def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
         InputError: a missing or unreadable file, or tensors that do not fit; nothing is loaded then.
     """
     path = Path(path)
-    state = {
-        key: value
-        for key, value in _read_tensors(path).items()
-        if not key.startswith(("head.", "head_dist.", "pre_logits"))
-    }
+    state = timm_names(_read_tensors(path))
     try:
         state = checkpoint_filter_fn(state, encoder.vit)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -148,13 +181,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"backbone_weights: {path} does not exist; give a .safetensors or .pth file, 'timm' or nothing"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        loaded = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+    except SafetensorError as error:
         raise InputError(f"backbone_weights: {path} cannot be read: {_one_line(error)}") from error
-    except Exception as error:  # the restricted unpickler raises pickle.UnpicklingError and others
-        raise InputError(f"backbone_weights: {path} is no plain file of tensors: {_one_line(error)}") from error
+    except InputError as error:
+        raise InputError(f"backbone_weights: {error}") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

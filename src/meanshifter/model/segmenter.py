@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ class Segmenter(nn.Module):
             config.image_size,
             drop_path=config.drop_path,
             arguments=config.backbone_args,
+            positions=config.positions,
+            norm_eps=config.norm_eps,
+            patch_bias=config.patch_bias,
             pretrained=pretrained,
         )
         width, shift = self.encoder.width, config.mean_shift
@@ -44,7 +48,7 @@ class Segmenter(nn.Module):
         self.decoder: LinearDecoder | MaskTransformer = (
             LinearDecoder(width, labels.num_classes)
             if config.decoder == "linear"
-            else MaskTransformer(width, labels.num_classes, config.decoder_layers)
+            else MaskTransformer(width, labels.num_classes, config.decoder_layers, config.decoder_heads)
         )
 
     @property
@@ -141,3 +145,22 @@ class Segmenter(nn.Module):
         from meanshifter.model.checkpoint import save_model
 
         save_model(self, folder)
+
+    def save_pretrained(self, folder: str | Path, *, results: Any = (), licence: str = "apache-2.0") -> None:
+        """`save`, with a model card and, of `results` (a file of `evaluate --out`), the scores with their protocols."""
+        from meanshifter.model.hub import save_pretrained
+
+        save_pretrained(self, folder, results=results, licence=licence)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
+        """The model in a folder that `save_pretrained` or `save` wrote, or of a Hub id "owner/name"."""
+        from meanshifter.model.checkpoint import load_model
+
+        return load_model(name, device=device)
+
+    def push_to_hub(self, repo: str, *, results: Any = (), private: bool = False) -> str:
+        """Upload what `save_pretrained` writes as `repo` ("owner/name"); returns its address."""
+        from meanshifter.model.hub import push_to_hub
+
+        return push_to_hub(self, repo, results=results, private=private)

@@ -1,0 +1,46 @@
+"""`ms.load_model`: a model from whatever a name or path stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meanshifter.interop.checkpoints import SUFFIXES, read_checkpoint
+from meanshifter.interop.published import PUBLISHED, load_published
+from meanshifter.model import checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from meanshifter.model.segmenter import Segmenter
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    partial: bool = False,
+    mean_shift_layers: int | None = None,
+) -> Segmenter:
+    """The model that `name` stands for, in evaluation mode.
+
+    Args:
+        name: a model folder, a run folder (its best checkpoint), a Hub id "owner/name", the name of a published
+            model (`meanshifter models --published` lists them), or a checkpoint file of MMSegmentation or of the
+            Segmenter of its authors, or the folder that holds the latter's `checkpoint.pth` and `variant.yml`.
+        device: where the weights go.
+        partial: of another tool's file, take what fits and warn of what is missing or left over.
+        mean_shift_layers: of another tool's file of a MeanShifter, its trained number of steps.
+
+    Raises:
+        InputError: nothing of that name, no network, or files that are damaged, unsafe or of another format.
+    """
+    path = Path(name)
+    if str(name) in PUBLISHED and not path.exists():
+        return load_published(str(name)).to(device)
+    official = path / "checkpoint.pth"
+    if path.is_dir() and official.is_file() and (path / "variant.yml").is_file():
+        path = official
+    if path.is_file() or path.suffix in SUFFIXES:
+        return read_checkpoint(path, partial=partial, mean_shift_layers=mean_shift_layers, device=device)
+    return checkpoint.load_model(name, device=device)

@@ -1,0 +1,129 @@
+"""What `variant.yml` and the tensors say of a model of the Segmenter's authors.
+
+Source: `segm/model/factory.py`, `segm/model/vit.py` and `segm/train.py` of github.com/rstrudel/segmenter. Its layer
+norms have PyTorch's ε of 1e-5, in the encoder too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from meanshifter.data.catalog import ade20k, cityscapes
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.interop.architecture import Names, backbone, count_layers, encoder_of, image_size
+from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
+
+NAMES = Names(
+    "encoder.cls_token", "encoder.patch_embed.proj.", "encoder.pos_embed", "encoder.blocks.", "mlp.fc1.weight"
+)
+DATASETS: dict[Any, LabelSpace] = {"ade20k": ade20k.LABELS, "cityscapes": cityscapes.LABELS}
+"""Its names of data sets whose classes are in the catalogue."""
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "deit": ((123.68 / 255, 116.28 / 255, 103.53 / 255), (58.4 / 255, 57.12 / 255, 57.38 / 255)),
+}
+"""As `segm/data/base.py` rounds them, to hundredths of a level."""
+MAX_RATIO = 4
+"""How many times its shorter side an image's longer one may have, before the shorter is made smaller."""
+
+
+def describe_segmenter(
+    state: Mapping[str, Tensor], _whole: Mapping[str, Any], path: Path
+) -> tuple[ModelConfig, LabelSpace, list[str]]:
+    """Configuration of the model, classes without names, and what had to be assumed.
+
+    Raises:
+        InputError: no plain ViT with a linear or mask-transformer decoder, or a `variant.yml` that cannot be read.
+    """
+    variant = read_variant(path.parent / "variant.yml")
+    net = variant.get("net_kwargs")
+    net = net if isinstance(net, Mapping) else {}
+    distilled = "encoder.dist_token" in state
+    encoder = encoder_of(state, NAMES, path)
+    heads = int(net.get("n_heads") or max(encoder.width // 64, 1))
+    name, arguments = backbone(encoder, heads, distilled=distilled)
+    kind = str(net.get("normalization", "deit" if distilled else "vit"))
+    if kind not in NORMALISATIONS:
+        raise InputError(f"{path.parent / 'variant.yml'}: normalization {kind!r}; 'vit' and 'deit' are known")
+    mean, std = NORMALISATIONS[kind]
+    mask, K, shift, assumed = _decoder(state, path)
+    reading = variant.get("inference_kwargs")
+    reading = reading if isinstance(reading, Mapping) else {}
+    side = int(reading.get("im_size", 512))
+    if not net:
+        assumed = ["one attention head for each 64 channels", f"the normalisation of {kind!r}", *assumed]
+    config = ModelConfig(
+        backbone=name,
+        image_size=image_size(encoder, 2 if distilled else 1, net.get("image_size"), path),
+        decoder="mask" if mask else "linear",
+        decoder_layers=count_layers(state, "decoder.blocks."),
+        mean_shift=shift,
+        drop_path=float(net.get("drop_path_rate") or 0.0),
+        backbone_args=arguments,
+        positions="bilinear",
+        norm_eps=1e-5,
+        window=int(reading.get("window_size", 512)),
+        stride=int(reading.get("window_stride", 512)),
+        short_side=side,
+        long_side=MAX_RATIO * side,
+        mean=mean,
+        std=std,
+    )
+    return config, _labels(variant, K), assumed
+
+
+def _decoder(state: Mapping[str, Tensor], path: Path) -> tuple[bool, int, MeanShiftConfig | None, list[str]]:
+    """Whether it is a mask transformer, K, the mean shift block, and what was assumed."""
+    if "decoder.cls_emb" in state:
+        mask, K = True, state["decoder.cls_emb"].shape[1]
+    elif "decoder.head.weight" in state:
+        mask, K = False, state["decoder.head.weight"].shape[0]
+    else:
+        raise InputError(f"{path}: decoder has neither head nor cls_emb; give a Segmenter with one of the two")
+    if "decoder.q.weight" not in state:
+        return mask, K, None, []
+    shift = MeanShiftConfig(1, state["decoder.q.weight"].shape[0])
+    return mask, K, shift, ["1 mean shift step (`mean_shift_layers` says otherwise)"]
+
+
+def _labels(variant: Mapping[str, Any], K: int) -> LabelSpace:
+    """Names and palette of the data set that was trained on, where it is one of the catalogue with as many classes."""
+    trained = variant.get("dataset_kwargs")
+    name = trained.get("dataset") if isinstance(trained, Mapping) else None
+    known = DATASETS.get(name) if isinstance(name, str) else None
+    if known is None or known.num_classes != K:
+        return LabelSpace.unnamed(K)
+    return LabelSpace(known.names, known.palette)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML and Python's tuples, which that tool's training writes for sizes."""
+
+
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return list(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+
+
+def read_variant(path: Path) -> dict[str, Any]:
+    """What a `variant.yml` says; nothing where there is none.
+
+    Raises:
+        InputError: it is no YAML of plain values.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: cannot be read as plain YAML ({reason}); copy it again") from error
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -1,0 +1,146 @@
+"""A model as a folder of the Hugging Face Hub: weights, configuration, classes, scores, and a card that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meanshifter.errors import InputError
+from meanshifter.files import write_text
+from meanshifter.model.checkpoint import save_model
+
+if TYPE_CHECKING:
+    from meanshifter.model.segmenter import Segmenter
+
+RESULTS, CARD = "results.json", "README.md"
+Scores = Sequence[Mapping[str, Any]]
+
+
+def save_pretrained(
+    model: Segmenter, folder: str | Path, *, results: str | Path | Scores = (), licence: str = "apache-2.0"
+) -> None:
+    """Write `model` as `Segmenter.save` does, its scores as `results.json`, and a model card.
+
+    Args:
+        model: the model.
+        folder: where; made if needed.
+        results: what `evaluate --out` wrote, or the dictionaries of `Result.to_dict`: scores with their protocols.
+        licence: the card's, by its name on the Hub.
+
+    Raises:
+        InputError: results that are no scores, or a place that cannot be written.
+    """
+    scores = read_results(results) if isinstance(results, str | Path) else [dict(entry) for entry in results]
+    folder = Path(folder)
+    save_model(model, folder)
+    if scores:
+        write_text(folder / RESULTS, json.dumps({"format_version": 1, "results": scores}, indent=1) + "\n")
+    write_text(folder / CARD, card(model, scores, licence))
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """The scores in a file that `evaluate --out` wrote, or in a model folder; none where the folder has none.
+
+    Raises:
+        InputError: the file is missing or holds no scores with a protocol.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / RESULTS
+        if not path.is_file():
+            return []
+    try:
+        found = json.loads(path.read_text("utf-8"))["results"]
+        for entry in found:
+            entry["protocol"]["dataset"], entry["mIoU"]
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no scores of `meanshifter evaluate --out` ({type(error).__name__}: {error}); give such a file"
+        ) from error
+    return list(found)
+
+
+def push_to_hub(model: Segmenter, repo: str, *, results: str | Path | Scores = (), private: bool = False) -> str:
+    """Upload what `save_pretrained` writes as `repo` ("owner/name"); returns its address.
+
+    Raises:
+        InputError: no such owner, no token, or no network; the Hub's reason is given.
+    """
+    from tempfile import TemporaryDirectory
+
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, folder, results=results)
+        try:
+            address = api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Model with scores and protocol")
+        except Exception as error:  # the Hub client raises errors of requests, httpx and its own
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{repo}: not uploaded ({type(error).__name__}: {reason}); log in with `hf auth login`, or write the "
+                "folder with save_pretrained and upload it yourself"
+            ) from error
+    return str(address)
+
+
+def card(model: Segmenter, scores: Scores, licence: str) -> str:
+    """The model card: what the model is, what it scored under which protocol, and how to use it."""
+    config, K = model.config, model.labels.num_classes
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shift = config.mean_shift
+    block = "none" if shift is None else f"{shift.layers} steps, kernel {shift.kernel}"
+    block = block if config.pixel_shift is None else f"from pixels, {config.pixel_shift.layers} steps"
+    lines = [
+        "---",
+        f"license: {licence}",
+        "library_name: meanshifter",
+        "pipeline_tag: image-segmentation",
+        "tags: [semantic-segmentation, vision-transformer, segmenter]",
+        "---",
+        "",
+        f"# {'Segmenter' if shift is None and config.pixel_shift is None else 'MeanShifter'} ({config.backbone})",
+        "",
+        f"- encoder {config.backbone}, patches of {model.patch_size} pixels, made for {_size(config.image_size)}",
+        f"- decoder {config.decoder}; mean shift: {block}",
+        f"- {K} classes; {parameters:,} parameters",
+        "",
+        "```python",
+        "import meanshifter as ms",
+        "",
+        'seg = ms.Predictor(ms.load_model("owner/name"))("photo.jpg")',
+        'seg.save("mask.png")',
+        "```",
+        "",
+        "## Scores",
+        "",
+        *_score_lines(scores),
+        "",
+        "## Classes",
+        "",
+        ", ".join(model.labels.names),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _score_lines(scores: Scores) -> list[str]:
+    if not scores:
+        return ["None were given."]
+    lines = [
+        "| data set | split | images | aAcc | mAcc | mIoU | protocol |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    shown = ("dataset", "split", "images")
+    for entry in scores:
+        protocol = entry["protocol"]
+        rest = ", ".join(f"{key} {value}" for key, value in protocol.items() if key not in shown)
+        figures = [f"{entry[name]:.2f}" if entry.get(name) is not None else "–" for name in ("aAcc", "mAcc", "mIoU")]
+        lines.append(f"| {' | '.join([*(str(protocol.get(key, '–')) for key in shown), *figures, rest])} |")
+    return lines
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]} pixels"

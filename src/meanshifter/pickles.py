@@ -1,0 +1,77 @@
+"""Reading other people's `.pth` files, which are pickles, without running what they ask for.
+
+torch's own restricted unpickler does the work: tensors and plain containers are allowed, everything else is refused by
+name. A few more names that training frameworks store beside the weights become inert stand-ins, whose values are lost.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from meanshifter.errors import InputError
+
+
+class Inert:
+    """What stands in for an object that is not needed: takes any arguments and state, and keeps none."""
+
+    def __new__(cls, *_: Any) -> Inert:
+        """An empty one, whatever the arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+STAND_INS = (
+    "argparse.Namespace",
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+)
+"""Names that become `Inert`: what DeiT and MMEngine store beside the weights."""
+
+
+def read_pickle(path: str | Path) -> Any:
+    """What a file that `torch.save` wrote holds, on the CPU.
+
+    Raises:
+        InputError: it is missing or damaged, or asks for anything but tensors, containers and `STAND_INS`; the
+            message names what it asked for, and nothing of it ran.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    # one class each, as torch looks them up by identity
+    allowed: list[Any] = [(type(name, (Inert,), {}), name) for name in STAND_INS]
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that torch.save does not use
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks for {asked[1]}" if asked else _last_words(error)
+        raise InputError(
+            f"{path}: refused, nothing of it ran: {what}; only tensors and plain containers as torch.save writes them "
+            "are read, so ask for the weights as safetensors, or for a file of the state_dict alone"
+        ) from error
+    except Exception as error:  # what torch raises for damaged files depends on where the damage is
+        raise InputError(
+            f"{path}: cannot be read as a file of torch.save ({type(error).__name__}: {_last_words(error)}); it is "
+            "damaged or of another kind, copy it again"
+        ) from error
+
+
+def _last_words(error: BaseException) -> str:
+    """The reason within torch's advice, in a few words."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].split("Check the documentation")[0]
+    return " ".join(text.split()).split(". ")[0][:120]

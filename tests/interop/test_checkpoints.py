@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import meanshifter as ms
+from meanshifter.interop.checkpoints import read_checkpoint
+from meanshifter.interop.writing import write_mmsegmentation, write_segmenter
+from tests.interop.foreign import (
+    TI16,
+    Toy,
+    mmsegmentation_logits,
+    mmsegmentation_state,
+    segmenter_logits,
+    segmenter_state,
+)
+
+TOY = Toy()
+SIZES = [(48, 48), (40, 72), (21, 33)]
+CONFIG = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(type='VisionTransformer', num_heads={heads}, img_size=({side}, {side}), norm_cfg=dict(eps=1e-6)),
+    decode_head=dict(type='FCNHead', num_classes=7, num_heads={heads}, sampler=Unknown(3)),
+    test_cfg=dict(mode='slide', crop_size=(640, 640), stride=(608, 608)))
+img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+import os
+os.system('false')
+"""
+
+
+def save_mmsegmentation(path: Path, state: dict[str, Tensor], toy: Toy, **meta: Any) -> Path:
+    facts = {"config": CONFIG.format(heads=toy.heads, side=toy.side), "mmseg_version": "0.29.1", **meta}
+    torch.save({"meta": facts, "state_dict": OrderedDict(state)}, path)
+    return path
+
+
+def save_segmenter(folder: Path, state: dict[str, Tensor], toy: Toy, **net: Any) -> Path:
+    variant = {
+        "net_kwargs": {"n_heads": toy.heads, "image_size": (toy.side, toy.side), "normalization": "vit", **net},
+        "inference_kwargs": {"im_size": 512, "window_size": 768, "window_stride": 512},
+    }
+    (folder / "variant.yml").write_text(yaml.dump(variant))  # sizes come out as Python tuples, as theirs do
+    torch.save({"model": state, "n_cls": toy.K, "epoch": 3}, folder / "checkpoint.pth")
+    return folder / "checkpoint.pth"
+
+
+@pytest.mark.parametrize(("toy", "sizes"), [(TOY, SIZES), (TI16, [(512, 512), (352, 480)])], ids=["toy", "ti16"])
+@pytest.mark.parametrize("head", ["linear", "mask", "shift"])
+@pytest.mark.parametrize("patch_bias", [False, True])
+def test_an_mmsegmentation_checkpoint_gives_the_logits_of_that_tool(
+    toy: Toy, sizes: list[tuple[int, int]], head: str, patch_bias: bool, tmp_path: Path
+) -> None:
+    if toy is TI16 and patch_bias:
+        pytest.skip("the toy has it, and this size costs seconds")
+    torch.manual_seed(0)
+    state = mmsegmentation_state(toy, head, patch_bias=patch_bias)
+    path = save_mmsegmentation(tmp_path / "model.pth", state, toy)
+    model = read_checkpoint(path, mean_shift_layers=1 if head == "shift" else None)
+    for size in sizes:
+        images = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            ours, exact = model(images), model.double()(images.double())
+            theirs = mmsegmentation_logits(state, images, toy)
+            model.float()
+        torch.testing.assert_close(exact, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("toy", "sizes"), [(TOY, SIZES), (TI16, [(512, 512), (352, 480)])], ids=["toy", "ti16"])
+@pytest.mark.parametrize("head", ["linear", "mask"])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_checkpoint_of_the_authors_gives_their_logits(
+    toy: Toy, sizes: list[tuple[int, int]], head: str, distilled: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    state = segmenter_state(toy, head, distilled=distilled)
+    model = read_checkpoint(save_segmenter(tmp_path, state, toy))
+    for size in sizes:
+        images = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            ours, exact = model(images), model.double()(images.double())
+            theirs = segmenter_logits(state, images, toy)
+            model.float()
+        torch.testing.assert_close(exact, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["linear", "mask", "shift"])
+@pytest.mark.parametrize("patch_bias", [False, True])
+def test_what_was_read_is_written_back_as_it_was(head: str, patch_bias: bool, tmp_path: Path) -> None:
+    state = mmsegmentation_state(TOY, head, patch_bias=patch_bias)
+    path = save_mmsegmentation(tmp_path / "model.pth", state, TOY)
+    model = read_checkpoint(path, mean_shift_layers=2 if head == "shift" else None)
+    write_mmsegmentation(model, tmp_path / "back.pth")
+    assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], state)
+    again = read_checkpoint(tmp_path / "back.pth")
+    assert again.config == model.config
+    assert again.labels == model.labels
+
+
+@pytest.mark.parametrize("head", ["linear", "mask"])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_so_is_one_of_the_authors_but_for_their_unused_classifier(head: str, distilled: bool, tmp_path: Path) -> None:
+    state = segmenter_state(TOY, head, distilled=distilled)
+    model = read_checkpoint(save_segmenter(tmp_path, state, TOY))
+    write_segmenter(model, tmp_path / "back")
+    for name in state:
+        if name.startswith(("encoder.head.", "encoder.head_dist.")):
+            state[name] = torch.zeros_like(state[name])
+    assert_same(torch.load(tmp_path / "back" / "checkpoint.pth", weights_only=True)["model"], state)
+    assert read_checkpoint(tmp_path / "back" / "checkpoint.pth").config == model.config
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value), name
+
+
+def test_configuration_classes_and_windows_come_with_the_file(tmp_path: Path) -> None:
+    names = ["wall", "bed ", "television receiver", "a", "b", "c", "d"]
+    palette = [[k, 2 * k, 3 * k] for k in range(7)]
+    state = mmsegmentation_state(TOY, "linear")
+    old = save_mmsegmentation(tmp_path / "0.pth", state, TOY, CLASSES=tuple(names), PALETTE=palette)
+    new = save_mmsegmentation(tmp_path / "1.pth", state, TOY, dataset_meta={"classes": names, "palette": palette})
+    for path in (old, new):
+        model = read_checkpoint(path)
+        assert model.labels.names == ("wall", "bed", "television", "a", "b", "c", "d")
+        assert model.labels.palette[2] == (2, 4, 6)
+        assert (model.config.window, model.config.stride) == (640, 608)
+        assert model.config.mean == pytest.approx((0.485, 0.456, 0.406))
+        assert not model.training
+
+
+def test_known_data_sets_of_the_authors_give_the_names_of_their_classes(tmp_path: Path) -> None:
+    toy = TOY._replace(K=150)
+    path = save_segmenter(tmp_path, segmenter_state(toy, "linear"), toy)
+    assert read_checkpoint(path).labels.names[0] == "class 0"
+    variant = yaml.unsafe_load((tmp_path / "variant.yml").read_text())
+    (tmp_path / "variant.yml").write_text(yaml.dump(variant | {"dataset_kwargs": {"dataset": "ade20k"}}))
+    model = read_checkpoint(path)
+    assert model.labels.names[:2] == ("wall", "building")
+    assert (model.config.window, model.config.stride) == (768, 512)
+
+
+def test_what_is_missing_or_left_over_is_named_and_refused(tmp_path: Path) -> None:
+    state = mmsegmentation_state(TOY, "linear")
+    del state["backbone.layers.1.ln2.bias"]
+    state["backbone.layers.1.extra"] = torch.zeros(1)
+    path = save_mmsegmentation(tmp_path / "model.pth", state, TOY)
+    with pytest.raises(ms.InputError, match=r"lacks 1: backbone\.layers\.1\.ln2\.bias; has left over 1: .*extra"):
+        read_checkpoint(path)
+    with pytest.warns(UserWarning, match="lacks 1"):
+        assert read_checkpoint(path, partial=True).config.backbone_args["depth"] == 2
+
+
+def test_what_the_file_does_not_say_is_said(tmp_path: Path) -> None:
+    torch.save(mmsegmentation_state(TOY, "shift"), tmp_path / "bare.pth")
+    with pytest.warns(UserWarning, match="one attention head for each 64 channels.*1 mean shift step"):
+        model = read_checkpoint(tmp_path / "bare.pth")
+    assert model.mean_shift is not None
+    assert model.mean_shift.layers == 1
+    torch.save(mmsegmentation_state(TOY, "linear"), tmp_path / "plain.pth")
+    with pytest.raises(ms.InputError, match=r"mean_shift_layers: 2, but .* has no mean shift block"):
+        read_checkpoint(tmp_path / "plain.pth", mean_shift_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, "no Segmenter of MMSegmentation or of its authors"),
+        ([1, 2], "no Segmenter"),
+        ({"state_dict": {"backbone.conv1.weight": torch.zeros(1), "decode_head.x": torch.zeros(1)}}, "no plain ViT"),
+    ],
+)
+def test_another_architecture_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ms.InputError, match=message):
+        read_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['false']", "a: [", "net_kwargs: {n_heads: {}"])
+def test_a_variant_that_wants_more_than_values_is_refused(text: str, tmp_path: Path) -> None:
+    path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)
+    (tmp_path / "variant.yml").write_text(text)
+    with pytest.raises(ms.InputError, match=r"variant\.yml: cannot be read as plain YAML"):
+        read_checkpoint(path)
+
+
+def test_models_with_blocks_of_ours_are_not_written_for_others(tmp_path: Path) -> None:
+    small = {"embed_dim": 64, "depth": 1, "num_heads": 1}
+    for preset in ("jointshifter-ti16", "pixelshifter-ti16"):
+        model = ms.create_model(preset, num_classes=3, image_size=64, backbone_args=small)
+        with pytest.raises(ms.InputError, match="has no place for"):
+            write_mmsegmentation(model, tmp_path / "out.pth")
+    assert not list(tmp_path.iterdir())
