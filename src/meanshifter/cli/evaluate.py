@@ -20,8 +20,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Prints IoU and accuracy of every class, aAcc, mAcc and mIoU as MMSegmentation defines them, and the "
         "protocol they were measured under."
     )
-    parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="model or run folder, Hub id, published name, or another tool's .pth"
+    )
     add_dataset(parser)
+    parser.add_argument("--predictions", metavar="DIR", type=Path, help="score the label maps in DIR, without a MODEL")
+    parser.add_argument("--first-id", type=int, default=0, metavar="N", help="their value of class 0 (default: 0)")
+    parser.add_argument("--partial", action="store_true", help="score the label maps that are there")
     add_reading_options(parser)
     parser.add_argument(
         "--mean-shift-layers",
@@ -49,6 +54,11 @@ def run(args: argparse.Namespace) -> None:
 
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out: {args.out} is a folder; name a file, such as {args.out / 'result.json'}")
+    if args.predictions is not None:
+        _score_predictions(args)
+        return
+    if args.model is None:
+        raise InputError("MODEL: missing; name a model, or a folder of label maps with --predictions")
     predictor = load_predictor(args.model, args)
     dataset = open_scored(args.dataset, args.root, args.split, predictor.model.labels)
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
@@ -63,7 +73,23 @@ def run(args: argparse.Namespace) -> None:
         print(f"written to {args.out}")
 
 
-def open_scored(name: str, root: Path | None, split: str, labels: LabelSpace) -> Dataset:
+def _score_predictions(args: argparse.Namespace) -> None:
+    from meanshifter.evaluation import save_results
+    from meanshifter.evaluation.predictions import evaluate_predictions
+
+    if args.model is not None:
+        raise InputError(f"--predictions: given beside the model {args.model}; leave one of the two out")
+    dataset = open_scored(args.dataset, args.root, args.split, None)
+    result = evaluate_predictions(
+        args.predictions, dataset, first=args.first_id, partial=args.partial, limit=args.limit
+    )
+    print(result.table())
+    if args.out is not None:
+        save_results(args.out, [result])
+        print(f"written to {args.out}")
+
+
+def open_scored(name: str, root: Path | None, split: str, labels: LabelSpace | None) -> Dataset:
     """The data set; a folder that does not describe its classes is read with those of the model."""
     from meanshifter.data.catalog import HOMES, open_dataset
     from meanshifter.data.datasets import Folder

@@ -44,6 +44,8 @@ class Protocol:
     """Version of meanshifter."""
     tool: str | None = None
     """The tool whose reading of images is repeated to the pixel; None: our own."""
+    predictions: str | None = None
+    """The folder of label maps that were scored, made by whatever tool: how images were read is not known then."""
 
     def __str__(self) -> str:
         images = (
@@ -51,6 +53,9 @@ class Protocol:
             if self.images == self.images_in_split
             else f"first {self.images} of {self.images_in_split}"
         )
+        if self.predictions is not None:
+            made = f"label maps in {self.predictions}, however they were made"
+            return f"{self.dataset} {self.split}, {images} images; {made}; meanshifter {self.version}"
         parts = [
             f"{self.dataset} {self.split}, {images} images",
             "not resized" if self.short_side is None else f"sides fitted into {self.long_side}×{self.short_side}",

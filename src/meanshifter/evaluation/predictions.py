@@ -1,0 +1,98 @@
+"""Scores of label maps that lie in a folder, whatever tool wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import meanshifter
+from meanshifter.data.labels import LabelSpace
+from meanshifter.data.reading import MASK_SUFFIXES, read_mask
+from meanshifter.errors import InputError
+from meanshifter.evaluation.confusion import confusion_matrix
+from meanshifter.evaluation.protocol import Protocol
+from meanshifter.evaluation.result import Result
+from meanshifter.inference.files import read_ahead
+
+if TYPE_CHECKING:
+    from meanshifter.data.datasets import Dataset
+
+
+def evaluate_predictions(
+    folder: str | Path, dataset: Dataset, *, first: int = 0, partial: bool = False, limit: int | None = None
+) -> Result:
+    """The scores of the label maps in `folder`, named as the images of `dataset` are.
+
+    Args:
+        folder: index images of train ids, 8 or 16 bits, or RGB images in the colours of the data set's palette.
+        dataset: the truth; compared at its own size.
+        first: the value that stands for class 0, 1 where the tool counts from 1.
+        partial: score the images that are there; the protocol says how many.
+        limit: score only the first so many images.
+
+    Raises:
+        InputError: no such folder, images without a label map, label maps of another size, or values that are no
+            class; the file, the value and the remedy are named.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"--predictions: {folder} is no folder; name the one that holds the label maps")
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    found = {index: path for index in range(count) if (path := _file(folder, dataset.names[index])) is not None}
+    missing = [dataset.names[index] for index in range(count) if index not in found]
+    if not found or (missing and not partial):
+        few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise InputError(
+            f"--predictions: {folder} lacks {len(missing)} of {count} label maps ({few}); they are named as the images "
+            "are, such as NAME.png; --partial scores those that are there"
+        )
+    space, K = _space(dataset.labels, first), dataset.labels.num_classes
+
+    def pair(index: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+        truth = dataset.read_labels(index)
+        try:
+            labels = read_mask(found[index], space)
+        except InputError as error:
+            raise InputError(f"{error}; for ids that count from another number give --first-id") from error
+        if truth.shape != labels.shape:
+            raise InputError(
+                f"{found[index]}: {labels.shape} pixels (height, width), but the truth has {truth.shape}; write label "
+                "maps at the size of the images"
+            )
+        return np.asarray(confusion_matrix(truth, labels, K, ignore=dataset.labels.ignore))
+
+    total = sum((future.result() for _, future in read_ahead(pair, list(found))), np.zeros((K, K), np.int64))
+    return Result(total, dataset.labels.names, _protocol(folder, dataset, len(found)))
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((path for suffix in sorted(MASK_SUFFIXES) if (path := folder / f"{name}{suffix}").is_file()), None)
+
+
+def _space(labels: LabelSpace, first: int) -> LabelSpace:
+    """How such files spell the classes."""
+    raw = {k + first: k for k in range(labels.num_classes)}
+    colors = {color: k for k, color in enumerate(labels.palette)}
+    return LabelSpace(labels.names, labels.palette, raw, colors, labels.ignore)
+
+
+def _protocol(folder: Path, dataset: Dataset, images: int) -> Protocol:
+    return Protocol(
+        dataset=dataset.name,
+        split=dataset.split,
+        images=images,
+        images_in_split=len(dataset),
+        short_side=None,
+        long_side=None,
+        window=None,
+        stride=None,
+        flip=False,
+        scales=(),
+        mean_shift_layers=0,
+        precision="unknown",
+        weights="unknown",
+        version=meanshifter.__version__,
+        predictions=str(folder),
+    )

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import meanshifter as ms
+from meanshifter.data import Folder
+from meanshifter.evaluation.confusion import confusion_matrix
+from meanshifter.evaluation.predictions import evaluate_predictions
+
+NAMES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Folder:
+    """Three images of four classes, some pixels of which are ignored."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    (tmp_path / "data" / "classes.txt").write_text("sky\nroad\ntree\ncar\n")
+    for name in NAMES:
+        Image.fromarray(rng.integers(0, 256, (11, 13, 3), dtype=np.uint8)).save(tmp_path / f"data/images/{name}.png")
+        mask = rng.choice([0, 1, 2, 3, 255], (11, 13)).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / f"data/masks/{name}.png")
+    return Folder(tmp_path / "data", "all")
+
+
+@pytest.fixture
+def maps(tmp_path: Path, dataset: Folder) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    (tmp_path / "out").mkdir()
+    return {name: rng.integers(0, 4, (11, 13)).astype(np.uint8) for name in NAMES}
+
+
+def test_label_maps_of_every_spelling_give_the_same_scores(
+    tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]
+) -> None:
+    total = sum(confusion_matrix(dataset[i].labels, maps[dataset[i].name], 4, ignore=255) for i in range(3))
+    palette = np.array(dataset.labels.palette, np.uint8)
+    spellings = {
+        0: lambda labels: Image.fromarray(labels),
+        1: lambda labels: Image.fromarray((labels + 1).astype(np.uint16)),
+        2: lambda labels: Image.fromarray(palette[labels]),
+    }
+    for kind, write in spellings.items():
+        for name, labels in maps.items():
+            write(labels).save(tmp_path / "out" / f"{name}.png")
+        result = evaluate_predictions(tmp_path / "out", dataset, first=1 if kind == 1 else 0)
+        np.testing.assert_array_equal(result.confusion, total)
+        assert "however they were made" in str(result.protocol)
+
+
+def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ms.InputError, match=r"lacks 3 of 3 label maps \(a, b, c\)"):
+        evaluate_predictions(out, dataset, partial=True)
+    for name in ("a", "b"):
+        Image.fromarray(maps[name]).save(out / f"{name}.png")
+    with pytest.raises(ms.InputError, match=r"lacks 1 of 3 label maps \(c\)"):
+        evaluate_predictions(out, dataset)
+    assert evaluate_predictions(out, dataset, partial=True).protocol.images == 2
+    Image.fromarray(maps["c"][:, :5]).save(out / "c.png")
+    with pytest.raises(ms.InputError, match=r"c\.png: \(11, 5\) pixels .* the truth has \(11, 13\)"):
+        evaluate_predictions(out, dataset)
+    Image.fromarray(maps["c"] + 9).save(out / "c.png")
+    with pytest.raises(ms.InputError, match=r"c\.png: values .* outside the label map \(0-3\).*--first-id"):
+        evaluate_predictions(out, dataset)
+    with pytest.raises(ms.InputError, match="is no folder"):
+        evaluate_predictions(tmp_path / "nowhere", dataset)

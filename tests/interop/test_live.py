@@ -1,0 +1,40 @@
+"""Our files in MMSegmentation itself, where it is importable; docs/interop.md records a run."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import meanshifter as ms
+from meanshifter.interop.checkpoints import read_checkpoint
+from meanshifter.interop.writing import write_mmsegmentation
+
+mmseg = pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("preset", ["segmenter-ti16", "segmenter-mask-ti16"])
+@pytest.mark.parametrize("size", [(600, 700), (100, 683), (40, 60)], ids=["larger", "narrower", "smaller"])
+def test_it_loads_our_file_and_gives_our_label_map(preset: str, size: tuple[int, int], tmp_path: Path) -> None:
+    from mmseg.apis import inference_model, init_model
+
+    torch.manual_seed(0)
+    model = ms.create_model(preset, num_classes=150)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    write_mmsegmentation(model, tmp_path / "model.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = init_model(str(tmp_path / "model.py"), str(tmp_path / "model.pth"), device="cpu")
+    ours = read_checkpoint(tmp_path / "model.pth")
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = ms.Predictor(ours, protocol="mmsegmentation")(image).labels
+    expected = inference_model(theirs, image[:, :, ::-1].copy()).pred_sem_seg.data[0].numpy()
+    assert (found == expected).mean() >= 0.9999
+    x = torch.randn(1, 3, 96, 160)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs.decode_head(theirs.backbone(x)), rtol=1e-5, atol=5e-5)

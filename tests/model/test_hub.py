@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import meanshifter as ms
+from meanshifter.data import Shapes
+from meanshifter.evaluation import save_results
+from meanshifter.model.hub import read_results
+
+SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+
+
+@pytest.fixture
+def model() -> ms.Segmenter:
+    """A MeanShifter for the classes of Shapes."""
+    labels = Shapes(None, "val").labels
+    return ms.create_model("meanshifter-ti16", labels=labels, image_size=64, backbone_args=SMALL).eval()
+
+
+def test_a_round_trip_keeps_label_space_protocol_and_scores(model: ms.Segmenter, tmp_path: Path) -> None:
+    dataset = Shapes(None, "val")
+    model = ms.create_model(
+        "meanshifter-ti16",
+        labels=dataset.labels,
+        image_size=64,
+        backbone_args={"depth": 1, "embed_dim": 32, "num_heads": 2},
+    ).eval()
+    result = ms.evaluate(ms.Predictor(model, window=64, stride=48), dataset, limit=2)
+    save_results(tmp_path / "scores.json", [result])
+    model.save_pretrained(tmp_path / "hub", results=tmp_path / "scores.json")
+    again = ms.Segmenter.from_pretrained(tmp_path / "hub")
+    assert again.labels == model.labels
+    assert again.config == model.config
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(again(images), model(images))
+    kept = read_results(tmp_path / "hub")
+    assert kept == json.loads((tmp_path / "scores.json").read_text())["results"]
+    assert kept[0]["protocol"] == result.protocol.to_dict()
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert f"{result.mIoU:.2f}" in card
+    assert "| shapes | val | 2 |" in card
+    assert "window 64" in card
+    again.save_pretrained(tmp_path / "twice", results=read_results(tmp_path / "hub"))
+    assert read_results(tmp_path / "twice") == kept
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"results": [{"mIoU": 3}]}'])
+def test_what_is_no_scores_is_refused(model: ms.Segmenter, text: str, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ms.InputError, match=r"scores\.json: no scores of `meanshifter evaluate --out`"):
+        model.save_pretrained(tmp_path / "hub", results=tmp_path / "scores.json")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_model_without_scores_says_so(model: ms.Segmenter, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    assert "None were given" in (tmp_path / "README.md").read_text()
+    assert read_results(tmp_path) == []
