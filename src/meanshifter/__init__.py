@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from meanshifter.evaluation.evaluate import evaluate
     from meanshifter.inference.predictor import Predictor
     from meanshifter.inference.segmentation import Segmentation
-    from meanshifter.model.checkpoint import load_model
+    from meanshifter.interop.loading import load_model
     from meanshifter.model.presets import create_model
     from meanshifter.model.segmenter import Segmenter
 
@@ -38,7 +38,7 @@ _HOMES = {
     "Segmenter": "meanshifter.model.segmenter",
     "create_model": "meanshifter.model.presets",
     "evaluate": "meanshifter.evaluation.evaluate",
-    "load_model": "meanshifter.model.checkpoint",
+    "load_model": "meanshifter.interop.loading",
 }
 
 
