@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -39,3 +40,27 @@ def write_text(path: str | Path, text: str) -> None:
         InputError: the file cannot be written.
     """
     write_beside(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def folder_beside(path: str | Path) -> Iterator[Path]:
+    """An empty folder beside `path`, renamed into its place, over an old one, unless the block raises.
+
+    Raises:
+        InputError: the folder cannot be made; nothing is left behind then.
+    """
+    path = Path(path)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
+    try:
+        yield temporary
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.cli.main import main
+from meanshifter.interop.contract import as_segmenter
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
@@ -60,7 +61,7 @@ def test_an_image_becomes_a_page_with_pictures_and_numbers(folder: Path) -> None
 
 
 def test_the_image_is_read_as_the_recipe_of_a_run_says(folder: Path, tmp_path: Path) -> None:
-    ms.load_model(folder / "shift").save(tmp_path / "run" / "checkpoints" / "best")
+    as_segmenter(ms.load_model(folder / "shift")).save(tmp_path / "run" / "checkpoints" / "best")
     (tmp_path / "run" / "config.yaml").write_text(
         "evaluation: {window: 32, stride: 16, short_side: 20, long_side: 2048}"
     )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError, RunError
+from meanshifter.interop.contract import as_segmenter
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.mean_shift import MeanShift
 from meanshifter.training import loop
@@ -204,7 +205,7 @@ def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path) -> N
 def test_a_segmenter_recipe_with_the_block_given_is_a_meanshifter(tiny: TrainConfig) -> None:
     tiny.model.mean_shift = MeanShiftConfig(layers=2, channels=8)
     run = train(tiny, quiet=True).path
-    model = ms.load_model(run)
+    model = as_segmenter(ms.load_model(run))
     assert isinstance(model.mean_shift, MeanShift)
     assert (model.mean_shift.layers, model.mean_shift.channels) == (2, 8)
     evaluations = [line for line in metrics(run) if "mIoU" in line]

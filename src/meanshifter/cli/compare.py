@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     paths = [args.model_a, args.model_b, *args.more]
     predictors = dict(zip(_names(args.names, paths), [load_predictor(path, args) for path in paths], strict=True))
     models = [predictor.model for predictor in predictors.values()]
-    if args.mean_shift_layers is not None and all(model.mean_shift is None for model in models):
+    if args.mean_shift_layers is not None and not any(model.has_steps for model in models):
         raise InputError("--mean-shift-layers: none of the models has a mean shift block; leave it out")
     comparison = run_comparison(
         predictors,

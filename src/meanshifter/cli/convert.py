@@ -30,13 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read and write."""
-    from meanshifter.interop.loading import load_model
+    from meanshifter.interop.loading import load_segmenter
 
     if args.results is not None and args.to != "hub":
         raise InputError(f"--results: {args.results} is for a model card; add --to hub")
     if args.to in ("meanshifter", "hub", "segmenter") and args.out.is_file():
         raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
-    model = load_model(args.source, partial=args.partial, mean_shift_layers=args.mean_shift_layers)
+    model = load_segmenter(args.source, partial=args.partial, mean_shift_layers=args.mean_shift_layers)
     for path in _write(model, args):
         print(path)
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "score a model on a data set",
     "predict": "write the label maps of images",
     "compare": "show where models differ on the images of a data set",
+    "export": "write a model for other runtimes: ONNX, OpenVINO, torch.export",
     "models": "list the presets, with parameters and cost",
     "convert": "read other tools' checkpoints, and write ours for them",
     "study": "train and score what a study compares, and write its tables",

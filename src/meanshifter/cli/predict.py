@@ -100,7 +100,7 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str
     return failed
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
+def add_reading_options(parser: argparse.ArgumentParser, *, precision: bool = True) -> None:
     """The options of `Predictor` that predicting and evaluating share; those not given are left out."""
     group = parser.add_argument_group(
         "how images are read",
@@ -119,7 +119,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
     group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
+    if precision:
+        group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
     group.add_argument("--batch-size", type=int, metavar="WINDOWS", default=left_out, help="windows per pass")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
 
@@ -142,16 +143,21 @@ def load_predictor(
     name: str, args: argparse.Namespace, mean_shift_layers: int | None = None, **asked: Any
 ) -> Predictor:
     """The predictor that the command line and, for a run folder, its recipe describe, with model `name` loaded."""
-    import torch
-
     import meanshifter
-    from meanshifter.training.state import recipe_reading
 
     model = meanshifter.load_model(name)
+    device = model.fastest_device if args.device is None else args.device
+    settings = {**reading_settings(name, args), **asked}
+    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
+
+
+def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """How images are read: as the command line says, else as the recipe of run or export `name` does."""
+    from meanshifter.interop.runtime import reading_of
+    from meanshifter.training.state import recipe_reading
+
     given = {name: value for name, value in vars(args).items() if name in READING}
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
-    settings = {**recipe_reading(name), **given}
-    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings, **asked)
+    return {**reading_of(name), **recipe_reading(name), **given}
 
 
 def _or_none(text: str) -> int | None:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from meanshifter.data.labels import Labels
 from meanshifter.evaluation.boundary import near_boundary, only
 from meanshifter.evaluation.confusion import Confusion, confusion_matrix, mean_iou
-from meanshifter.inference.predictor import Predictor, evaluating
+from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.resizing import fitted_size, resize
+from meanshifter.interop.contract import as_segmenter
 from meanshifter.model.diagnostics import diagnose
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def diagnose_sample(
 
     Steps from pixels do not move the tokens, so that such a model has figures of step 0 only.
     """
-    model, labels = predictor.model, torch.from_numpy(sample.labels.astype(np.int64))
+    model, labels = as_segmenter(predictor.model), torch.from_numpy(sample.labels.astype(np.int64))
     size = fitted_size(*sample.image.shape[:2], short_side=predictor.short_side, long_side=predictor.long_side, scale=1)
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), model.evaluating():
         tokens, grid = model.encode(model.normalize(resize(sample.image, size)))
         places = patch_labels(labels, size, grid, model.patch_size)
         figures = diagnose(model.mean_shift, tokens.float(), layers, grid, places, model.labels.ignore)

@@ -20,12 +20,12 @@ from meanshifter.inference.predictor import Predictor
 
 if TYPE_CHECKING:
     from meanshifter.data.datasets import Dataset, Sample
-    from meanshifter.model.segmenter import Segmenter
+    from meanshifter.interop.contract import PatchModel
 
 
 @overload
 def evaluate(
-    predictor: Predictor | Segmenter,
+    predictor: Predictor | PatchModel,
     dataset: Dataset,
     *,
     mean_shift_layers: int | None = None,
@@ -36,7 +36,7 @@ def evaluate(
 
 @overload
 def evaluate(
-    predictor: Predictor | Segmenter,
+    predictor: Predictor | PatchModel,
     dataset: Dataset,
     *,
     mean_shift_layers: Sequence[int | None],
@@ -46,7 +46,7 @@ def evaluate(
 
 
 def evaluate(
-    predictor: Predictor | Segmenter,
+    predictor: Predictor | PatchModel,
     dataset: Dataset,
     *,
     mean_shift_layers: int | Sequence[int | None] | None = None,
@@ -59,7 +59,7 @@ def evaluate(
     entries `mean_shift_layers` has; truth is compared at the mask's own size.
 
     Args:
-        predictor: a `Predictor`, or a `Segmenter`.
+        predictor: a `Predictor`, or a model.
         dataset: a data set whose classes are those of the model.
         mean_shift_layers: None: the predictor's own; a number: that many steps; a sequence: a result for
             each, by number of steps, from one pass over the data.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from meanshifter.interop.contract import PatchModel
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Protocol:
         return {**asdict(self), "scales": list(self.scales)}
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(model: PatchModel) -> str:
     """The first 12 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors, by name."""
     import torch
 

@@ -46,12 +46,21 @@ def plan(inputs: Sequence[str], out: Path, *, overlay: bool, scores: Sequence[st
     return list(jobs.values())
 
 
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The images that files, folders and globs mean, each once.
+
+    Raises:
+        InputError: an input that is missing or holds no image.
+    """
+    return list(dict.fromkeys(source for given in inputs for source, _ in _expand(given, None)))
+
+
 def file_name(score: str) -> str:
     """A score's or class's name as that of a folder."""
     return "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in score)
 
 
-def _expand(given: str, out: Path) -> Iterator[tuple[Path, Path]]:
+def _expand(given: str, out: Path | None) -> Iterator[tuple[Path, Path]]:
     """Images that one argument means, each with its place below the output folder."""
     path = Path(given)
     if path.is_file():
@@ -85,8 +94,10 @@ def _is_image(file: Path, base: Path) -> bool:
     return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
-def _inside(file: Path, out: Path, base: Path) -> bool:
+def _inside(file: Path, out: Path | None, base: Path) -> bool:
     """Whether `file` is an earlier result, in an output folder that itself lies inside the input folder."""
+    if out is None:
+        return False
     out, base = out.resolve(), base.resolve()
     return out != base and out.is_relative_to(base) and file.resolve().is_relative_to(out)
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import torch
 
+from meanshifter.errors import InputError
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PLAIN_ATTENTION_BYTES = 2 * 10**9
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,6 +21,21 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     if precision != "auto":
         return precision
     return "bf16" if has_bfloat16(device) else "fp32"
+
+
+def reading_precision(precision: Precision, device: torch.device, own: str | None) -> str:
+    """What a model is read in: `own`, where an arithmetic is built into it, else what `resolve_precision` says.
+
+    Raises:
+        InputError: another precision than the one built in; "fp32", the default everywhere, asks for nothing.
+    """
+    if own is None:
+        return resolve_precision(precision, device)
+    if precision not in ("auto", "fp32", own):
+        raise InputError(
+            f"precision: {precision}; the export has {own} built in: leave it out, or export the model again"
+        )
+    return own
 
 
 def fused_attention_pays(

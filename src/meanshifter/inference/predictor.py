@@ -7,11 +7,11 @@ softmax probabilities over views. Glossary: K classes, H W pixels of the input, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +24,19 @@ from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
 from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
 from meanshifter.errors import InputError
-from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, resolve_precision
+from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, reading_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
 from meanshifter.inference.resizing import enlarged_size, fitted_size, resize
 from meanshifter.inference.segmentation import Segmentation
 from meanshifter.inference.windows import Axis, axis, check_windows
+from meanshifter.interop.contract import PatchModel
 from meanshifter.ops import Score, View, label_map, pixel_scores
 
-if TYPE_CHECKING:
-    from meanshifter.model.segmenter import Segmenter
-
 Pixels = npt.NDArray[np.uint8]
+Picture = str | Path | Image.Image | Pixels
+Readable = Picture | LargeFile
 Source = Pixels | FileRows | Tensor
 """What windows are cut from: pixels, or normalised floats (H, W, 3)."""
-Readable = str | Path | Image.Image | Pixels | LargeFile
 Own = Literal["model"]
 Tool = Literal["mmsegmentation", "segmenter"]
 """Tools whose reading of images is repeated where it differs from ours. MMSegmentation upsamples the logits of a window
@@ -52,7 +51,7 @@ class Predictor:
     """Reads label maps out of a model, as large as the image and without ever holding K × H × W.
 
     Args:
-        model: a `Segmenter`; its training flags are as before after every call.
+        model: a `Segmenter`, whose training flags are as before after every call, or an export that `load_model` read.
         window: side of the square windows in pixels; None reads the whole image at once. This, the stride and the
             sides default to what the model's configuration says, which is 512, 480, 512 and 2048 unless another
             tool's checkpoint said otherwise.
@@ -82,7 +81,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Segmenter,
+        model: PatchModel,
         *,
         window: int | Own | None = "model",
         stride: int | Own = "model",
@@ -123,7 +122,7 @@ class Predictor:
         self.progress = progress
         if device is not None:
             _move(model, device)
-        self.precision = resolve_precision(precision, model.device)
+        self.precision = reading_precision(precision, model.device, model.own_precision)
 
     def __call__(self, image: Readable) -> Segmentation:
         """The segmentation of a file, a PIL image or an (H, W, 3) uint8 RGB array, at its own size.
@@ -133,8 +132,8 @@ class Predictor:
         """
         source = self.load(image)
         out = _Maps(source.shape[:2], self.model.labels.num_classes, self.scores, self.probabilities)
-        with evaluating(self.model), torch.inference_mode(), opened(source) as pixels:
-            for rows, (views,) in self._bands(pixels, [self.mean_shift_layers]):
+        with self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+            for rows, (views,) in self.bands(pixels, [self.mean_shift_layers]):
                 self._read_out(views, rows, out)
         return Segmentation(out.labels, source, self.model.labels, out.scores, out.probabilities)
 
@@ -149,8 +148,8 @@ class Predictor:
         if not steps:
             raise InputError("layers: 0 entries; name at least one number of mean shift steps")
         maps = [_Maps(source.shape[:2], self.model.labels.num_classes).labels for _ in steps]
-        with evaluating(self.model), torch.inference_mode(), opened(source) as pixels:
-            for rows, several in self._bands(pixels, steps):
+        with self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+            for rows, several in self.bands(pixels, steps):
                 for labels, views in zip(maps, several, strict=True):
                     labels[rows] = label_map(views).cpu().numpy()
         return maps
@@ -208,7 +207,7 @@ class Predictor:
         for title, k in zip(self.probabilities, classes, strict=True):
             out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
 
-    def _bands(self, pixels: Pixels | FileRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
+    def bands(self, pixels: Pixels | FileRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
         """Bands of rows from the top down, each with the views of every entry of `steps`.
 
         At most the logits of the windows that one band touches are alive.
@@ -254,17 +253,21 @@ class Predictor:
         self, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
     ) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
-        device, encoder = self.model.device, self.model.encoder
+        device = self.model.device
         count = self._batch_size((rows.width, cols.width), device)
         tokens = rows.patches * cols.patches
-        size = {"images": count, "heads": encoder.heads, "tokens": tokens}
+        size = {"images": count, "heads": self.model.heads, "tokens": tokens}
         fused = fused_attention_pays(device, self.precision, **size)
         for batch in crops(pixels, rows, cols, count):
-            autocast = torch.autocast(device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32")
-            with autocast, encoder.attention(fused=fused):
+            with self._arithmetic(device), self.model.attention(fused=fused):
                 images = batch.permute(0, 3, 1, 2) if isinstance(batch, Tensor) else self.model.normalize(batch)
                 logits = self.model.logits_at(images, steps)
             yield from zip(*(several.float() for several in logits), strict=True)
+
+    def _arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.model.own_precision is not None or self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, AUTOCAST[self.precision])
 
     def _batch_size(self, window: tuple[int, int], device: torch.device) -> int:
         if self.batch_size is not None:
@@ -284,7 +287,7 @@ class _Maps:
         self.probabilities = {name: np.empty(size, dtype=np.float32) for name in probabilities}
 
 
-def as_pixels(image: str | Path | Image.Image | Pixels, max_pixels: int = MAX_PIXELS) -> Pixels:
+def as_pixels(image: Picture, max_pixels: int = MAX_PIXELS) -> Pixels:
     """The (H, W, 3) uint8 RGB array of a file, a PIL image or such an array itself.
 
     Raises:
@@ -363,21 +366,9 @@ def _check_asked(scores: Sequence[str], probabilities: Sequence[str], labels: La
             raise InputError(f"probabilities: the model has no class {name!r}; {hint}")
 
 
-def _move(model: Segmenter, device: str | torch.device) -> None:
+def _move(model: PatchModel, device: str | torch.device) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"device: {device} cannot be used ({reason}); 'cpu' always can") from error
-
-
-@contextmanager
-def evaluating(model: Segmenter) -> Iterator[None]:
-    """Evaluation mode inside, and every module's own training flag restored after."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training

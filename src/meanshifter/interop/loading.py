@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.interop.checkpoints import SUFFIXES, read_checkpoint
+from meanshifter.interop.contract import PatchModel
 from meanshifter.interop.published import PUBLISHED, load_published
+from meanshifter.interop.runtime import is_export, load_export
 from meanshifter.model import checkpoint
 
 if TYPE_CHECKING:
@@ -21,20 +23,35 @@ def load_model(
     device: str | torch.device = "cpu",
     partial: bool = False,
     mean_shift_layers: int | None = None,
-) -> Segmenter:
-    """The model that `name` stands for, in evaluation mode.
+) -> PatchModel:
+    """The model that `name` stands for, in evaluation mode: a `Segmenter`, or for an export a `RuntimeModel`.
 
     Args:
         name: a model folder, a run folder (its best checkpoint), a Hub id "owner/name", the name of a published
-            model (`meanshifter models --published` lists them), or a checkpoint file of MMSegmentation or of the
-            Segmenter of its authors, or the folder that holds the latter's `checkpoint.pth` and `variant.yml`.
+            model (`meanshifter models --published` lists them), a folder that `meanshifter export` wrote, a checkpoint
+            file of MMSegmentation or of the Segmenter of its authors, or the folder that holds the latter's
+            `checkpoint.pth` and `variant.yml`.
         device: where the weights go.
         partial: of another tool's file, take what fits and warn of what is missing or left over.
         mean_shift_layers: of another tool's file of a MeanShifter, its trained number of steps.
 
     Raises:
-        InputError: nothing of that name, no network, or files that are damaged, unsafe or of another format.
+        InputError: nothing of that name, no network, a missing package, or files that are damaged, unsafe or of
+            another format.
     """
+    if is_export(Path(name)):
+        return load_export(Path(name), device)
+    return load_segmenter(name, device=device, partial=partial, mean_shift_layers=mean_shift_layers)
+
+
+def load_segmenter(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    partial: bool = False,
+    mean_shift_layers: int | None = None,
+) -> Segmenter:
+    """As `load_model`, for who needs the model itself: an export is refused."""
     path = Path(name)
     if str(name) in PUBLISHED and not path.exists():
         return load_published(str(name)).to(device)

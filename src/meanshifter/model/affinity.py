@@ -43,7 +43,7 @@ def key_and_query_channels(
         bias = -0.5 * keys.square().sum(-1, keepdim=True)
     if spatial is not None:
         p = _places(grid, s) / (spatial * math.sqrt(scale))
-        p = p.expand(len(s), -1, -1)
+        p = p.expand(s.shape[0], -1, -1)
         queries, keys = torch.cat([queries, p], -1), torch.cat([keys, p], -1)
         bias = bias - 0.5 * p.square().sum(-1, keepdim=True)
     return torch.cat([queries, torch.ones_like(queries[..., :1])], -1), torch.cat([keys, bias], -1)
@@ -53,7 +53,7 @@ def _places(grid: Grid | None, like: Tensor) -> Float[Tensor, "M 2"]:
     """Row and column of each token, from the middle of the grid."""
     if grid is None or math.prod(grid) != like.shape[1]:
         raise InputError(f"grid: {grid}; a spatial bandwidth needs the rows and columns of the {like.shape[1]} tokens")
-    h, w = (torch.arange(n, device=like.device, dtype=like.dtype) - (n - 1) / 2 for n in grid)
+    h, w = (torch.arange(1 - n, n, 2, device=like.device, dtype=like.dtype) / 2 for n in grid)
     return torch.cartesian_prod(h, w)
 
 

@@ -26,13 +26,17 @@ def save_model(model: Segmenter, folder: str | Path) -> None:
     """Write configuration, classes and weights of `model` into `folder`, each file beside and renamed into place."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    described = {
+    save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
+    write_text(folder / CONFIG, json.dumps(describe(model), indent=2) + "\n")
+
+
+def describe(model: Segmenter) -> dict[str, Any]:
+    """What `config.json` says of a model."""
+    return {
         "format_version": FORMAT_VERSION,
         "model": model.config.to_dict(),
         "labels": model.labels.to_dict(),
     }
-    save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
-    write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n")
 
 
 def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
@@ -49,6 +53,10 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
         InputError: nothing of that name, or files that are damaged or of another format.
     """
     folder = _model_folder(name)
+    if "runtime" in read_description(folder):
+        raise InputError(
+            f"{folder}: an export, which is for prediction and evaluation only; give the model that it was made from"
+        )
     model = Segmenter(*read_model_config(folder))
     _load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
@@ -60,7 +68,7 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, LabelSpace]:
     Raises:
         InputError: it is missing, damaged or of another format.
     """
-    described = _read_config(folder / CONFIG)
+    described = read_description(folder)
     try:
         return ModelConfig.from_dict(described["model"]), LabelSpace.from_dict(described["labels"])
     except (KeyError, TypeError, ValueError) as error:
@@ -91,7 +99,13 @@ def _download(repo: str) -> Path:
         ) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder.
+
+    Raises:
+        InputError: it is missing, damaged or of another format.
+    """
+    path = folder / CONFIG
     try:
         described: Any = json.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -70,7 +70,7 @@ class MaskTransformer(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
         """Logits per patch on the grid (h, w)."""
-        embeddings = repeat(self.class_embeddings, "1 k d -> b k d", b=len(tokens))
+        embeddings = repeat(self.class_embeddings, "1 k d -> b k d", b=tokens.shape[0])
         both = torch.cat([self.project(tokens), embeddings], dim=1)
         for block in self.blocks:
             both = block(both)

@@ -79,7 +79,9 @@ class MeanShift(nn.Module):
         if self.config.kernel == "dot" and self.config.spatial is None:
             yield tokens.dtype
         else:
-            with nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False):
+            device = tokens.device.type
+            cast = not tokens.is_meta and torch.is_autocast_enabled(device)  # asked, as exporters follow no autocast
+            with torch.autocast(device, enabled=False) if cast else nullcontext():
                 yield self.project.weight.dtype
 
     def _step(self, z: Tensor, start: Tensor, grid: Grid | None, fixed: Tensor | None) -> Tensor:

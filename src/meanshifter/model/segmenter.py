@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,36 @@ class Segmenter(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    @property
+    def fastest_device(self) -> str:
+        """cuda where there is one, else cpu."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def own_precision(self) -> str | None:
+        """None: the arithmetic is whatever autocast says."""
+        return None
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of an encoder layer."""
+        return self.encoder.heads
+
+    def attention(self, *, fused: bool) -> AbstractContextManager[None]:
+        """Fused attention in the encoder inside, or not, and what was set before after."""
+        return self.encoder.attention(fused=fused)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside, and every module's own training flag restored after."""
+        flags = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
     def forward(
         self, images: Float[Tensor, "B 3 H W"], mean_shift_layers: int | None = None
     ) -> Float[Tensor, "B K h w"]:
@@ -129,16 +160,7 @@ class Segmenter(nn.Module):
 
     def normalize(self, images: npt.NDArray[np.uint8] | Tensor) -> Float[Tensor, "B 3 H W"]:
         """uint8 RGB (H, W, 3) or (B, H, W, 3) to normalised floats (B, 3, H, W) on the model's device."""
-        pixels = torch.as_tensor(images)
-        if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
-            raise InputError(
-                f"images: shape {tuple(pixels.shape)} of {pixels.dtype}; expected uint8 RGB (H, W, 3) or (B, H, W, 3)"
-            )
-        pixels = pixels if pixels.ndim == 4 else pixels[None]
-        pixels = pixels.to(self.device).permute(0, 3, 1, 2).float()
-        mean = pixels.new_tensor(self.config.mean).view(3, 1, 1)
-        std = pixels.new_tensor(self.config.std).view(3, 1, 1)
-        return (pixels / 255 - mean) / std
+        return normalized(images, self.config, self.device)
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; `load_model(folder)` reads them."""
@@ -164,3 +186,23 @@ class Segmenter(nn.Module):
         from meanshifter.model.hub import push_to_hub
 
         return push_to_hub(self, repo, results=results, private=private)
+
+
+def normalized(
+    images: npt.NDArray[np.uint8] | Tensor, config: ModelConfig, device: torch.device
+) -> Float[Tensor, "B 3 H W"]:
+    """uint8 RGB (H, W, 3) or (B, H, W, 3) to floats (B, 3, H, W) on `device`, less the mean and over the deviation.
+
+    Raises:
+        InputError: anything but such an array.
+    """
+    pixels = torch.as_tensor(images)
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        raise InputError(
+            f"images: shape {tuple(pixels.shape)} of {pixels.dtype}; expected uint8 RGB (H, W, 3) or (B, H, W, 3)"
+        )
+    pixels = pixels if pixels.ndim == 4 else pixels[None]
+    pixels = pixels.to(device).permute(0, 3, 1, 2).float()
+    mean = pixels.new_tensor(config.mean).view(3, 1, 1)
+    std = pixels.new_tensor(config.std).view(3, 1, 1)
+    return (pixels / 255 - mean) / std

@@ -92,7 +92,7 @@ def _check(models: Mapping[str, Predictor], dataset: Dataset, pick: int, depths:
         raise InputError(f"pick: {pick} images; show at least 1 of each of best, median and worst")
     for predictor in models.values():
         check_classes(predictor.model.labels, dataset.labels, f"{dataset.name} {dataset.split}")
-        if predictor.model.mean_shift is not None:
+        if predictor.model.has_steps:
             for depth in depths:
                 predictor.resolve_layers(depth)
 

@@ -115,7 +115,7 @@ def figure_of(comparison: Comparison, choice: Choice, depths: Sequence[int]) -> 
 
 def _read(model: Scored, sample: Sample, space: LabelSpace, depths: Sequence[int]) -> _Reading:
     """The encoder sees the image once."""
-    shown = () if model.predictor.model.mean_shift is None else tuple(dict.fromkeys(depths))
+    shown = tuple(dict.fromkeys(depths)) if model.predictor.model.has_steps else ()
     steps = list(dict.fromkeys([model.predictor.mean_shift_layers, *shown]))
     maps = dict(zip(steps, model.predictor.label_maps(sample.image, steps), strict=True))
     results = {

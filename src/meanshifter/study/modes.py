@@ -24,8 +24,9 @@ from meanshifter.data.reading import read_mask
 from meanshifter.errors import InputError
 from meanshifter.evaluation.diagnosis import boundary_figures, diagnose_sample
 from meanshifter.files import write_text
-from meanshifter.inference.predictor import Pixels, Predictor, as_pixels, evaluating
+from meanshifter.inference.predictor import Pixels, Predictor, as_pixels
 from meanshifter.inference.resizing import fitted_size, resize
+from meanshifter.interop.contract import as_segmenter
 from meanshifter.model.diagnostics import diagnose, in_double
 from meanshifter.model.mean_shift import MeanShift
 from meanshifter.model.modes import by_size, modes_of, spread
@@ -160,8 +161,9 @@ def find_modes(
     original = as_pixels(image, predictor.max_pixels)
     truth = None if labels is None else _truth(predictor, original, labels)
     pixels = _as_read(predictor, original)
-    with torch.inference_mode(), evaluating(predictor.model):
-        tokens, grid = predictor.model.encode(predictor.model.normalize(pixels))
+    model = as_segmenter(predictor.model)
+    with torch.inference_mode(), model.evaluating():
+        tokens, grid = model.encode(model.normalize(pixels))
         say(f"{tokens.shape[1]} patches, {grid[0]} × {grid[1]}: {layers} steps")
         states = in_double(block).trajectory(tokens.double(), layers, grid)[:, 0].cpu()
         if not states.isfinite().all():
@@ -182,7 +184,7 @@ def find_modes(
     return Modes(
         image=pixels,
         grid=grid,
-        patch_size=predictor.model.patch_size,
+        patch_size=model.patch_size,
         trained_layers=block.layers,
         kernel=block.config.kernel,
         tolerance=tolerance,
@@ -256,7 +258,7 @@ def save_numbers(modes: Modes, folder: Path, **facts: str) -> None:
 
 def _check(predictor: Predictor, layers: int, tolerance: float) -> MeanShift:
     """The block; everything that needs no image is refused here."""
-    block = predictor.model.mean_shift
+    block = as_segmenter(predictor.model).mean_shift
     if block is None:
         raise InputError("model: has no mean shift block, so its tokens stay where they are; give a MeanShifter")
     if not 1 <= layers <= MAX_LAYERS or int(layers) != layers:
@@ -270,7 +272,7 @@ def _check(predictor: Predictor, layers: int, tolerance: float) -> MeanShift:
 def _as_read(predictor: Predictor, image: Pixels) -> Pixels:
     """The image (H, W, 3) at the size at which the predictor reads it."""
     H, W = fitted_size(*image.shape[:2], short_side=predictor.short_side, long_side=predictor.long_side, scale=1)
-    P = predictor.model.patch_size
+    P = predictor.model.stride
     tokens = math.ceil(H / P) * math.ceil(W / P)
     if tokens > MAX_TOKENS:
         raise InputError(

@@ -1,0 +1,108 @@
+"""Writing exports: a model's program in another runtime's format, beside its `config.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meanshifter.errors import InputError
+from meanshifter.files import folder_beside, write_text
+from meanshifter.interop import label_graph
+from meanshifter.interop.program import PatchLogits, exported
+from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_export, load_export, require
+from meanshifter.model.checkpoint import CONFIG, describe
+from meanshifter.model.segmenter import Segmenter
+
+Check = Callable[[RuntimeModel], object]
+
+
+def export_model(
+    model: Segmenter,
+    out: str | Path,
+    *,
+    format: str = "onnx",  # noqa: A002 (the word for it)
+    precision: str = "fp32",
+    mean_shift_layers: int | None = None,
+    calibration: Sequence[Tensor] = (),
+    label_graph: bool = False,
+    reading: Mapping[str, Any] | None = None,
+    check: Check | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write `model` into the folder `out`, for any batch and image size; `load_model(out)` reads it.
+
+    Args:
+        model: what is written.
+        out: the folder; it is made beside and renamed into place once everything in it is right.
+        format: "onnx", "openvino" or "torch".
+        precision: "fp32"; "fp16", "bf16" and "int8" where the format has them.
+        mean_shift_layers: steps that are built in; None is the trained number.
+        calibration: normalised images (B, 3, H, W) that ranges of activations are taken from; int8 only, where
+            without them weights alone are stored so (OpenVINO) or ranges are taken anew in every call (ONNX).
+        label_graph: also write `labels.onnx`, from uint8 images to label maps; ONNX only.
+        reading: how the model's scores read images, as arguments of `Predictor`, for later commands.
+        check: called with what was written before it is put in place; where it raises, nothing is left behind.
+        overwrite: replace an earlier export in `out`.
+
+    Raises:
+        InputError: a format or precision that is not there, a package that is not installed, or a folder that is taken.
+    """
+    folder = Path(out)
+    check_export(folder, format, precision, calibrated=bool(calibration), label_graph=label_graph, overwrite=overwrite)
+    layers = model.steps(mean_shift_layers)
+    program = exported(PatchLogits(model, layers), _example(model), side=model.patch_size + 1)
+    described = describe(model)
+    described[RUNTIME] = {
+        "format": format,
+        "file": FORMATS[format].FILE,
+        "precision": precision,
+        "mean_shift_layers": layers,
+        "stride": model.stride,
+        "reading": dict(reading or {}),
+    }
+    with folder_beside(folder) as beside:
+        FORMATS[format].write(program, beside, precision, calibration=calibration)
+        if label_graph:
+            _write_label_graph(model, layers, beside)
+        write_text(beside / CONFIG, json.dumps(described, indent=2) + "\n")
+        if check is not None:
+            check(load_export(beside))
+
+
+def check_export(
+    folder: Path, form: str, precision: str, *, calibrated: bool, label_graph: bool, overwrite: bool
+) -> None:
+    """Refuse what cannot be written before any work.
+
+    Raises:
+        InputError: as `export_model`.
+    """
+    if form not in FORMATS:
+        raise InputError(f"format: {form!r}; use one of {', '.join(FORMATS)}")
+    known = FORMATS[form].PRECISIONS
+    if precision not in known:
+        raise InputError(f"precision: {precision} is not there in format {form}; it has {', '.join(known)}")
+    if calibrated and precision != "int8":
+        raise InputError(f"calibrate: given for precision {precision}; only int8 takes ranges from images")
+    if label_graph and (form, precision) != ("onnx", "fp32"):
+        raise InputError(f"label_map: given for format {form} in {precision}; it is written for onnx in fp32")
+    require(form, *FORMATS[form].WRITING, *(FORMATS[form].QUANTIZING if precision == "int8" else ()))
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken and not (overwrite and is_export(folder)):
+        remedy = "replace it with --overwrite" if is_export(folder) else "name an empty or a new folder"
+        raise InputError(f"{folder}: is taken; {remedy}")
+
+
+def _write_label_graph(model: Segmenter, layers: int, folder: Path) -> None:
+    label_graph.write_label_graph(model, layers, folder / label_graph.FILE)
+
+
+def _example(model: Segmenter) -> Tensor:
+    """Images whose sides are no multiple of the patch and unlike each other, so that nothing is taken for fixed."""
+    P = model.patch_size
+    return torch.zeros(2, 3, 3 * P + 1, 4 * P - 1)

@@ -1,0 +1,203 @@
+"""Exports: folders with a model's `config.json` and its program in a format that another runtime runs.
+
+`config.json` holds what it holds beside weights, and under `runtime` the format, the file, the precision and the number
+of mean shift steps that are built in. Glossary: B batch, K classes, H W pixels, h w the grid of the logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.interop import onnx_format, openvino_format, torch_format
+from meanshifter.model.checkpoint import CONFIG, read_description, read_model_config
+from meanshifter.model.config import ModelConfig
+from meanshifter.model.segmenter import normalized
+
+RUNTIME = "runtime"
+
+
+class Engine(Protocol):
+    """A program that has been loaded."""
+
+    device: torch.device
+
+    @property
+    def fastest_device(self) -> str:
+        """The best device that it can run on here."""
+
+    def run(self, images: Tensor) -> Tensor:
+        """Normalised float32 images (B, 3, H, W) to patch logits (B, K, h, w)."""
+
+    def to(self, device: torch.device) -> None:
+        """Move it; raises InputError where it cannot run."""
+
+
+class Format(Protocol):
+    """What a module must have to be a format."""
+
+    FILES: tuple[str, ...]
+    PRECISIONS: tuple[str, ...]
+    PACKAGES: tuple[str, ...]
+    EXTRA: str | None
+
+    def load(self, path: Path, precision: str, device: torch.device) -> Engine:
+        """The program in a file."""
+
+
+FORMATS: dict[str, Any] = {"onnx": onnx_format, "openvino": openvino_format, "torch": torch_format}
+
+
+class RuntimeModel:
+    """An export: what `Predictor` needs of a model, with the encoder, the block and the decoder in one program."""
+
+    def __init__(
+        self, config: ModelConfig, labels: LabelSpace, stated: dict[str, Any], folder: Path, engine: Engine
+    ) -> None:
+        self.config, self.labels, self.stated = config, labels, stated
+        self._folder, self._engine = folder, engine
+        self._layers = int(stated["mean_shift_layers"])
+
+    def __call__(self, images: Tensor, mean_shift_layers: int | None = None) -> Tensor:
+        """Patch logits (B, K, h, w) of normalised images (B, 3, H, W), as a `Segmenter` gives them."""
+        return self.logits_at(images, [mean_shift_layers])[0]
+
+    @property
+    def stride(self) -> int:
+        """Side in pixels of what one logit stands for."""
+        return int(self.stated["stride"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the program runs."""
+        return self._engine.device
+
+    @property
+    def fastest_device(self) -> str:
+        """The best device that the installed runtime has."""
+        return self._engine.fastest_device
+
+    @property
+    def own_precision(self) -> str:
+        """What the program computes in."""
+        return str(self.stated["precision"])
+
+    @property
+    def heads(self) -> int:
+        """1: what memory attention takes is the runtime's affair."""
+        return 1
+
+    @property
+    def has_steps(self) -> bool:
+        """Never: their number is built in."""
+        return False
+
+    def steps(self, layers: int | None) -> int:
+        """The number of mean shift steps that is built in.
+
+        Raises:
+            InputError: another one is asked for.
+        """
+        if layers not in (None, self._layers):
+            raise InputError(
+                f"mean_shift_layers: {layers}; the export has {self._layers} built in: leave it out, or export the "
+                f"model again with --mean-shift-layers {layers}"
+            )
+        return self._layers
+
+    def normalize(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """uint8 RGB (H, W, 3) or (B, H, W, 3) to normalised floats (B, 3, H, W)."""
+        return normalized(images, self.config, self.device)
+
+    def logits_at(self, images: Tensor, layers: Sequence[int | None]) -> list[Tensor]:
+        """The program's logits, once for each entry of `layers`, which all mean the number built in."""
+        for count in layers:
+            self.steps(count)
+        H, W = images.shape[-2:]
+        logits = self._engine.run(images)[..., : -(-H // self.stride), : -(-W // self.stride)]
+        return [logits for _ in layers]
+
+    def evaluating(self) -> AbstractContextManager[object]:
+        """Nothing to do."""
+        return nullcontext()
+
+    def attention(self, *, fused: bool) -> AbstractContextManager[object]:
+        """Nothing to choose."""
+        return nullcontext(fused)
+
+    def to(self, device: str | torch.device) -> RuntimeModel:
+        """Run there from now on.
+
+        Raises:
+            InputError: the runtime has no such device here.
+        """
+        if torch.device(device) != self.device:
+            self._engine.to(torch.device(device))
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The bytes of the program's files."""
+        names = FORMATS[self.stated["format"]].FILES
+        return {name: torch.from_numpy(np.fromfile(self._folder / name, np.uint8)) for name in names}
+
+
+def is_export(path: Path) -> bool:
+    """Whether a folder's `config.json` speaks of a runtime."""
+    try:
+        described = json.loads((path / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and RUNTIME in described
+
+
+def load_export(folder: Path, device: str | torch.device = "cpu") -> RuntimeModel:
+    """The model of an export.
+
+    Raises:
+        InputError: a file that is missing or damaged, a format that is not known, or a package that is not installed.
+    """
+    stated = read_description(folder)[RUNTIME]
+    config, labels = read_model_config(folder)
+    lacking = [key for key in ("format", "file", "precision", "mean_shift_layers", "stride") if key not in stated]
+    if lacking or stated["format"] not in FORMATS:
+        raise InputError(f"{folder / CONFIG}: its runtime is not one of {', '.join(FORMATS)}; export the model again")
+    form = FORMATS[stated["format"]]
+    require(stated["format"])
+    missing = [name for name in form.FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder / missing[0]}: missing; copy the whole export again")
+    engine = form.load(folder / stated["file"], stated["precision"], torch.device(device))
+    return RuntimeModel(config, labels, stated, folder, engine)
+
+
+def require(name: str, *more: str) -> None:
+    """Make sure that the packages of a format, and `more` of them, are installed.
+
+    Raises:
+        InputError: one is not; the line says which and how to get it.
+    """
+    form = FORMATS[name]
+    for package in (*form.PACKAGES, *more):
+        if find_spec(package) is None:
+            raise InputError(
+                f"format: {name} needs the package {package}, which is not installed; "
+                f'pip install "meanshifter[{form.EXTRA}]"'
+            )
+
+
+def reading_of(path: str | Path) -> dict[str, Any]:
+    """How the exported model reads images, as arguments of `Predictor`; empty where nothing is said."""
+    if not is_export(Path(path)):
+        return {}
+    return dict(read_description(Path(path))[RUNTIME].get("reading", {}))

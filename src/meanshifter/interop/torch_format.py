@@ -1,0 +1,77 @@
+"""`torch.export`: a program that runs with torch alone, without this package or timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FILE = "model.pt2"
+FILES = (FILE,)
+PRECISIONS = ("fp32",)
+"""The program asserts the types of its intermediate results, so that it does not run under autocast."""
+PACKAGES: tuple[str, ...] = ()
+WRITING: tuple[str, ...] = ()
+QUANTIZING: tuple[str, ...] = ()
+EXTRA = None
+
+
+def write(program: ExportedProgram, folder: Path, precision: str, *, calibration: Sequence[Tensor]) -> None:
+    """Write the program."""
+    torch.export.save(program, folder / FILE)
+
+
+def load(path: Path, precision: str, device: torch.device) -> Program:
+    """The program in a file."""
+    return Program(path, device)
+
+
+class Program:
+    """An exported program as a module."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self._path = path
+        self.to(device)
+
+    @property
+    def fastest_device(self) -> str:
+        """cuda where there is one."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def to(self, device: torch.device) -> None:
+        """Load the program for this device: its constants name one."""
+        from torch.export.passes import move_to_device_pass
+
+        try:
+            program = torch.export.load(self._path)
+        except Exception as error:  # zip, pickle and schema errors
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self._path}: torch cannot read it ({reason}); export the model again") from error
+        try:
+            moved = program if device.type == "cpu" else move_to_device_pass(program, device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device: {device} cannot be used; 'cpu' always can") from error
+        self._module, self.device = moved.module(), device
+
+    def run(self, images: Tensor) -> Tensor:
+        """Patch logits.
+
+        Raises:
+            InputError: images smaller than the program was proved for.
+        """
+        try:
+            logits: Tensor = self._module(images.to(self.device))
+        except AssertionError as error:
+            H, W = images.shape[-2:]
+            raise InputError(
+                f"{self._path}: images of {H}×{W} pixels; the program takes sides above one patch ({error})"
+            ) from error
+        return logits

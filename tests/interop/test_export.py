@@ -1,0 +1,306 @@
+"""Exports do what the model does, for any batch and image size, and say so before they are put in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import meanshifter as ms
+from meanshifter.cli.main import main
+from meanshifter.data import Shapes
+from meanshifter.interop import export as exporting
+from meanshifter.interop import runtime
+from meanshifter.interop.contract import PatchModel
+from meanshifter.interop.export import export_model
+from meanshifter.interop.program import PatchLogits, resample_grid
+from meanshifter.model import checkpoint
+
+BACKBONE = {"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    absent = [name for name in packages if find_spec(name) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
+
+
+ONNX = pytest.param("onnx", marks=needs("onnx", "onnxscript", "onnxruntime"))
+OPENVINO = pytest.param("openvino", marks=needs("openvino"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plain_shapes() -> Iterator[None]:
+    """Shapes are checked by the package alone: a check of symbolic shapes would fix them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def tiny(preset: str = "meanshifter-ti16", classes: int = 7, **more: Any) -> ms.Segmenter:
+    """Logits far enough apart that rounding decides no pixel."""
+    torch.manual_seed(0)
+    labels = Shapes().labels if classes == Shapes().labels.num_classes else ms.LabelSpace.unnamed(classes)
+    model = ms.create_model(preset, labels=labels, image_size=32, drop_path=0.0, backbone_args=BACKBONE, **more)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def picture(height: int = 70, width: int = 93) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def read(model: PatchModel, image: Any, **settings: Any) -> Any:
+    return ms.Predictor(model, **{"window": 36, "stride": 29, "short_side": None, **settings})(image).labels
+
+
+@pytest.mark.parametrize("form", [ONNX, OPENVINO, "torch"])
+@pytest.mark.parametrize("preset", ["meanshifter-mask-ti16", "jointshifter-ti16", "pixelshifter-ti16"])
+def test_an_export_gives_the_same_logits_and_label_maps(tmp_path: Path, form: str, preset: str) -> None:
+    model = tiny(preset)
+    export_model(model, tmp_path / "out", format=form)
+    exported = ms.load_model(tmp_path / "out")
+    assert exported.labels == model.labels
+    for size in ((1, 3, 32, 32), (3, 3, 50, 17), (2, 3, 9, 64)):
+        images = torch.randn(*size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images), model(images), atol=1e-4, rtol=1e-4)
+    np.testing.assert_array_equal(read(exported, picture()), read(model, picture()))
+    np.testing.assert_array_equal(
+        read(exported, picture(), window=None, flip=True, scales=(1.0, 1.5)),
+        read(model, picture(), window=None, flip=True, scales=(1.0, 1.5)),
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("form", [ONNX, OPENVINO])
+def test_images_of_one_patch_and_less(tmp_path: Path, form: str) -> None:
+    model = tiny()
+    export_model(model, tmp_path / "out", format=form)
+    exported = ms.load_model(tmp_path / "out")
+    for size in ((1, 3, 8, 8), (2, 3, 3, 5)):
+        images = torch.randn(*size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+def test_torch_says_which_images_are_too_small(tmp_path: Path) -> None:
+    export_model(tiny(), tmp_path / "out", format="torch")
+    with pytest.raises(ms.InputError, match="images of 3×30 pixels; the program takes sides above one patch"):
+        ms.load_model(tmp_path / "out")(torch.randn(1, 3, 3, 30))
+
+
+@pytest.mark.parametrize("grid", [(24, 24), (9, 40), (41, 7), (1, 1)])
+def test_positions_are_resampled_as_torch_does(grid: tuple[int, int]) -> None:
+    values = torch.randn(1, 24 * 24, 5)
+    square = values.reshape(1, 24, 24, 5).permute(0, 3, 1, 2)
+    expected = F.interpolate(square, grid, mode="bicubic", antialias=True).permute(0, 2, 3, 1).reshape(1, -1, 5)
+    torch.testing.assert_close(resample_grid(values, (24, 24), grid), expected, atol=1e-5, rtol=1e-5)
+    if grid == (24, 24):
+        assert torch.equal(resample_grid(values, (24, 24), grid), values)
+
+
+@needs("onnx", "onnxscript", "onnxruntime")
+@pytest.mark.parametrize(("preset", "classes"), [("meanshifter-ti16", 300), ("pixelshifter-ti16", 7)])
+def test_one_graph_ends_in_the_label_map(tmp_path: Path, preset: str, classes: int) -> None:
+    import onnx
+    import onnxruntime
+
+    model = tiny(preset, classes)
+    export_model(model, tmp_path / "out", label_graph=True)
+    graph = onnx.load(tmp_path / "out" / "labels.onnx").graph
+    assert not [node.op_type for node in graph.node if node.op_type in ("Resize", "ArgMax")]
+    (scan,) = [node for node in graph.node if node.op_type == "Scan"]
+    (count,) = [attribute.i for attribute in scan.attribute if attribute.name == "num_scan_inputs"]
+    assert len(scan.output) == len(scan.input) - count  # states only: nothing is stacked over classes
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "labels.onnx")
+    for image in (picture(64, 40), picture(33, 50)):
+        (labels,) = session.run(None, {"images": np.stack([image, image[:, ::-1]])})
+        expected = np.stack([read(model, view, window=None) for view in (image, image[:, ::-1].copy())])
+        assert labels.dtype == (np.uint8 if classes <= 255 else np.uint16)
+        np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_steps_asked_for_are_built_in(tmp_path: Path, steps: int) -> None:
+    model = tiny()
+    export_model(model, tmp_path / "out", format="torch", mean_shift_layers=steps)
+    exported = ms.load_model(tmp_path / "out")
+    images = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        expected, other = model(images, mean_shift_layers=steps), model(images, mean_shift_layers=1)
+    torch.testing.assert_close(exported(images), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(expected, other, atol=1e-3)
+    assert exported.steps(None) == steps
+    with pytest.raises(ms.InputError, match=rf"mean_shift_layers: 1; the export has {steps} built in"):
+        ms.Predictor(exported, mean_shift_layers=1)
+
+
+@pytest.mark.parametrize(
+    ("form", "precision", "calibrated"),
+    [
+        pytest.param("onnx", "fp16", False, marks=needs("onnx", "onnxscript", "onnxruntime")),
+        pytest.param("onnx", "int8", False, marks=needs("onnx", "onnxscript", "onnxruntime")),
+        pytest.param("onnx", "int8", True, marks=needs("onnx", "onnxscript", "onnxruntime")),
+        pytest.param("openvino", "fp16", False, marks=needs("openvino")),
+        pytest.param("openvino", "bf16", False, marks=needs("openvino")),
+        pytest.param("openvino", "int8", False, marks=needs("openvino", "nncf")),
+        pytest.param("openvino", "int8", True, marks=needs("openvino", "nncf")),
+    ],
+)
+def test_lower_precisions_stay_close(
+    tmp_path: Path, form: str, precision: str, calibrated: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny()
+    calibration = [torch.randn(1, 3, 36, 36) for _ in range(3)] if calibrated else []
+    export_model(model, tmp_path / "out", format=form, precision=precision, calibration=calibration)
+    exported = ms.load_model(tmp_path / "out")
+    images = torch.randn(2, 3, 50, 40)
+    with torch.no_grad():
+        error = (exported(images) - model(images)).square().mean() / model(images).square().mean()
+    assert 0 < error < (0.05 if precision == "int8" else 0.01)
+    assert ms.Predictor(exported).protocol()["precision"] == precision
+    assert capfd.readouterr().out == ""
+    with pytest.raises(ms.InputError, match=f"the export has {precision} built in"):
+        ms.Predictor(exported, precision="fp16" if precision == "bf16" else "bf16")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"format": "tflite"}, "format: 'tflite'; use one of onnx, openvino, torch"),
+        ({"format": "torch", "precision": "int8"}, "precision: int8 is not there in format torch; it has fp32"),
+        ({"format": "torch", "label_graph": True}, "label_map: given for format torch"),
+        ({"format": "torch", "calibration": [torch.zeros(1, 3, 8, 8)]}, "calibrate: given for precision fp32"),
+        ({"format": "torch", "mean_shift_layers": -1}, "mean_shift_layers: -1"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ms.InputError, match=line):
+        export_model(tiny(), tmp_path / "out", **options)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("form", "package"), [("onnx", "onnxruntime"), ("onnx", "onnxscript"), ("openvino", "openvino")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, package: str
+) -> None:
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None if name == package else find_spec("json"))
+    line = rf'needs the package {package}, which is not installed; pip install "meanshifter\[{form}\]"'
+    with pytest.raises(ms.InputError, match=line):
+        export_model(tiny(), tmp_path / "out", format=form)
+
+
+def test_an_export_that_is_missing_a_file_or_damaged(tmp_path: Path) -> None:
+    export_model(tiny(), tmp_path / "out", format="torch")
+    program = tmp_path / "out" / "model.pt2"
+    program.write_bytes(program.read_bytes()[:100])
+    with pytest.raises(ms.InputError, match="torch cannot read it"):
+        ms.load_model(tmp_path / "out")
+    program.unlink()
+    with pytest.raises(ms.InputError, match=r"model\.pt2: missing; copy the whole export again"):
+        ms.load_model(tmp_path / "out")
+
+
+def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_model(tiny(), out, format="torch")
+    with pytest.raises(ms.InputError, match="is taken; replace it with --overwrite"):
+        export_model(tiny(), out, format="torch")
+    export_model(tiny(), out, format="torch", mean_shift_layers=2, overwrite=True)
+    assert ms.load_model(out).steps(None) == 2
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(ms.InputError, match="is taken; name an empty or a new folder"):
+        export_model(tiny(), tmp_path / "notes", format="torch", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "out"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of a recipe that reads images whole, at their own size."""
+    tiny(classes=Shapes().labels.num_classes).save(tmp_path / "run" / "checkpoints" / "best")
+    reading = "{window: null, stride: 480, short_side: null, long_side: 2048}"
+    (tmp_path / "run" / "config.yaml").write_text(f"evaluation: {reading}\n")
+    for k in range(2):
+        Image.fromarray(picture(40 + k, 60)).save(tmp_path / f"{k}.png")
+    return tmp_path / "run"
+
+
+def test_the_commands_take_an_export_as_a_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, image = tmp_path / "out", tmp_path / "1.png"
+    assert main(["export", str(folder), str(out), "--format", "torch", "--images", str(tmp_path / "*.png")]) == 0
+    assert "torch fp32 on 2 images: 100.0000 % of 4860 pixels agree" in capsys.readouterr().out
+    for name in ("run", "out"):
+        assert main(["predict", str(tmp_path / name), str(image), "--out", str(tmp_path / f"labels_{name}")]) == 0
+        scores = str(tmp_path / f"{name}.json")
+        assert main(["evaluate", str(tmp_path / name), "shapes", "--limit", "2", "--out", scores]) == 0
+    with Image.open(tmp_path / "labels_run" / "1.png") as ours, Image.open(tmp_path / "labels_out" / "1.png") as theirs:
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    ours, theirs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "out"))
+    assert scored(ours)["mIoU"] == scored(theirs)["mIoU"]
+    assert scored(theirs)["protocol"]["window"] is None  # read as the run's recipe says
+    assert scored(ours)["protocol"]["weights"] != scored(theirs)["protocol"]["weights"]
+
+
+def scored(stored: Any) -> Any:
+    return stored["results"][0] if isinstance(stored, dict) and "results" in stored else stored
+
+
+def test_without_images_generated_ones_are_compared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(folder), str(tmp_path / "out"), "--format", "torch"]) == 0
+    assert "on 3 generated images (give --images for real ones)" in capsys.readouterr().out
+
+
+def test_an_export_that_differs_is_not_put_in_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(PatchLogits):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return -super().forward(images)
+
+    monkeypatch.setattr(exporting, "PatchLogits", Wrong)
+    out, before = tmp_path / "out", sorted(tmp_path.iterdir())
+    command = ["export", str(folder), str(out), "--format", "torch", "--images", str(tmp_path / "0.png")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "not written, as" in error
+    assert "above 0.1 %" in error
+    assert sorted(tmp_path.iterdir()) == before
+    assert main([*command, "--max-difference", "100"]) == 0
+
+
+def test_who_needs_the_model_itself_refuses_an_export(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    export_model(tiny(), out, format="torch")
+    with pytest.raises(ms.InputError, match="an export, which is for prediction and evaluation only"):
+        checkpoint.load_model(out)
+    for command in (
+        ["export", str(out), str(tmp_path / "again"), "--format", "torch"],
+        ["modes", str(tmp_path / "0.png"), "--model", str(out)],
+        ["train", str(out)],
+        ["train", "shapes", "--model.backbone_weights", str(out)],
+    ):
+        assert main(command) == 2, command
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert "export" in error or command[0] == "train"
