@@ -1,0 +1,117 @@
+"""Exports beside torch: how far label maps and patch logits agree on images, and how fast two windows are read.
+
+python benchmarks/runtimes.py [--model MODEL | --weights FILE] [--rounds 7] IMAGE…
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import meanshifter as ms
+from meanshifter.inference.agreement import agreement, windows_of
+from meanshifter.interop.contract import PatchModel, as_segmenter
+from meanshifter.interop.export import export_model
+from meanshifter.study.speed import machine
+from meanshifter.study.speed.report import table
+from meanshifter.study.speed.timing import compare
+from meanshifter.training.state import recipe_reading
+
+WAYS = {
+    "torch.export, fp32": ("torch", "fp32", False),
+    "ONNX Runtime, fp32": ("onnx", "fp32", False),
+    "ONNX Runtime, fp16": ("onnx", "fp16", False),
+    "ONNX Runtime, int8": ("onnx", "int8", False),
+    "ONNX Runtime, int8, calibrated": ("onnx", "int8", True),
+    "OpenVINO, fp32": ("openvino", "fp32", False),
+    "OpenVINO, fp16": ("openvino", "fp16", False),
+    "OpenVINO, bf16": ("openvino", "bf16", False),
+    "OpenVINO, int8": ("openvino", "int8", False),
+    "OpenVINO, int8, calibrated": ("openvino", "int8", True),
+}
+
+
+def exports(model: ms.Segmenter, calibration: list[torch.Tensor], place: Path) -> dict[str, PatchModel]:
+    found = {}
+    for name, (form, precision, calibrated) in WAYS.items():
+        export_model(
+            model,
+            place / name,
+            format=form,
+            precision=precision,
+            calibration=calibration if calibrated else [],
+        )
+        found[name] = ms.load_model(place / name)
+    return found
+
+
+def in_double(model: ms.Segmenter) -> ms.Segmenter:
+    double = copy.deepcopy(model).double()
+    double.normalize = lambda images: model.normalize(images).double()  # type: ignore[method-assign]
+    return double
+
+
+def agreements(model: ms.Segmenter, others: dict[str, PatchModel], images: list[str], reading: dict[str, Any]) -> str:
+    own = ms.Predictor(model, **reading)
+    lines = ["| | pixels that agree, % | patch logits within |", "| --- | ---: | ---: |"]
+    for name, other in others.items():
+        precision = "bf16" if name == "torch, bf16" else "fp32"
+        found = agreement(own, ms.Predictor(other, **{**reading, "precision": precision}), images)
+        lines.append(f"| {name} | {100 - found.percent:.4f} | {found.logits:.2g} |")
+    return "\n".join([f"Largest patch logit {found.largest:.3g}, {found.pixels} pixels:", "", *lines])
+
+
+def latencies(model: ms.Segmenter, others: dict[str, PatchModel], rounds: int) -> str:
+    images = torch.randn(2, 3, 512, 512)
+    compiled = torch.compile(copy.deepcopy(model))
+
+    def work(run: Callable[[torch.Tensor], object], half: bool = False) -> Callable[[], object]:
+        def call() -> object:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return run(images)
+
+        return call
+
+    def plain() -> object:
+        with model.attention(fused=False):
+            return work(model, half=True)()
+
+    ways = {"torch, fp32": work(model), "torch, fp32, compiled": work(compiled), "torch, bf16": plain}
+    ways |= {name: work(other) for name, other in others.items()}
+    return table("Patch logits of 2 windows of 512×512", compare(ways, rounds=rounds, memory=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--model")
+    parser.add_argument("--weights")
+    parser.add_argument("--rounds", type=int, default=7, help="0: no times")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    reading = {} if args.model is None else recipe_reading(args.model)
+    model = (
+        ms.create_model("meanshifter-ti16", num_classes=150, backbone_weights=args.weights)
+        if args.model is None
+        else as_segmenter(ms.load_model(args.model))
+    ).eval()
+    print(machine.describe(), *(f"{name} {version(name)}" for name in ("onnxruntime", "openvino", "nncf")), sep="; ")
+    predictor = ms.Predictor(model, **reading)
+    calibration = [window for image in args.images for window in windows_of(predictor, image)][:32]
+    with tempfile.TemporaryDirectory() as place:
+        others = exports(model, calibration, Path(place))
+        more: dict[str, PatchModel] = {"torch, float64": in_double(model), "torch, bf16": model}
+        print("\n" + agreements(model, {**more, **others}, args.images, reading), flush=True)
+        if args.rounds:
+            print("\n" + latencies(model, others, args.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
