@@ -89,15 +89,12 @@ def _quantize(place: Path, target: Path, calibration: Sequence[Tensor]) -> None:
             return None if images is None else {"images": images.cpu().numpy()}
 
     quant_pre_process(place / FILE, place / "prepared.onnx", skip_symbolic_shape=True)
-    weights = {
-        "per_channel": True,
-        "extra_options": {"MatMulConstBOnly": True},
-    }  # attention's products stay as they are
-    prepared = place / "prepared.onnx"
     if not calibration:
-        quantize_dynamic(prepared, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], **weights)
+        quantize_dynamic(place / "prepared.onnx", target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
         return
-    quantize_static(prepared, target, Images(), op_types_to_quantize=["MatMul", "Conv"], **weights)
+    quantize_static(
+        place / "prepared.onnx", target, Images(), per_channel=True, op_types_to_quantize=["MatMul", "Conv"]
+    )
 
 
 def load(path: Path, precision: str, device: torch.device) -> Session:

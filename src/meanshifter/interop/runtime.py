@@ -44,19 +44,8 @@ class Engine(Protocol):
         """Move it; raises InputError where it cannot run."""
 
 
-class Format(Protocol):
-    """What a module must have to be a format."""
-
-    FILES: tuple[str, ...]
-    PRECISIONS: tuple[str, ...]
-    PACKAGES: tuple[str, ...]
-    EXTRA: str | None
-
-    def load(self, path: Path, precision: str, device: torch.device) -> Engine:
-        """The program in a file."""
-
-
 FORMATS: dict[str, Any] = {"onnx": onnx_format, "openvino": openvino_format, "torch": torch_format}
+"""Modules with FILE, FILES, PRECISIONS, the packages for reading, writing and quantising, EXTRA, `write` and `load`."""
 
 
 class RuntimeModel:
