@@ -1,4 +1,6 @@
-"""The two kinds of error that are said in one line."""
+"""The kinds of error that end a command: two are said in one line, the third has been said already."""
+
+import re
 
 
 class InputError(ValueError):
@@ -11,3 +13,22 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on though its input was right; the command says why in one line, with status 1."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the same work has failed and has said why; nothing is left to say here."""
+
+
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad[ _]alloc|ALLOC_FAILED", re.I
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a device, whichever library says so.
+
+    torch's CPU allocator, ONNX Runtime and OpenVINO have no class for it, so that their words must tell.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and not isinstance(error, RunError) and bool(_NO_MEMORY.search(str(error)))

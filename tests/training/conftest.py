@@ -25,6 +25,12 @@ evaluation: {every: 4, window: null, short_side: null, limit: 2}
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_text() -> str:
+    """A recipe of eight steps on generated images."""
+    return TINY
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> TrainConfig:
     """A run of eight steps on generated images."""

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError, RunError
 from meanshifter.interop.contract import as_segmenter
+from meanshifter.model import checkpoint
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.mean_shift import MeanShift
-from meanshifter.training import loop
+from meanshifter.training import loop, scoring, state
+from meanshifter.training import step as step_module
 from meanshifter.training.batches import class_weights
 from meanshifter.training.loop import train
 from meanshifter.training.optimizer import learning_rate
@@ -64,7 +68,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     train(whole, quiet=True)
 
     calls = 0
-    crop_loss = loop.crop_loss
+    crop_loss = step_module.crop_loss
 
     def interrupting(*args: object) -> torch.Tensor:
         nonlocal calls
@@ -73,7 +77,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
             os.kill(os.getpid(), signal.SIGINT)
         return crop_loss(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "crop_loss", interrupting)
+    monkeypatch.setattr(step_module, "crop_loss", interrupting)
     with pytest.raises(
         KeyboardInterrupt, match=f"stopped after step {stopped_at} of 8; the same command with --resume"
     ):
@@ -89,7 +93,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    crop_loss = loop.crop_loss
+    crop_loss = step_module.crop_loss
 
     def poisoned(*args: object) -> torch.Tensor:
         nonlocal calls
@@ -97,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny: TrainConfig, m
         loss = crop_loss(*args)  # type: ignore[arg-type]
         return loss * float("nan") if calls == 5 else loss
 
-    monkeypatch.setattr(loop, "crop_loss", poisoned)
+    monkeypatch.setattr(step_module, "crop_loss", poisoned)
     with pytest.raises(RunError, match="step 5: the loss is nan") as caught:
         train(tiny, quiet=True)
     run = Path(str(tiny.out))
@@ -112,7 +116,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny: TrainConfig, m
 def test_a_gradient_that_is_not_finite_stops_before_the_weights(
     tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crop_loss = loop.crop_loss
+    crop_loss = step_module.crop_loss
 
     class Poison(torch.autograd.Function):
         @staticmethod
@@ -123,7 +127,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(
         def backward(ctx: object, *upstream: torch.Tensor) -> torch.Tensor:
             return upstream[0] * float("inf")
 
-    monkeypatch.setattr(loop, "crop_loss", lambda *args: Poison.apply(crop_loss(*args)))
+    monkeypatch.setattr(step_module, "crop_loss", lambda *args: Poison.apply(crop_loss(*args)))
     with pytest.raises(RunError, match="step 1: the gradient is"):
         train(tiny, quiet=True)
     assert not (Path(str(tiny.out)) / "checkpoints").exists()
@@ -132,7 +136,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(
 def test_a_run_that_failed_before_its_first_checkpoint_starts_again_with_resume(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "crop_loss", lambda *_: torch.tensor(float("nan")))
+    crop_loss = step_module.crop_loss
+    monkeypatch.setattr(step_module, "crop_loss", lambda *args: crop_loss(*args) * float("nan"))
     with pytest.raises(RunError, match="no checkpoint was written yet"):
         train(tiny, quiet=True)
     monkeypatch.undo()
@@ -171,7 +176,7 @@ def test_a_run_folder_that_is_taken_is_refused(tiny: TrainConfig) -> None:
 def test_resuming_with_other_fields_is_refused(tiny: TrainConfig) -> None:
     train(tiny, quiet=True)
     other = dataclasses.replace(tiny, batch_size=3)
-    with pytest.raises(ms.InputError, match=r"batch_size differ from its config\.yaml"):
+    with pytest.raises(ms.InputError, match=r"but the run began with 2 crops a step"):
         train(other, resume=True, quiet=True)
 
 
@@ -189,9 +194,10 @@ def test_mixed_precision_clipping_and_cosine_go_together(tiny: TrainConfig, name
     assert all(np.isfinite(line["loss"]) for line in metrics(trained.path) if "loss" in line)
 
 
-def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path) -> None:
-    tiny.model.drop_path = 0.0
-    tiny.optimizer.name = "sgd"
+@pytest.mark.parametrize("normalize", ["valid", "pixels"])
+def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path, normalize: Any) -> None:
+    tiny.optimizer.name, tiny.optimizer.lr = "sgd", 0.1
+    tiny.loss.normalize, tiny.loss.class_balance = normalize, 0.5
     states = []
     for name, batch_size, accumulate in (("one", 4, 1), ("parts", 2, 2)):
         config = dataclasses.replace(
@@ -200,6 +206,104 @@ def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path) -> N
         states.append(load_file(train(config, quiet=True).path / "checkpoints" / "last" / "model.safetensors"))
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_parts_too_large_for_memory_are_halved_to_the_same_weights(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = dataclasses.replace(tiny, batch_size=4, steps=3)
+    tiny.loss.normalize = "valid"
+    whole = train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True).path
+    crop_loss, most = step_module.crop_loss, 1
+
+    def scarce(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(logits) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return crop_loss(logits, *rest)
+
+    monkeypatch.setattr(step_module, "crop_loss", scarce)
+    with pytest.warns(UserWarning, match="out of memory with") as notices:
+        halved = train(tiny, quiet=True).path
+    assert [str(notice.message).split(":")[0] for notice in notices] == [
+        "out of memory with 4 crops in one pass",
+        "out of memory with 2 crops in one pass",
+    ]
+    ours, theirs = (load_file(run / "checkpoints" / "last" / "training.safetensors") for run in (halved, whole))
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
+    assert [line["loss"] for line in metrics(halved) if "loss" in line] == pytest.approx(
+        [line["loss"] for line in metrics(whole) if "loss" in line], rel=1e-5
+    )
+
+    most = 0
+    with pytest.raises(RunError, match=r"out of memory with a single crop of \(64, 64\)"):
+        train(dataclasses.replace(tiny, batch_size=1, out=str(tmp_path / "none")), quiet=True)
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
+    score = scoring.score
+
+    def stopped(session: Any, config: TrainConfig) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score(session, config)
+
+    monkeypatch.setattr(loop, "score", stopped)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 8, before its score"):
+        train(tiny, quiet=True)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 4]
+    monkeypatch.undo()
+    train(tiny, resume=True, quiet=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_run_folder_in_use_is_refused(tiny: TrainConfig, tmp_path: Path) -> None:
+    train(tiny, quiet=True)
+    hold = "import sys, time; from pathlib import Path; from meanshifter.training.lock import Lock\n"
+    hold += f"lock = Lock(Path({str(tmp_path / 'run' / '.lock')!r})); lock.take('taken'); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"another process is training there \(process {holder.pid} on "):
+            train(tiny, resume=True, quiet=True)
+        holder.kill()
+    train(tiny, resume=True, quiet=True)
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.save_tensors
+
+    def full(path: Path, tensors: Any, metadata: Any) -> None:
+        if json.loads(metadata["facts"])["step"] > 4:
+            raise InputError(f"{path}: cannot be written (No space left on device); choose a place with space")
+        write(path, tensors, metadata)
+
+    monkeypatch.setattr(state, "save_tensors", full)
+    with pytest.raises(RunError, match=r"No space left on device.*the checkpoint before it is whole; make space"):
+        train(tiny, quiet=True)
+    monkeypatch.undo()
+    assert ms.load_model(tmp_path / "run" / "checkpoints" / "last").labels == Shapes().labels
+    train(tiny, resume=True, quiet=True)
+    train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_step_may_be_split_otherwise_when_a_run_is_resumed(tiny: TrainConfig, tmp_path: Path) -> None:
+    train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
+    folder = state.RunFolder(tmp_path / "run")
+    folder.claim(tiny, resume=False)
+    folder.release()
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="is 4, but the run began with 2 crops a step"):
+        train(dataclasses.replace(tiny, accumulate=2), resume=True, quiet=True)
+    train(dataclasses.replace(tiny, batch_size=1, accumulate=2), resume=True, quiet=True)
+    ours, theirs = ([line["loss"] for line in metrics(tmp_path / run) if "loss" in line] for run in ("run", "whole"))
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_segmenter_recipe_with_the_block_given_is_a_meanshifter(tiny: TrainConfig) -> None:

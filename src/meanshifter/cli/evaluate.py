@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli.predict import add_reading_options, load_predictor
+from meanshifter.cli.processes import add_process_options, start_processes
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
     from meanshifter.data.datasets import Dataset
     from meanshifter.data.labels import LabelSpace
+    from meanshifter.evaluation.result import Result
+    from meanshifter.processes import Processes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="mean shift steps, several for a score at each in one pass (default: as trained)",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
+    add_process_options(parser)
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +54,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print."""
-    from meanshifter.evaluation import evaluate, save_results
+    from meanshifter.evaluation import save_results
 
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out: {args.out} is a folder; name a file, such as {args.out / 'result.json'}")
@@ -59,10 +63,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.model is None:
         raise InputError("MODEL: missing; name a model, or a folder of label maps with --predictions")
-    predictor = load_predictor(args.model, args)
-    dataset = open_scored(args.dataset, args.root, args.split, predictor.model.labels)
-    asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
-    results = list(evaluate(predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit).values())
+    processes = start_processes(args)
+    results = _scores(args, processes)
+    if not processes.first:
+        return
     print("\n\n".join(result.table() for result in results))
     if len(results) > 1:
         print("\nmean-shift layers   mIoU")
@@ -71,6 +75,18 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         save_results(args.out, results)
         print(f"written to {args.out}")
+
+
+def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
+    from meanshifter.evaluation import evaluate
+
+    predictor = processes.together(lambda: load_predictor(args.model, args))
+    dataset = processes.together(lambda: open_scored(args.dataset, args.root, args.split, predictor.model.labels))
+    asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
+    results = evaluate(
+        predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit, processes=processes
+    )
+    return list(results.values())
 
 
 def _score_predictions(args: argparse.Namespace) -> None:

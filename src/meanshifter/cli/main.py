@@ -14,7 +14,7 @@ from importlib import import_module
 from types import FrameType
 
 from meanshifter import __version__
-from meanshifter.errors import InputError, RunError
+from meanshifter.errors import InputError, OtherProcessError, RunError
 
 COMMANDS = {
     "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the result",
@@ -48,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2, debug)
     except RunError as error:
         return _fail(str(error), 1, debug)
+    except OtherProcessError:
+        return 2
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, _Terminated) or getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM
-        return _fail(str(stop) or "interrupted", 143 if terminated else 130, debug)
+        status = 143 if terminated else 130
+        return status if getattr(stop, "said", False) else _fail(str(stop) or "interrupted", status, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

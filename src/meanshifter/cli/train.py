@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int | None:
     from meanshifter.training.loop import train
 
     trained = train(config, resume=args.resume)
+    if not trained.first:
+        return 0
     print(trained.result.table())
     print(f"\n{trained.path}: best mIoU {trained.best:.2f}, {trained.seconds / 60:.1f} minutes")
     print(f"next: meanshifter predict {trained.path} IMAGE… --out DIR")

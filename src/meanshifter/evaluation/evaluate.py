@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+import torch
 
 import meanshifter
 from meanshifter.data.labels import Labels, LabelSpace
@@ -17,6 +18,7 @@ from meanshifter.evaluation.protocol import Protocol, weights_hash
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.files import read_ahead
 from meanshifter.inference.predictor import Predictor
+from meanshifter.processes import Processes
 
 if TYPE_CHECKING:
     from meanshifter.data.datasets import Dataset, Sample
@@ -31,6 +33,7 @@ def evaluate(
     mean_shift_layers: int | None = None,
     progress: bool = False,
     limit: int | None = None,
+    processes: Processes | None = None,
 ) -> Result: ...
 
 
@@ -42,6 +45,7 @@ def evaluate(
     mean_shift_layers: Sequence[int | None],
     progress: bool = False,
     limit: int | None = None,
+    processes: Processes | None = None,
 ) -> dict[int, Result]: ...
 
 
@@ -52,6 +56,7 @@ def evaluate(
     mean_shift_layers: int | Sequence[int | None] | None = None,
     progress: bool = False,
     limit: int | None = None,
+    processes: Processes | None = None,
 ) -> Result | dict[int, Result]:
     """The scores of a predictor (or of a model, read out as ``Predictor(model)`` does) on a data set.
 
@@ -65,6 +70,8 @@ def evaluate(
             each, by number of steps, from one pass over the data.
         progress: show a bar on standard error, where that is a terminal.
         limit: score only the first so many images; the protocol says so.
+        processes: those that call this together, each of which reads its share of the images and gets the result of
+            all; None: this one reads all of them.
 
     Raises:
         InputError: classes that differ between data set and model in number or, unless one of them is
@@ -80,12 +87,27 @@ def evaluate(
     if not steps:
         raise InputError("mean_shift_layers: 0 entries; name at least one number of steps")
     protocol = protocol_of(predictor, dataset, limit=limit)
-    totals = list(np.sum(list(image_confusions(predictor, dataset, steps, limit=limit, progress=progress)), axis=0))
+    totals = _totals(predictor, dataset, steps, limit, progress, Processes() if processes is None else processes)
     results = {
         layers: Result(total, dataset.labels.names, replace(protocol, mean_shift_layers=layers))
         for layers, total in zip(steps, totals, strict=True)
     }
     return results if several else results[steps[0]]
+
+
+def _totals(
+    predictor: Predictor, dataset: Dataset, steps: list[int], limit: int | None, progress: bool, processes: Processes
+) -> list[Confusion]:
+    """The confusion matrices of all images, for each number of mean shift steps."""
+    share, shown = (processes.rank, processes.count), progress and processes.first
+
+    def of_my_images() -> torch.Tensor:
+        totals = np.zeros((len(steps), *[dataset.labels.num_classes] * 2), np.int64)
+        for matrices in image_confusions(predictor, dataset, steps, limit=limit, progress=shown, share=share):
+            totals += matrices
+        return torch.from_numpy(totals)
+
+    return list(processes.sum(processes.together(of_my_images)).numpy())
 
 
 def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = None) -> Protocol:
@@ -145,27 +167,41 @@ def count_images(dataset: Dataset, limit: int | None) -> int:
 
 
 def image_confusions(
-    predictor: Predictor, dataset: Dataset, steps: list[int], *, limit: int | None = None, progress: bool = False
+    predictor: Predictor,
+    dataset: Dataset,
+    steps: list[int],
+    *,
+    limit: int | None = None,
+    progress: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[Confusion]]:
     """The confusion matrices of one image after the other, one for each number of mean shift steps.
+
+    Of images `share[0]`, `share[0] + share[1]`, ….
 
     Errors as `evaluate`.
     """
     K, ignore = dataset.labels.num_classes, dataset.labels.ignore
-    for sample, maps in image_maps(predictor, dataset, steps, limit=limit, progress=progress):
+    for sample, maps in image_maps(predictor, dataset, steps, limit=limit, progress=progress, share=share):
         yield [confusion_matrix(sample.labels, prediction, K, ignore=ignore) for prediction in maps]
 
 
 def image_maps(
-    predictor: Predictor, dataset: Dataset, steps: list[int], *, limit: int | None = None, progress: bool = False
+    predictor: Predictor,
+    dataset: Dataset,
+    steps: list[int],
+    *,
+    limit: int | None = None,
+    progress: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Sample, list[Labels]]]:
     """One image after the other, with the label map after each number of mean shift steps.
 
     Errors as `evaluate`.
     """
-    count = count_images(dataset, limit)
-    with _bar(count, progress) as advance:
-        for _, future in read_ahead(dataset.__getitem__, range(count)):
+    numbers = range(share[0], count_images(dataset, limit), share[1])
+    with _bar(len(numbers), progress) as advance:
+        for _, future in read_ahead(dataset.__getitem__, numbers):
             sample: Sample = future.result()
             if sample.image.shape[:2] != sample.labels.shape:
                 raise InputError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -135,9 +137,21 @@ def _load_weights(model: Segmenter, path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, beside and renamed into place."""
+    """Write tensors as safetensors, beside and renamed into place once they are on the disk.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def fill(file: IO[bytes]) -> None:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        save_file(whole, file.name, metadata)  # a file of its own under that name, which only its owner may read
+        Path(file.name).chmod(mode)
+        with Path(file.name).open("rb") as written:
+            os.fsync(written.fileno())
+
     try:
-        write_beside(path, lambda file: save_file(whole, file.name, metadata))
+        write_beside(path, fill)
     except SafetensorError as error:  # how the library reports a full disk
         raise InputError(f"{path}: cannot be written ({error}); choose a place with space and write access") from error

@@ -63,7 +63,8 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         wide = logits.detach().to(weight.dtype)
         sums = _implementation(wide)
         total, gradient = sums(wide, labels, axes, weight, ignore_index=ignore_index, smoothing=smoothing)
-        count = _count(labels, weight, ignore_index, normalize)
+        count = loss_count(labels, weight, ignore_index=ignore_index, normalize=normalize)
+        count = torch.where(count > 0, count, 1.0)  # which keeps 0 / 0 at 0
         ctx.save_for_backward((gradient / count).to(logits.dtype))
         return total / count
 
@@ -109,13 +110,17 @@ def _reference(
     return total, gradient
 
 
-def _count(labels: Tensor, weight: Tensor, ignore_index: int, normalize: Normalize) -> Tensor:
-    """What the sum is divided by; at least the smallest number that keeps 0 / 0 at 0."""
+def loss_count(
+    labels: Integer[Tensor, "B H W"], weight: Float[Tensor, " K"], *, ignore_index: int, normalize: Normalize
+) -> Float[Tensor, ""]:
+    """What `upsampled_cross_entropy` divides its sum by: the (weighted) labelled pixels, or all pixels.
+
+    Losses of parts of a batch times their counts add up to that of the whole batch times its own.
+    """
     if normalize == "pixels":
-        return weight.new_tensor(max(labels.numel(), 1))
+        return weight.new_tensor(labels.numel())
     valid = labels != ignore_index
-    count = (weight[torch.where(valid, labels, 0).long()] * valid).sum()
-    return torch.where(count > 0, count, 1.0)
+    return (weight[torch.where(valid, labels, 0).long()] * valid).sum()
 
 
 def _check(logits: Tensor, labels: Tensor, ignore_index: int, normalize: str, weight: Tensor | None) -> None:

@@ -70,5 +70,6 @@ def _claim(folder: Path, cells: Sequence[Cell]) -> None:
 def _facts(cell: Cell) -> dict[str, object]:
     """What makes the training what it is."""
     facts = cell.config.to_dict()
-    del facts["out"], facts["log_every"], facts["save_every"]
+    for name in ("out", "log_every", "save_every", "devices", "num_nodes"):
+        del facts[name]
     return facts

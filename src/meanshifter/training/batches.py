@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -20,6 +22,11 @@ from meanshifter.model.config import Triple
 
 Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]
+Share = tuple[int, int]
+"""Which of how many processes."""
+ALONE: Share = (0, 1)
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 
 class SampleStream(TorchDataset[Sampled | InputError]):
@@ -74,8 +81,17 @@ def _order(length: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def batches(stream: SampleStream, *, batch_size: int, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """Batches number `start` to `stop` of the stream.
+def positions(number: int, batch_size: int, share: Share) -> range:
+    """The places in the stream of this process's part of batch number `number`, which all processes make together."""
+    rank, count = share
+    first = (number * count + rank) * batch_size
+    return range(first, first + batch_size)
+
+
+def batches(
+    stream: SampleStream, *, batch_size: int, start: int, stop: int, workers: int, share: Share = ALONE
+) -> Iterator[Batch]:
+    """This process's part, of `batch_size` samples, of batches number `start` to `stop` of the stream.
 
     Raises:
         InputError: a sample that cannot be read, whichever process met it.
@@ -83,7 +99,7 @@ def batches(stream: SampleStream, *, batch_size: int, start: int, stop: int, wor
     numbers = range(start, stop)
     loader: DataLoader[Any] = DataLoader(
         stream,
-        batch_sampler=[list(range(n * batch_size, (n + 1) * batch_size)) for n in numbers],
+        batch_sampler=[list(positions(n, batch_size, share)) for n in numbers],
         num_workers=min(workers, len(numbers)),
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
@@ -109,6 +125,16 @@ def _collate(samples: list[Sampled | InputError]) -> Batch | InputError:
 def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """On Linux, end with the main process even if that is killed: a worker holds its connections open otherwise.
+
+    The other processes of a run would wait on them in vain.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def class_weights(dataset: Dataset, power: float) -> Tensor | None:

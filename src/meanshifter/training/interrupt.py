@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop and has saved; carries the sentence that says how to continue."""
+    """A run that was asked to stop and has saved; carries the sentence that says how to continue.
 
-    def __init__(self, message: str, number: int) -> None:
+    `said` is true where another process of the run says it.
+    """
+
+    def __init__(self, message: str, number: int, *, said: bool = False) -> None:
         super().__init__(message)
-        self.signal = number
+        self.signal, self.said = number, said
 
 
 class Interrupt:
     """Within the context, the first SIGINT or SIGTERM only sets `asked`; a second one acts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, speaks: bool = True) -> None:
         self.asked: int = 0
+        self.speaks = speaks
+        self._saved: str | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -38,7 +45,20 @@ class Interrupt:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
         signal.signal(number, self._before[number])
+        if self._saved is not None:
+            self.leave(self._saved)
+
+    @contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Within, where everything is saved, the first signal already ends the run, as one before it does."""
+        self._saved = message
+        try:
+            if self.asked:
+                self.leave(message)
+            yield
+        finally:
+            self._saved = None
 
     def leave(self, message: str) -> NoReturn:
         """End the run, saved as it is."""
-        raise Stopped(message, self.asked)
+        raise Stopped(message, self.asked, said=not self.speaks)

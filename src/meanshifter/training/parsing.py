@@ -48,7 +48,7 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     if (version := values.pop("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         raise InputError(f"{recipe}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}")
     _refuse_unknown(_leaves(values), str(recipe))
-    given = [*preset_fields, *fields]
+    given = [*preset_fields, *map(_with_underscores, fields)]
     _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
     config = _parse(values, given, str(recipe))
     config.out = f"runs/{name}" if config.out is None else config.out
@@ -94,6 +94,14 @@ def _find(recipe: str) -> tuple[str, str, list[str]]:
 
 def _packaged(name: str) -> str:
     return (resources.files("meanshifter") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def _with_underscores(item: str) -> str:
+    """`--num-nodes=2` as `--num_nodes=2`: no field has a dash in its name."""
+    if not item.startswith("--"):
+        return item
+    name, equals, value = item.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def _field_of(item: str) -> str:

@@ -146,7 +146,7 @@ class TrainConfig:
     batch_size: int = 8
     """Crops in one forward pass, on one device."""
     accumulate: int = 1
-    """Forward passes whose gradients are averaged into one step."""
+    """Forward passes that make one step, as one batch of all their crops would."""
     ema: float | None = None
     """Decay of the weights' running average, which is then what is scored and saved; null: no average."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
@@ -155,6 +155,10 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     accelerator: str = "auto"
     """auto, cpu, cuda or mps."""
+    devices: int | None = None
+    """Devices of one machine, each with a batch of its own; null: as many as torchrun or SLURM started, else 1."""
+    num_nodes: int | None = None
+    """Machines; null: as many as torchrun or SLURM started, else 1."""
     seed: int = 0
     """All random draws follow from it."""
     log_every: int = 50
@@ -183,6 +187,12 @@ class TrainConfig:
         if wrong:
             raise InputError("; ".join(wrong))
 
+    @property
+    def crops_per_step(self) -> int:
+        """Crops that one step learns from, on all devices together."""
+        processes = (1 if self.devices is None else self.devices) * (1 if self.num_nodes is None else self.num_nodes)
+        return self.batch_size * self.accumulate * processes
+
     def _rules(self) -> list[tuple[str, Any, bool, str]]:
         """Field, value, whether it is right, and what it must be."""
         optimizer, evaluation, loss = self.optimizer, self.evaluation, self.loss
@@ -196,6 +206,8 @@ class TrainConfig:
             "evaluation.window": evaluation.window,
             "evaluation.short_side": evaluation.short_side,
             "evaluation.limit": evaluation.limit,
+            "devices": self.devices,
+            "num_nodes": self.num_nodes,
         }
         clip, betas, seed = optimizer.clip_norm, optimizer.betas, self.seed
         return [

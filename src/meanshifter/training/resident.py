@@ -14,7 +14,7 @@ from meanshifter.data.augment_device import augment_batch
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError
-from meanshifter.training.batches import Batch, SampleStream
+from meanshifter.training.batches import ALONE, Batch, SampleStream, Share, positions
 
 
 @dataclass
@@ -52,15 +52,15 @@ class Resident:
 
 
 def resident_batches(
-    stream: SampleStream, device: torch.device, *, batch_size: int, start: int, stop: int
+    stream: SampleStream, device: torch.device, *, batch_size: int, start: int, stop: int, share: Share = ALONE
 ) -> Iterator[Batch]:
-    """Batches number `start` to `stop` of the stream, made on `device`: the draws of `batches`."""
+    """This process's part of batches number `start` to `stop` of the stream, made on `device`: those of `batches`."""
     held = Resident.load(stream.dataset, device)
     factor, offset = (torch.from_numpy(part).to(device) for part in normalization(stream.mean, stream.std))
     ignore = stream.dataset.labels.ignore
     for number in range(start, stop):
         places, plans = [], []
-        for position in range(number * batch_size, (number + 1) * batch_size):
+        for position in positions(number, batch_size, share):
             place, rng = stream.place(position), stream.generator(position)
             places.append(place)
             plans.append(draw(held.host_labels[place], stream.config, rng, ignore=ignore))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from meanshifter.errors import InputError
 from meanshifter.evaluation.diagnosis import diagnose_model
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.evaluation.result import Result
@@ -38,10 +37,8 @@ def step_figures(session: Session, config: TrainConfig) -> dict[str, float]:
     return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
-def score(session: Session, config: TrainConfig, done: int) -> Result:
-    """The scores on the validation split, as the recipe reads images out; saves first if an image cannot be read."""
-    try:
-        return evaluate(reader(session, config), session.val_set, limit=config.evaluation.limit)
-    except InputError:
-        session.save(done)
-        raise
+def score(session: Session, config: TrainConfig) -> Result:
+    """The scores on the validation split, as the recipe reads images out."""
+    return evaluate(
+        reader(session, config), session.val_set, limit=config.evaluation.limit, processes=session.processes
+    )

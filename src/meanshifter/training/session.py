@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,11 +23,13 @@ from meanshifter.errors import InputError
 from meanshifter.inference.precision import fused_attention_pays, resolve_precision
 from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.training.batches import Batch, SampleStream, batches, class_weights
+from meanshifter.processes import Processes, create_fabric, launch, process_counts
+from meanshifter.training.batches import Batch, SampleStream, Share, batches, class_weights
 from meanshifter.training.optimizer import WeightAverage, create_optimizer
 from meanshifter.training.recipe import TrainConfig
 from meanshifter.training.resident import resident_batches
-from meanshifter.training.state import RunFolder, pack, unpack
+from meanshifter.training.state import Progress, RunFolder, pack, unpack
+from meanshifter.training.stochastic_depth import StochasticDepth
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -37,6 +39,7 @@ class Session:
     """What the loop works with."""
 
     fabric: Fabric
+    processes: Processes
     run: RunFolder
     val_set: Dataset
     feed: Iterator[Batch]
@@ -46,14 +49,12 @@ class Session:
     """The same weights, compiled and wrapped as the device asks."""
     optimizer: Optimizer
     average: WeightAverage | None
+    depth: StochasticDepth
     weight: Tensor | None
     """One factor of the loss per class, (K,)."""
-    start: int
-    """Steps that are done already."""
-    best: float
-    """Best mIoU so far."""
-    tally: tuple[float, int]
-    """Sum and number of the losses since the last line of the log."""
+    crops_at_once: int
+    """Crops in one pass: the batch size, or less where memory ran out."""
+    progress: Progress
 
     @property
     def scored(self) -> Segmenter:
@@ -62,20 +63,28 @@ class Session:
 
     def keep_best(self, score: float) -> None:
         """Write checkpoints/best if no evaluation scored higher."""
-        if score >= self.best:
-            self.best = score
-            self.run.save("best", self.scored)
+        if score >= self.progress.best:
+            self.progress.best = score
+            if self.processes.first:
+                self.run.save("best", self.scored, step=self.progress.step)
 
-    def save(self, step: int) -> None:
-        """Write checkpoints/last, with all that `resume` needs."""
+    def save(self) -> None:
+        """Write checkpoints/last, with all that `resume` needs; every process takes part, the first one writes."""
+        total, count = self.progress.tally
+        total = float(self.processes.sum(torch.tensor(total, dtype=torch.float64)))
+        if not self.processes.first:
+            return
         state = pack(self.model, self.optimizer)
         if self.average is not None:
             state |= {f"average.{name}": value for name, value in self.average.average.state_dict().items()}
-        self.run.save("last", self.scored, state, step=step, best=self.best, tally=self.tally)
+        self.run.save("last", self.scored, state, **asdict(replace(self.progress, tally=(total, count))))
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The recipe with what depends on the machine filled in."""
+    config.check()
+    devices, num_nodes = process_counts(config.devices, config.num_nodes)
+    config = replace(config, devices=devices, num_nodes=num_nodes)
     device = _fabric(replace(config, precision="fp32")).device
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision: 'fp16' cannot be trained on a CPU; 'auto', 'bf16' and 'fp32' can")
@@ -85,33 +94,63 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def prepare(config: TrainConfig, *, resume: bool) -> Session:
     """Open the data, build the model and the run folder; with `resume`, where the run stopped.
 
+    Other processes are started last, so that what is wrong is said once.
+
     Raises:
         InputError: a wrong configuration, wrong data or a run folder that is taken, before anything is written.
     """
-    config.check()
     fabric = _fabric(config)
-    train_set = open_dataset(config.data.name, config.data.root, config.data.train_split)
-    if config.data.hold_out is not None:
-        train_set = Subset(train_set, config.data.hold_out, matching=False)
-    val_set = open_dataset(config.data.name, config.data.root, config.data.val_split)
+    train_set, val_set = _open_data(config)
     model = build_model(config, train_set.labels)
+    run = RunFolder(Path(str(config.out)))
+    run.check(config, resume=resume)
+    processes = launch(fabric)
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
     optimizer = create_optimizer(model, config.optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
     stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
-    _calibrate(model, stream, config.batch_size)
+    _calibrate(model, stream, config.crops_per_step)
     average = None
     if config.ema is not None:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
     _set_attention(model, config, fabric.device)
-    weight = class_weights(train_set, config.loss.class_balance)
-    run = RunFolder.open(config, resume=resume)
-    facts = restore(run, model, optimizer, average) if resume else None
-    start, best, tally = (0, -math.inf, (0.0, 0)) if facts is None else facts
+    depth = StochasticDepth(model)
+    weight = processes.from_first(lambda: class_weights(train_set, config.loss.class_balance))
+    processes.from_first(lambda: run.claim(config, resume=resume))
+    try:
+        progress = restore(run, model, optimizer, average) if resume else Progress()
+    except InputError:
+        run.release()
+        raise
+    if processes.first:
+        run.forget_after(progress)
+    else:
+        progress.tally = (0.0, progress.tally[1])  # the sum over all processes is in the first
     network, wrapped = fabric.setup(_compiled(model) if config.compile else model, optimizer)
-    feed = _feed(config, stream, start, fabric.device)
-    weight = None if weight is None else fabric.to_device(weight)
-    return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best, tally)
+    feed = _feed(config, stream, progress.step, fabric.device, (processes.rank, processes.count))
+    return Session(
+        fabric,
+        processes,
+        run,
+        val_set,
+        feed,
+        model,
+        network,
+        wrapped,
+        average,
+        depth,
+        None if weight is None else fabric.to_device(weight),
+        config.batch_size,
+        progress,
+    )
+
+
+def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The images to learn from and those to score on."""
+    train_set = open_dataset(config.data.name, config.data.root, config.data.train_split)
+    if config.data.hold_out is not None:
+        train_set = Subset(train_set, config.data.hold_out, matching=False)
+    return train_set, open_dataset(config.data.name, config.data.root, config.data.val_split)
 
 
 def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:
@@ -124,22 +163,21 @@ def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:
     model.train()
 
 
-def _feed(config: TrainConfig, stream: SampleStream, start: int, device: torch.device) -> Iterator[Batch]:
-    first, last = start * config.accumulate, config.steps * config.accumulate
+def _feed(config: TrainConfig, stream: SampleStream, start: int, device: torch.device, share: Share) -> Iterator[Batch]:
+    start, stop = start * config.accumulate, config.steps * config.accumulate
     if config.data.on_device:
-        return resident_batches(stream, device, batch_size=config.batch_size, start=first, stop=last)
-    return batches(stream, batch_size=config.batch_size, start=first, stop=last, workers=config.data.workers)
+        return resident_batches(stream, device, batch_size=config.batch_size, start=start, stop=stop, share=share)
+    workers = config.data.workers
+    return batches(stream, batch_size=config.batch_size, start=start, stop=stop, workers=workers, share=share)
 
 
 def _fabric(config: TrainConfig) -> Fabric:
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would stand before our one-line errors
-    try:
-        fabric = Fabric(accelerator=config.accelerator, devices=1, precision=PRECISIONS[config.precision])
-    except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"accelerator: {config.accelerator!r} cannot be used ({text}); 'auto' or 'cpu' can") from error
-    fabric.launch()
-    return fabric
+    return create_fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        precision=PRECISIONS[config.precision],
+    )
 
 
 def _set_attention(model: Segmenter, config: TrainConfig, device: torch.device) -> None:
@@ -184,18 +222,15 @@ def build_model(config: TrainConfig, labels: LabelSpace) -> Segmenter:
     ).train()
 
 
-def restore(
-    run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None
-) -> tuple[int, float, tuple[float, int]] | None:
-    """Load the newest checkpoint: the step to continue from, the best mIoU so far, and the log's tally.
+def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None) -> Progress:
+    """Load the newest checkpoint into model, optimiser and average; where the run had got to.
 
-    None where the run stopped before its first checkpoint: it then starts again.
+    The start where the run stopped before its first checkpoint.
     """
     loaded = run.load_state()
     if loaded is None:
-        run.forget_after(0)
-        return None
-    state, facts = loaded
+        return Progress()
+    state, progress = loaded
     try:
         unpack(state, model, optimizer)
         if average is not None:
@@ -203,10 +238,8 @@ def restore(
                 key.removeprefix("average."): value for key, value in state.items() if key.startswith("average.")
             }
             average.average.load_state_dict(weights)
-        step, best, (total, count) = int(facts["step"]), float(facts["best"]), facts["tally"]
     except (RuntimeError, KeyError, ValueError) as error:
         text = " ".join(str(error).split())
         last = run.checkpoint("last")
         raise InputError(f"{last}: does not fit this recipe ({text}); start another run with --out") from error
-    run.forget_after(step)
-    return step, best, (float(total), int(count))
+    return progress

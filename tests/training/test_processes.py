@@ -1,0 +1,106 @@
+"""Two processes of gloo on this machine do what one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from meanshifter.errors import InputError
+from meanshifter.processes import Processes, process_counts
+
+
+def meanshifter(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meanshifter", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Path:
+    """Twelve steps with everything that could depend on the process: draws, labelled pixels, averages."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(tiny_text.replace("adamw", "sgd") + "loss: {normalize: valid, class_balance: 0.5}\n")
+    return path
+
+
+def test_two_processes_train_and_score_as_one(recipe: Path, tmp_path: Path) -> None:
+    for name, field, value in (("one", "--batch_size", "4"), ("two", "--devices", "2")):
+        done = meanshifter("train", recipe, "--out", tmp_path / name, field, value)
+        assert (done.returncode, done.stdout.count("best mIoU")) == (0, 1), done.stderr
+        assert "Traceback" not in done.stderr
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.get("loss") == pytest.approx(theirs.get("loss"), abs=1e-5)
+        assert ours.get("mIoU") == theirs.get("mIoU")
+    weights = [load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors") for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-6)
+
+    for devices in ("1", "2"):
+        words: list[str | Path] = ["--limit", "7", "--devices", devices, "--out", tmp_path / f"{devices}.json"]
+        done = meanshifter("evaluate", tmp_path / "one", "shapes", *words)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
+
+
+def test_what_one_process_cannot_read_is_said_once(recipe: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("val", 2)):
+        for n in range(count):
+            for kind, shape in (("images", (70, 70, 3)), ("masks", (70, 70))):
+                file = tmp_path / "data" / kind / split / f"{n}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.random.default_rng(n).integers(0, 2, shape, dtype=np.uint8)).save(file)
+    (tmp_path / "data" / "images" / "train" / "3.png").write_bytes(b"no image")
+    fields: list[str | Path] = [
+        "--data.name",
+        "folder",
+        "--data.root",
+        tmp_path / "data",
+        "--devices",
+        "2",
+        "--loss.class_balance",
+        "0",
+    ]
+    (tmp_path / "data" / "classes.txt").write_text("a\nb\n")
+    done = meanshifter("train", recipe, "--out", tmp_path / "run", *fields)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("meanshifter:")]
+    assert len(said) == 1
+    assert "3.png: not an image" in said[0]
+
+
+def test_numbers_of_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process_counts(None, None) == (1, 1)
+    assert process_counts(4, 2) == (4, 2)
+    with pytest.raises(InputError, match="devices: 0; at least 1"):
+        process_counts(0, None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert process_counts(None, None) == (2, 3)
+    with pytest.raises(InputError, match="devices: 4, but torchrun or SLURM has started 2; leave devices out"):
+        process_counts(4, None)
+    monkeypatch.undo()
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert process_counts(None, None) == (8, 2)
+
+
+def test_one_process_alone_needs_nobody() -> None:
+    alone = Processes()
+    assert alone.first
+    assert alone.sum(torch.tensor(3)) == 3
+    assert alone.from_first(lambda: "made") == "made"
+    with pytest.raises(InputError, match="wrong"):
+        alone.agree(InputError("wrong"))
