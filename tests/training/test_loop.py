@@ -262,7 +262,8 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(
 def test_a_run_folder_in_use_is_refused(tiny: TrainConfig, tmp_path: Path) -> None:
     train(tiny, quiet=True)
     hold = "import sys, time; from pathlib import Path; from meanshifter.training.lock import Lock\n"
-    hold += f"lock = Lock(Path({str(tmp_path / 'run' / '.lock')!r})); lock.take('taken'); print('held', flush=True); time.sleep(60)"
+    hold += f"lock = Lock(Path({str(tmp_path / 'run' / '.lock')!r})); lock.take('taken')\n"
+    hold += "print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
