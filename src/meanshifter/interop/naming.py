@@ -30,6 +30,8 @@ class Naming(NamedTuple):
     """Regular expression over our names → to their shape, and back."""
     unused: tuple[str, ...] = ()
     """Beginnings of their names that segmentation has no use for."""
+    carried: tuple[str, ...] = ()
+    """Those of them that their files cannot do without; they are kept beside the model."""
 
     def place(self, name: str) -> str | None:
         """Their name of our tensor `name`; None if they have no such tensor."""
@@ -156,6 +158,7 @@ SEGMENTER = Naming(
     ),
     shapes={r"decoder\.(patch|class)_projection\.weight": (torch.t, torch.t)},
     unused=("encoder.head.", "encoder.head_dist."),
+    carried=("encoder.head.", "encoder.head_dist."),
 )
 
 TIMM = Naming(places=(("encoder.vit.", ""),), unused=("head.", "head_dist.", "fc_norm."))

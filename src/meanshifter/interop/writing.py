@@ -49,7 +49,8 @@ def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
 def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     """`checkpoint.pth` and `variant.yml` in `folder`, as the Segmenter of its authors writes them.
 
-    The ImageNet classifier that its encoder carries along unused is filled with zeros.
+    The ImageNet classifier that its encoder carries along unused is the one of the file that the model was read from;
+    zeros for a model of another origin.
 
     Raises:
         InputError: a model with a part that it has not.
@@ -60,8 +61,9 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
         state["encoder.patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
     distilled = getattr(model.encoder.vit, "dist_token", None) is not None
     for head in ("head", "head_dist")[: 1 + distilled]:
-        state[f"encoder.{head}.weight"] = torch.zeros(1000, model.encoder.width)
-        state[f"encoder.{head}.bias"] = torch.zeros(1000)
+        for name, shape in (("weight", (1000, model.encoder.width)), ("bias", (1000,))):
+            key = f"encoder.{head}.{name}"
+            state[key] = model.carried[key] if key in model.carried else torch.zeros(shape)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "checkpoint.pth", folder / "variant.yml"]
     _save(written[0], {"model": OrderedDict(state), "n_cls": model.labels.num_classes})

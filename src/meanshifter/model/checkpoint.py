@@ -22,6 +22,8 @@ from meanshifter.model.config import FORMAT_VERSION, ModelConfig
 from meanshifter.model.segmenter import Segmenter
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CARRIED = "carried.safetensors"
+"""`Segmenter.carried`, where there is something in it."""
 
 
 def save_model(model: Segmenter, folder: str | Path) -> None:
@@ -29,6 +31,8 @@ def save_model(model: Segmenter, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
+    if model.carried:
+        save_tensors(folder / CARRIED, model.carried, {"format": "pt"})
     write_text(folder / CONFIG, json.dumps(describe(model), indent=2) + "\n")
 
 
@@ -61,6 +65,8 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
         )
     model = Segmenter(*read_model_config(folder))
     _load_weights(model, folder / WEIGHTS)
+    if (folder / CARRIED).is_file():
+        model.carried = _load_tensors(folder / CARRIED)
     return model.to(device).eval()
 
 
@@ -93,7 +99,7 @@ def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS, CARRIED]))
     except Exception as error:  # the Hub client raises errors of requests, httpx and its own
         raise InputError(
             f"{repo}: no such folder here, and the Hub did not give it ({type(error).__name__}); "
@@ -122,10 +128,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def _load_weights(model: Segmenter, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the file is missing or damaged, copy it again") from error
+    state = _load_tensors(path)
     own = model.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if own[key].shape != state[key].shape)
     if wrong:
@@ -134,6 +137,13 @@ def _load_weights(model: Segmenter, path: Path) -> None:
             "the two files are not of one model"
         )
     model.load_state_dict(state)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); the file is missing or damaged, copy it again") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -30,6 +30,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         self.labels = labels
+        self.carried: dict[str, Tensor] = {}
+        """Tensors of another tool's file that segmentation has no use for, under that tool's names, to be written back."""
         self.encoder = Encoder(
             config.backbone,
             config.image_size,
