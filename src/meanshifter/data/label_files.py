@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
@@ -105,7 +105,17 @@ def discover(masks: Sequence[Path], folder: Path) -> LabelSpace:
         InputError: as `mask_values`; no value but the ignored one and at most one more.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = sorted({int(v) for values in pool.map(mask_values, masks) for v in np.asarray(values)})
+        found = {int(v) for values in pool.map(mask_values, masks) for v in np.asarray(values)}
+    return space_of(found, folder)
+
+
+def space_of(values: Iterable[int], folder: Path) -> LabelSpace:
+    """A class for every value but the ignored one, as `discover` makes them.
+
+    Raises:
+        InputError: no value but the ignored one and at most one more, or a negative one.
+    """
+    found = sorted(set(values))
     ignored = {255, 65535} if len(found) <= 256 else {65535}
     values = [value for value in found if value not in ignored]
     if len(values) < 2 and 255 in found:
