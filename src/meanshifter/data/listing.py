@@ -46,7 +46,8 @@ class Listing:
             raise InputError(f"{other}: {kept.name} has the same name up to the extension; keep one of them")
         if self.lost:
             names = ", ".join(self.lost[:3])
-            raise InputError(f"{self.where}: {len(self.lost)} of its names have no image ({names}); add the images")
+            count = f"{len(self.lost)} name{'s'[: len(self.lost) != 1]}"
+            raise InputError(f"{self.where}: {count} without an image ({names}); add the images, or take them off")
         lacks = [
             f"{len(names)} {kind}{'s'[: len(names) != 1]} without {other} ({', '.join(names[:3])}{more})"
             for names, kind, other in (
