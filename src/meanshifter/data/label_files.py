@@ -37,11 +37,21 @@ def folder_labels(
         targets = {*(raw or {}).values(), *(colors or {}).values()}
         count = max((target for target in targets if target not in (255, 65535)), default=-1) + 1
         return LabelSpace(tuple(f"class {k}" for k in range(count)), raw=raw, colors=colors)
+    told = labels_of_files(folder)
+    return discover(masks(), folder) if told is None else told
+
+
+def labels_of_files(folder: Path) -> LabelSpace | None:
+    """What the folder's labels.json says, or its classes.txt; None where it has neither.
+
+    Raises:
+        InputError: a label file that cannot be understood.
+    """
     if (folder / "labels.json").is_file():
         return read_labels_json(folder / "labels.json")
     if (folder / "classes.txt").is_file():
         return read_classes(folder / "classes.txt")
-    return discover(masks(), folder)
+    return None
 
 
 def read_classes(path: Path) -> LabelSpace:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from meanshifter.data.cache import Cached
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
+from meanshifter.data.doctor import check_sample
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.subset import Subset
 from meanshifter.errors import InputError
@@ -25,7 +26,7 @@ from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.batches import Batch, SampleStream, batches, class_weights
 from meanshifter.training.optimizer import WeightAverage, create_optimizer
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.recipe import DataConfig, TrainConfig
 from meanshifter.training.resident import resident_batches
 from meanshifter.training.state import RunFolder, pack, unpack
 
@@ -94,6 +95,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     if config.data.hold_out is not None:
         train_set = Subset(train_set, config.data.hold_out, matching=False)
     val_set = open_dataset(config.data.name, config.data.root, config.data.val_split)
+    check_sample([train_set, val_set], _check_command(config.data))
     model = build_model(config, train_set.labels)
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
     optimizer = create_optimizer(model, config.optimizer)
@@ -112,6 +114,13 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     feed = _feed(config, stream, start, fabric.device)
     weight = None if weight is None else fabric.to_device(weight)
     return Session(fabric, run, val_set, feed, model, network, wrapped, average, weight, start, best, tally)
+
+
+def _check_command(data: DataConfig) -> str:
+    place = "" if data.root is None else f" --root {data.root}"
+    if data.name == "folder" and data.root is not None:
+        return f"meanshifter data check {data.root}"
+    return f"meanshifter data check {data.name}{place}"
 
 
 def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:
