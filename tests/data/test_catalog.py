@@ -128,7 +128,7 @@ def test_pascal_voc(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.txt: no such file"):
         PascalVOC(root, "train")
     (root / "ImageSets/Segmentation/train.txt").write_text("2007_000032\nlost\n")
-    with pytest.raises(InputError, match=r"train\.txt: 2 names, 1 without an image in JPEGImages \(lost\)"):
+    with pytest.raises(InputError, match=r"train\.txt: 1 name without an image \(lost\)"):
         PascalVOC(root, "train")
 
 

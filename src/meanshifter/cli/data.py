@@ -1,4 +1,4 @@
-"""`meanshifter data`: list the data sets, or download one."""
+"""`meanshifter data`: list the data sets, download one, or check one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.cli import data_check
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +21,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     download = commands.add_parser("download", help="fetch a data set, check it and unpack it")
     download.add_argument("name", metavar="NAME", help="a name that `meanshifter data list` prints")
     download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into; made if need be")
+    data_check.configure(commands.add_parser("check", help="tell all that is wrong with images and masks"))
 
 
-def run(args: argparse.Namespace) -> None:
-    """List or download."""
+def run(args: argparse.Namespace) -> int:
+    """List, download or check."""
+    if args.action == "check":
+        return data_check.run(args)
     if args.action == "list":
         _print_table()
     else:
         _download(args.name, args.dir)
+    return 0
 
 
 def _print_table() -> None:

@@ -28,7 +28,7 @@ COMMANDS = {
     "study": "train and score what a study compares, and write its tables",
     "modes": "show where the patch encodings of an image go under mean shift, and the segments they make",
     "benchmark": "time the package beside the same work in plain PyTorch",
-    "data": "list or download data sets",
+    "data": "list, download or check data sets",
 }
 
 

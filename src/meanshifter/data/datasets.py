@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from meanshifter.data.label_files import folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
-from meanshifter.data.reading import IMAGE_SUFFIXES, MASK_SUFFIXES, Factor, read_mask, read_sample
+from meanshifter.data.listing import Listing, Pair, list_folders
+from meanshifter.data.reading import Factor, read_mask, read_sample
 from meanshifter.errors import InputError
 
 SPLIT_FOLDERS: Final = {
@@ -64,21 +65,16 @@ class Dataset(ABC):
         """The labels of one sample alone."""
         return self[index].labels
 
+    def pair(self, index: int) -> Pair | None:
+        """The files of one sample; None where it is generated."""
+        return None
+
     def read_reduced(self, index: int, factor: Factor) -> Sample:
         """One sample whose image will be resized as `factor` says, and may come smaller where that is not seen."""
         return self[index]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and its mask."""
-
-    name: str
-    image: Path
-    mask: Path
 
 
 class FileDataset(Dataset):
@@ -106,6 +102,10 @@ class FileDataset(Dataset):
         """One sample; a large JPEG that will be made small comes at a fraction of its size (see `read_sample`)."""
         files = self.image_paths[index], self.mask_paths[index]
         return Sample(*read_sample(*files, self.labels, factor=factor), self._names[index])
+
+    def pair(self, index: int) -> Pair:
+        """The files of one sample."""
+        return Pair(self._names[index], self.image_paths[index], self.mask_paths[index])
 
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample, (H, W) train ids; the image is not opened."""
@@ -172,22 +172,29 @@ class Folder(FileDataset):
 
 
 def _folder_pairs(folder: Path, split: str) -> list[Pair]:
+    listings = folder_listings(folder)
+    if split == "all":
+        return [pair for listing in listings.values() for pair in listing.pairs()]
+    if "all" not in listings:
+        if split not in listings:
+            raise InputError(f"{folder}: no split {split!r}; it has {', '.join(listings)}, and 'all'")
+        return listings[split].pairs()
+    return held_out(listings["all"].pairs(), folder, split)
+
+
+def folder_listings(folder: Path) -> dict[str, Listing]:
+    """Split → its files; of a folder without split folders, "all".
+
+    Raises:
+        InputError: a folder that is missing or empty.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check the path")
-    layouts = _split_layouts(folder)
-    if layouts:
-        if split == "all":
-            return [pair for images, masks in layouts.values() for pair in pair_up(images, masks)]
-        if split not in layouts:
-            raise InputError(f"{folder}: no split {split!r}; it has {', '.join(layouts)}, and 'all'")
-        return pair_up(*layouts[split])
-    pairs = pair_up(folder / "images", folder / "masks")
-    if split == "all":
-        return pairs
-    return _held_out(pairs, folder, split)
+    layouts = split_layouts(folder) or {"all": (folder / "images", folder / "masks")}
+    return {split: list_folders(*folders) for split, folders in layouts.items()}
 
 
-def _split_layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
+def split_layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Split → (images, masks) where the folder has split folders."""
     layouts: dict[str, tuple[Path, Path]] = {}
     for split, spellings in SPLIT_FOLDERS.items():
@@ -200,7 +207,12 @@ def _split_layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
     return layouts
 
 
-def _held_out(pairs: list[Pair], folder: Path, split: str) -> list[Pair]:
+def held_out(pairs: list[Pair], folder: Path, split: str) -> list[Pair]:
+    """Of a folder without split folders, the pairs of "val" or "train".
+
+    Raises:
+        InputError: another split, or a single pair.
+    """
     if split not in ("train", "val"):
         raise InputError(f"{folder}: no split {split!r}; without split folders there are 'train', 'val' and 'all'")
     if len(pairs) < 2:
@@ -220,60 +232,3 @@ def _hash(name: str) -> float:
 def _all_masks(folder: Path) -> list[Path]:
     """The masks of every split, so that all splits find the same classes."""
     return [pair.mask for pair in _folder_pairs(folder, "all")]
-
-
-def find_files(folder: Path, suffixes: Sequence[str], what: str) -> dict[str, Path]:
-    """Name (path below the folder, without extension) → file, sorted, hidden files left out.
-
-    Raises:
-        InputError: no such folder, no such files, or two files of one name.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; {what} are looked for there")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            raise InputError(f"{path}: {files[name].name} has the same name up to the extension; keep one of them")
-        files[name] = path
-    if not files:
-        kinds = " ".join(suffix.lstrip(".") for suffix in suffixes)
-        raise InputError(f"{folder}: no {what}; files of type {kinds} are looked for")
-    return dict(sorted(files.items()))
-
-
-def pair_up(images: Path, masks: Path) -> list[Pair]:
-    """Images and masks of the same name, sorted by name.
-
-    Raises:
-        InputError: as `find_files`, and where one is without the other.
-    """
-    # JPEG masks are found here so that reading can say why they will not do
-    return match(
-        find_files(images, IMAGE_SUFFIXES, "images"),
-        find_files(masks, (*MASK_SUFFIXES, ".jpg", ".jpeg"), "masks"),
-        images.parent if images.parent == masks.parent else images,
-    )
-
-
-def match(images: Mapping[str, Path], masks: Mapping[str, Path], where: Path) -> list[Pair]:
-    """The pairs of two listings of the same names.
-
-    Raises:
-        InputError: an image without a mask or a mask without an image: how many, and the first names.
-    """
-    alone = [
-        (sorted(images.keys() - masks.keys()), "image", "mask"),
-        (sorted(masks.keys() - images.keys()), "mask", "image"),
-    ]
-    lacks = [
-        f"{len(names)} {kind}{'s'[: len(names) != 1]} without {other} ({', '.join(names[:3])}{more})"
-        for names, kind, other in alone
-        for more in [", …" if len(names) > 3 else ""]
-        if names
-    ]
-    if lacks:
-        raise InputError(f"{where}: {' and '.join(lacks)}; an image and its mask share their name up to the extension")
-    return [Pair(name, images[name], masks[name]) for name in images]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,11 +37,21 @@ def folder_labels(
         targets = {*(raw or {}).values(), *(colors or {}).values()}
         count = max((target for target in targets if target not in (255, 65535)), default=-1) + 1
         return LabelSpace(tuple(f"class {k}" for k in range(count)), raw=raw, colors=colors)
+    told = labels_of_files(folder)
+    return discover(masks(), folder) if told is None else told
+
+
+def labels_of_files(folder: Path) -> LabelSpace | None:
+    """What the folder's labels.json says, or its classes.txt; None where it has neither.
+
+    Raises:
+        InputError: a label file that cannot be understood.
+    """
     if (folder / "labels.json").is_file():
         return read_labels_json(folder / "labels.json")
     if (folder / "classes.txt").is_file():
         return read_classes(folder / "classes.txt")
-    return discover(masks(), folder)
+    return None
 
 
 def read_classes(path: Path) -> LabelSpace:
@@ -105,7 +115,17 @@ def discover(masks: Sequence[Path], folder: Path) -> LabelSpace:
         InputError: as `mask_values`; no value but the ignored one and at most one more.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = sorted({int(v) for values in pool.map(mask_values, masks) for v in np.asarray(values)})
+        found = {int(v) for values in pool.map(mask_values, masks) for v in np.asarray(values)}
+    return space_of(found, folder)
+
+
+def space_of(values: Iterable[int], folder: Path) -> LabelSpace:
+    """A class for every value but the ignored one, as `discover` makes them.
+
+    Raises:
+        InputError: no value but the ignored one and at most one more, or a negative one.
+    """
+    found = sorted(set(values))
     ignored = {255, 65535} if len(found) <= 256 else {65535}
     values = [value for value in found if value not in ignored]
     if len(values) < 2 and 255 in found:

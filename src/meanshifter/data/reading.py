@@ -31,7 +31,7 @@ MAX_PIXELS: Final = 1_000_000_000
 
 ORIENTATION: Final = 0x0112
 _BAND: Final = 256
-_TURNS: Final = {
+TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -40,7 +40,7 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES: Final = (5, 6, 7, 8)
+SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -53,8 +53,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray
     Raises:
         InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
     """
-    picture, turn, _ = _decode(Path(path), max_pixels)
-    return _rgb(_upright(picture, turn), Path(path))
+    picture, turn, _ = decode(Path(path), max_pixels)
+    return rgb(upright(picture, turn), Path(path))
 
 
 def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
@@ -67,8 +67,8 @@ def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
     Raises:
         InputError: a file that cannot be read, a JPEG, colours without a colour map, or a value outside the map.
     """
-    picture, turn, _ = _decode(Path(path))
-    return _train_ids(_upright(picture, turn), Path(path), labels)
+    picture, turn, _ = decode(Path(path))
+    return _train_ids(upright(picture, turn), Path(path), labels)
 
 
 def read_sample(
@@ -87,18 +87,18 @@ def read_sample(
         InputError: as `read_image` and `read_mask`, and for two sizes.
     """
     image_path, mask_path = Path(image_path), Path(mask_path)
-    picture, turn, lying = _decode(image_path, factor=factor)
-    mask_picture, mask_turn, _ = _decode(mask_path)
-    size = lying[::-1] if turn in _SWAPS_SIDES else lying
-    picture, mask_picture = _upright(picture, turn), _upright(mask_picture, mask_turn)
+    picture, turn, lying = decode(image_path, factor=factor)
+    mask_picture, mask_turn, _ = decode(mask_path)
+    size = lying[::-1] if turn in SWAPS_SIDES else lying
+    picture, mask_picture = upright(picture, turn), upright(mask_picture, mask_turn)
     _check_sizes(image_path, mask_path, size, mask_picture.size, lying if turn != mask_turn else None)
-    if turn != mask_turn and (turn not in _SWAPS_SIDES or lying[0] == lying[1]):
+    if turn != mask_turn and (turn not in SWAPS_SIDES or lying[0] == lying[1]):
         warnings.warn(
             f"{image_path}: turned upright by its EXIF orientation {turn}, which {mask_path} lacks; if the mask "
             "was drawn on the image as stored, remove the tag from the image",
             stacklevel=2,
         )
-    return _rgb(picture, image_path), _train_ids(mask_picture, mask_path, labels)
+    return rgb(picture, image_path), _train_ids(mask_picture, mask_path, labels)
 
 
 def _check_sizes(
@@ -128,18 +128,22 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     Raises:
         InputError: a file that cannot be read, a JPEG, or a mask of colours.
     """
-    picture, _, _ = _decode(Path(path))
+    picture, _, _ = decode(Path(path))
     _refuse_lossy(picture, Path(path))
-    values = _indices(picture, Path(path))
+    values = indices(picture, Path(path))
     if values.itemsize <= 2:
         return np.flatnonzero(np.bincount(values.ravel())).astype(np.int64)
     return np.unique(values).astype(np.int64)
 
 
-def _decode(
+def decode(
     path: Path, max_pixels: int = MAX_PIXELS, factor: Factor | None = None
 ) -> tuple[Image.Image, int, tuple[int, int]]:
-    """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction."""
+    """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction.
+
+    Raises:
+        InputError: a file that is missing, truncated, no image, or of more than `max_pixels`.
+    """
     try:
         with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
             if picture.width * picture.height > max_pixels:
@@ -152,7 +156,7 @@ def _decode(
                 _reduce(picture, factor(size[1], size[0]))
             picture.load()
             turn = picture.getexif().get(ORIENTATION, 1)
-            return _whole_blocks(picture, size), turn if turn in _TURNS else 1, size
+            return _whole_blocks(picture, size), turn if turn in TURNS else 1, size
     except InputError:
         raise
     except FileNotFoundError:
@@ -206,15 +210,21 @@ class _WithoutLimit:
 WITHOUT_PILLOWS_LIMIT: Final = _WithoutLimit()
 
 
-def _upright(picture: Image.Image, turn: int) -> Image.Image:
-    if turn not in _TURNS:
+def upright(picture: Image.Image, turn: int) -> Image.Image:
+    """`picture` turned as the EXIF orientation says."""
+    if turn not in TURNS:
         return picture
-    turned = picture.transpose(_TURNS[turn])
+    turned = picture.transpose(TURNS[turn])
     turned.format = picture.format
     return turned
 
 
-def _rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+def rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a decoded picture, as `read_image` converts it.
+
+    Raises:
+        InputError: 32-bit values.
+    """
     if picture.mode.startswith("I"):
         grey = np.asarray(picture)
         if grey.min() < 0 or grey.max() > 65535:
@@ -240,7 +250,7 @@ def _train_ids(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:
         picture = picture.convert("RGBA")
     if picture.mode in ("RGB", "RGBA"):
         return _map_colors(picture, path, labels)
-    return _map_indices(_indices(picture, path), path, labels)
+    return _map_indices(indices(picture, path), path, labels)
 
 
 def _refuse_lossy(picture: Image.Image, path: Path) -> None:
@@ -251,8 +261,12 @@ def _refuse_lossy(picture: Image.Image, path: Path) -> None:
         )
 
 
-def _indices(picture: Image.Image, path: Path) -> npt.NDArray[Any]:
-    """(H, W) of the mask's integers: uint8, uint16 or int32."""
+def indices(picture: Image.Image, path: Path) -> npt.NDArray[Any]:
+    """(H, W) of the mask's integers: uint8, uint16 or int32.
+
+    Raises:
+        InputError: a mask of colours, or of a mode that holds no integers.
+    """
     if picture.mode in ("LA", "PA"):
         return np.asarray(picture)[..., 0]
     if picture.mode in ("L", "P"):
@@ -292,7 +306,7 @@ def _map_indices(values: npt.NDArray[Any], path: Path, labels: LabelSpace) -> La
 
 def _map_colors(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:
     if not labels.colors:
-        _indices(picture, path)
+        indices(picture, path)
         raise AssertionError("colours without a map are refused above")
     # four bytes a pixel, red lowest; the fourth is alpha or filling
     pixels = np.asarray(picture if picture.mode == "RGBA" else picture.convert("RGBX"))

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
+from meanshifter.data.listing import Pair
 from meanshifter.data.reading import Factor
 from meanshifter.errors import InputError
 
@@ -48,3 +49,7 @@ class Subset(Dataset):
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample alone."""
         return self._dataset.read_labels(self._places[index])
+
+    def pair(self, index: int) -> Pair | None:
+        """The files of one sample."""
+        return self._dataset.pair(self._places[index])

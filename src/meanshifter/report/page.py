@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -24,6 +25,14 @@ APART = 48
 """Levels of 255 by which a colour differs from every class's, in one channel at least, to be told from them."""
 FINE = 256
 """Pictures wider than this are smoothed when the screen shows them smaller; those below keep their pixels."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share between 0 and 1, of a colour."""
+
+    share: float
+    color: Color
 
 
 class Page:
@@ -65,6 +74,14 @@ class Page:
         title = f"<caption>{escape(caption)}</caption>" if caption else ""
         self._parts.append(
             f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+
+    def bars(self, header: Sequence[str], rows: Sequence[Sequence[Bar | str]]) -> None:
+        """A table whose cells are text, or a share with a bar of its length; the first column names the row."""
+        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+        body = "".join(f"<tr>{''.join(map(_bar_cell, row))}</tr>" for row in rows)
+        self._parts.append(
+            f'<div class="wide"><table class="bars"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
     def legend(self, space: LabelSpace, *, ignored: bool = True) -> None:
@@ -144,6 +161,14 @@ def _figure(caption: str, pixels: Pixels) -> str:
     )
 
 
+def _bar_cell(cell: Bar | str) -> str:
+    if isinstance(cell, str):
+        return f"<td>{escape(cell)}</td>"
+    red, green, blue = cell.color
+    style = f"width:{8 * cell.share:.3f}rem;background:rgb({red},{green},{blue})"
+    return f'<td><span class="bar" style="{style}"></span>{100 * cell.share:.2f} %</td>'
+
+
 def _fine(pixels: Pixels) -> str:
     return ' class="fine"' if pixels.shape[1] > FINE else ""
 
@@ -184,6 +209,9 @@ th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 500; }
 th:first-child { text-align: left; padding-left: 0; }
+.bars td { text-align: left; padding: .1rem .6rem; border: 0; }
+.bar { display: inline-block; height: .8em; min-width: 1px; margin-right: .5em; border-radius: 2px;
+  outline: 1px solid var(--line); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: .8rem 0; }
 .legend span { display: inline-block; width: .95em; height: .95em; border-radius: 3px; margin-right: .45em;
   vertical-align: -.1em; border: 1px solid var(--line); }

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from meanshifter.data import balance
 from meanshifter.data.augment import AugmentConfig, augment, draw_scale, resize_factor
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
@@ -138,10 +139,7 @@ def _die_with_parent() -> None:
 
 
 def class_weights(dataset: Dataset, power: float) -> Tensor | None:
-    """(1 / share of the labelled pixels) ** power per class, scaled so that the mean over pixels is 1.
-
-    A class that never occurs weighs as much as the rarest that does. None for power 0.
-    """
+    """The weights of `balance.class_weights` by the labelled pixels of a data set, (K,) float32; None for power 0."""
     if power == 0:
         return None
     K = dataset.labels.num_classes
@@ -149,7 +147,4 @@ def class_weights(dataset: Dataset, power: float) -> Tensor | None:
     for index in range(len(dataset)):
         labels = dataset.read_labels(index)
         counts += np.bincount(labels[labels != dataset.labels.ignore], minlength=K)[:K]
-    present = counts[counts > 0]
-    share = np.maximum(counts, present.min(initial=counts.max(initial=1.0))) / max(counts.sum(), 1.0)
-    weights = share**-power
-    return torch.from_numpy(weights / max((weights * counts).sum() / max(counts.sum(), 1.0), 1e-12)).float()
+    return torch.from_numpy(balance.class_weights(counts, power)).float()

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from meanshifter.data.cache import Cached
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
+from meanshifter.data.doctor import check_sample
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.subset import Subset
 from meanshifter.errors import InputError
@@ -26,7 +27,7 @@ from meanshifter.model.segmenter import Segmenter
 from meanshifter.processes import Processes, create_fabric, launch, process_counts
 from meanshifter.training.batches import Batch, SampleStream, Share, batches, class_weights
 from meanshifter.training.optimizer import WeightAverage, create_optimizer
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.recipe import DataConfig, TrainConfig
 from meanshifter.training.resident import resident_batches
 from meanshifter.training.state import Progress, RunFolder, pack, unpack
 from meanshifter.training.stochastic_depth import StochasticDepth
@@ -105,6 +106,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     run = RunFolder(Path(str(config.out)))
     run.check(config, resume=resume)
     processes = launch(fabric)
+    processes.from_first(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
     optimizer = create_optimizer(model, config.optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
@@ -151,6 +153,13 @@ def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     if config.data.hold_out is not None:
         train_set = Subset(train_set, config.data.hold_out, matching=False)
     return train_set, open_dataset(config.data.name, config.data.root, config.data.val_split)
+
+
+def _check_command(data: DataConfig) -> str:
+    place = "" if data.root is None else f" --root {data.root}"
+    if data.name == "folder" and data.root is not None:
+        return f"meanshifter data check {data.root}"
+    return f"meanshifter data check {data.name}{place}"
 
 
 def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:

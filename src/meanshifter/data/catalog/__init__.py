@@ -29,9 +29,14 @@ def open_dataset(name: str, root: str | Path | None, split: str) -> Dataset:
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", name
     if name not in HOMES:
-        near = get_close_matches(name.lower(), HOMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(HOMES)}, or a folder that exists"
-        raise InputError(f"data set {name!r} is unknown; {hint}")
+        raise unknown_dataset(name)
     module, kind = HOMES[name]
     dataset: Dataset = getattr(import_module(module), kind)(root, split)
     return dataset
+
+
+def unknown_dataset(name: str) -> InputError:
+    """What is said of a name that is none."""
+    near = get_close_matches(name.lower(), HOMES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(HOMES)}, or a folder that exists"
+    return InputError(f"data set {name!r} is unknown; {hint}")

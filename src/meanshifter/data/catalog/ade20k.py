@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from meanshifter.data.catalog.public import About, PublicDataset, hex_colors
-from meanshifter.data.datasets import Pair, pair_up
 from meanshifter.data.download import Archive
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.listing import Listing, list_folders
 
 # The first of the synonyms that the challenge's objectInfo150 gives each class.
 NAMES = """
@@ -76,6 +76,6 @@ class ADE20K(PublicDataset):
         return f"images/{split}"
 
     @classmethod
-    def find(cls, folder: Path, split: str) -> list[Pair]:
+    def find(cls, folder: Path, split: str) -> Listing:
         """Images and masks of one name."""
-        return pair_up(folder / "images" / split, folder / "annotations" / split)
+        return list_folders(folder / "images" / split, folder / "annotations" / split)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from meanshifter.data.catalog.public import About, PublicDataset, hex_colors
-from meanshifter.data.datasets import Pair, pair_up
 from meanshifter.data.download import Archive
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.listing import Listing, list_folders
 
 NAMES = (
     "sky",
@@ -60,6 +60,6 @@ class CamVid(PublicDataset):
         return f"{split}annot"
 
     @classmethod
-    def find(cls, folder: Path, split: str) -> list[Pair]:
+    def find(cls, folder: Path, split: str) -> Listing:
         """Images and masks of one name."""
-        return pair_up(folder / split, folder / f"{split}annot")
+        return list_folders(folder / split, folder / f"{split}annot")

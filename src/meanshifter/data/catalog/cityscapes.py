@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from meanshifter.data.catalog.public import About, PublicDataset, hex_colors
-from meanshifter.data.datasets import Pair, find_files, match
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.listing import Listing, find_files
 
 NAMES = (
     "road",
@@ -69,12 +69,13 @@ class Cityscapes(PublicDataset):
         return f"leftImg8bit/{split}"
 
     @classmethod
-    def find(cls, folder: Path, split: str) -> list[Pair]:
+    def find(cls, folder: Path, split: str) -> Listing:
         """The frames, named CITY/CITY_SEQUENCE_FRAME."""
-        images = find_files(folder / "leftImg8bit" / split, (".png",), "images")
-        masks = find_files(folder / "gtFine" / split, (".png",), "masks")
-        return match(
+        images, twice = find_files(folder / "leftImg8bit" / split, (".png",), "images")
+        masks, again = find_files(folder / "gtFine" / split, (".png",), "masks")
+        return Listing(
+            folder,
             {name.removesuffix(IMAGE): path for name, path in images.items() if name.endswith(IMAGE)},
             {name.removesuffix(MASK): path for name, path in masks.items() if name.endswith(MASK)},
-            folder,
+            (*twice, *again),
         )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from meanshifter.data.catalog.public import About, PublicDataset
-from meanshifter.data.datasets import Pair, find_files, match
 from meanshifter.data.download import Archive
 from meanshifter.data.labels import Color, LabelSpace
+from meanshifter.data.listing import Listing, find_files
 from meanshifter.errors import InputError
 
 NAMES = """
@@ -62,17 +62,20 @@ class PascalVOC(PublicDataset):
         return "ImageSets/Segmentation"
 
     @classmethod
-    def find(cls, folder: Path, split: str) -> list[Pair]:
+    def find(cls, folder: Path, split: str) -> Listing:
         """The files that the split's list names."""
         listing = folder / cls.marker(split) / f"{split}.txt"
         if not listing.is_file():
             raise InputError(f"{listing}: no such file; it lists the images of split {split!r}")
         wanted = listing.read_text(encoding="utf-8").split()
-        images = find_files(folder / "JPEGImages", (".jpg",), "images")
-        masks = find_files(folder / "SegmentationClass", (".png",), "masks")
-        lost = [name for name in wanted if name not in images]
-        if lost or not wanted:
-            names = ", ".join(lost[:3])
-            raise InputError(f"{listing}: {len(wanted)} names, {len(lost)} without an image in JPEGImages ({names})")
-        chosen = {name: images[name] for name in wanted}
-        return match(chosen, {name: masks[name] for name in wanted if name in masks}, folder)
+        if not wanted:
+            raise InputError(f"{listing}: no names; it lists the images of split {split!r}")
+        images, twice = find_files(folder / "JPEGImages", (".jpg",), "images")
+        masks, again = find_files(folder / "SegmentationClass", (".png",), "masks")
+        return Listing(
+            listing,
+            {name: images[name] for name in wanted if name in images},
+            {name: masks[name] for name in wanted if name in masks and name in images},
+            tuple(double for double in (*twice, *again) if double[0] in wanted),
+            tuple(name for name in wanted if name not in images),
+        )

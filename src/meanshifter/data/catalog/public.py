@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from meanshifter.data.datasets import FileDataset, Pair
+from meanshifter.data.datasets import FileDataset
 from meanshifter.data.download import Archive, fetch_and_unpack
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.listing import Listing
 from meanshifter.errors import InputError
 
 
@@ -49,17 +50,26 @@ class PublicDataset(FileDataset):
     """Folders below `root` in which the data set may lie."""
 
     def __init__(self, root: str | Path | None, split: str = "val") -> None:
-        name = self.about.name
+        super().__init__(self.about.name, split, self.space, self.listing(root, split).pairs())
+
+    @classmethod
+    def listing(cls, root: str | Path | None, split: str) -> Listing:
+        """The files of a split, whether they pair up or not.
+
+        Raises:
+            InputError: a missing folder or split.
+        """
+        name = cls.about.name
         if root is None:
-            raise InputError(f"{name}: no root; name its folder ({self.source()})")
-        if split not in self.splits:
-            raise InputError(f"{name}: split {split!r} is unknown; take one of {', '.join(self.splits)}")
-        marker = self.marker(self.splits[split])
-        places = [Path(root), *(Path(root) / folder for folder in self.inside)]
+            raise InputError(f"{name}: no root; name its folder ({cls.source()})")
+        if split not in cls.splits:
+            raise InputError(f"{name}: split {split!r} is unknown; take one of {', '.join(cls.splits)}")
+        marker = cls.marker(cls.splits[split])
+        places = [Path(root), *(Path(root) / folder for folder in cls.inside)]
         folder = next((place for place in places if (place / marker).is_dir()), None)
         if folder is None:
-            raise InputError(f"{Path(root) / marker}: no such folder; {name} is looked for there ({self.source()})")
-        super().__init__(name, split, self.space, self.find(folder, self.splits[split]))
+            raise InputError(f"{Path(root) / marker}: no such folder; {name} is looked for there ({cls.source()})")
+        return cls.find(folder, cls.splits[split])
 
     @classmethod
     @abstractmethod
@@ -68,8 +78,8 @@ class PublicDataset(FileDataset):
 
     @classmethod
     @abstractmethod
-    def find(cls, folder: Path, split: str) -> list[Pair]:
-        """The pairs of a split; `split` as the files call it."""
+    def find(cls, folder: Path, split: str) -> Listing:
+        """The files of a split; `split` as the files call it."""
 
     @classmethod
     def source(cls) -> str:

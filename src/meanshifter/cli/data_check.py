@@ -1,0 +1,95 @@
+"""`meanshifter data check`: all that is wrong with a data set, told at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    from meanshifter.data.doctor import Report
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.description = (
+        "Reads every image and mask of a data set and tells all that is wrong at once. Exit status 0: nothing is "
+        "wrong, or notices alone; 2: there are faults."
+    )
+    parser.add_argument("dataset", metavar="NAME", help="folder of images and masks, or a data set's name with --root")
+    parser.add_argument("--root", metavar="DIR", type=Path, help="where the named data set lies")
+    parser.add_argument("--split", metavar="SPLIT", nargs="+", help="splits to check (default: all)")
+    parser.add_argument("--out", metavar="FILE.html", type=Path, help="write a page with pictures of what was found")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all findings and figures as JSON")
+    parser.add_argument("--fix", metavar="DIR", type=Path, help="write a repaired copy into a new folder")
+    parser.add_argument(
+        "--fix-unknown",
+        choices=("leave-out", "ignore"),
+        default="leave-out",
+        help="in the copy, pairs with values outside the label map are left out, or those pixels are ignored "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="files read at a time (default: one for each core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, print, and write what was asked for; 2 where there are faults."""
+    from meanshifter.data.doctor import check, repair
+    from meanshifter.data.doctor.text import report_lines
+    from meanshifter.files import write_text
+
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads {args.threads}: at least 1 file is read at a time")
+    with _bar("checking") as advance:
+        report = check(args.dataset, args.root, args.split, threads=args.threads, advance=advance)
+    print("\n".join(report_lines(report)))
+    if args.json is not None:
+        write_text(args.json, json.dumps(report.to_dict(), indent=1) + "\n")
+        print(f"\nJSON: {args.json.resolve()}")
+    if args.out is not None:
+        from meanshifter.report.doctor_page import save_page
+
+        save_page(report, args.out)
+        print(f"\npage: {args.out.resolve()}")
+    if args.fix is not None:
+        with _bar("repairing") as advance:
+            done = repair(report, args.fix, ignore_unknown=args.fix_unknown == "ignore", advance=advance)
+        print(
+            f"\nrepaired copy: {done.out.resolve()}: {done.kept:,} pairs, {len(done.changed):,} files changed, "
+            f"{len(done.left_out):,} left out; repair.json lists them"
+        )
+    return _conclude(report, args)
+
+
+def _conclude(report: Report, args: argparse.Namespace) -> int:
+    notices = len(report.findings) - len(report.faults)
+    if not report.faults:
+        print(f"\nno faults, {notices} notice{'s'[: notices != 1]}")
+        return 0
+    kinds = len({finding.kind for finding in report.faults})
+    remedy = "see above" if args.fix is not None else "see above, or write a repaired copy with --fix DIR"
+    print(
+        f"meanshifter: {report.root}: {len(report.faults):,} fault{'s'[: len(report.faults) != 1]} of {kinds} "
+        f"kind{'s'[: kinds != 1]}; {remedy}",
+        file=sys.stderr,
+    )
+    return 2
+
+
+@contextmanager
+def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, count: progress.update(task, completed=done, total=count)

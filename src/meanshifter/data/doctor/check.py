@@ -1,0 +1,102 @@
+"""The check of a whole data set: list, examine every pair in threads, judge."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from meanshifter.data.doctor.copies import copies
+from meanshifter.data.doctor.examine import Facts, examine
+from meanshifter.data.doctor.figures import class_rows, mode_rows, raw_rows
+from meanshifter.data.doctor.findings import KINDS, Finding
+from meanshifter.data.doctor.pairs import judge_pair
+from meanshifter.data.doctor.report import Report
+from meanshifter.data.doctor.sources import Source, open_source
+from meanshifter.data.doctor.values import map_values
+from meanshifter.data.doctor.whole import judge_whole
+from meanshifter.data.label_files import space_of
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+
+
+def check(
+    name: str | Path,
+    root: str | Path | None = None,
+    splits: Sequence[str] | None = None,
+    *,
+    threads: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, count: None,
+) -> Report:
+    """Examine every file of a data set.
+
+    Args:
+        name: of a data set, or a folder's path.
+        root: where a named data set lies.
+        splits: which; None: all that there are.
+        threads: None: as many as there are cores.
+        advance: told the number of pairs done and of all.
+
+    Raises:
+        InputError: a data set that is unknown or cannot be listed at all.
+    """
+    source = open_source(str(name), root, splits)
+    facts = _examine_all(source, threads, advance)
+    if source.space is None:
+        source.space = _told_by_values(source, facts)
+    space, splits = source.space, list(source.pairs)
+    judged = [
+        (fact, None if space is None or fact.mask is None else map_values(fact.mask.values, space)) for fact in facts
+    ]
+    modes, classes = mode_rows(judged, space), class_rows(judged, space, splits)
+    findings = [
+        *source.findings,
+        *(finding for fact in facts for finding in judge_pair(fact, space)),
+        *copies(facts),
+        *judge_whole(facts, space, splits, modes, classes, source.root),
+    ]
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return Report(
+        source=source.name,
+        root=source.root,
+        space=space,
+        pairs=source.pairs,
+        findings=sorted(findings, key=lambda finding: order[finding.kind]),
+        raw=raw_rows(judged, space),
+        classes=classes,
+        modes=modes,
+        ignored=sum(mapped.ignored for _, mapped in judged if mapped is not None),
+    )
+
+
+def _examine_all(source: Source, threads: int | None, advance: Callable[[int, int], None]) -> list[Facts]:
+    """In threads: the decoders run outside the interpreter's lock, and processes would have to be started first."""
+    work = [(pair, split) for split, pairs in source.pairs.items() for pair in pairs]
+    pool = ThreadPoolExecutor(threads if threads is not None else os.cpu_count() or 1)
+    facts: list[Facts] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders mumble about metadata; what matters is a finding
+        try:
+            for done, fact in enumerate(pool.map(lambda item: examine(*item), work), 1):
+                facts.append(fact)
+                advance(done, len(work))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return facts
+
+
+def _told_by_values(source: Source, facts: Iterable[Facts]) -> LabelSpace | None:
+    """The classes that `Folder` would make of the masks."""
+    masks = [fact.mask.values for fact in facts if fact.mask is not None and fact.mask.values is not None]
+    found = {key for values in masks if not values.colored for key in values.keys.tolist()}
+    if any(finding.kind == "label-file" for finding in source.findings):
+        return None
+    try:
+        if not found:
+            raise InputError(f"{source.root}: no mask holds class numbers")
+        return space_of(found, source.root)
+    except InputError as error:
+        source.findings.append(Finding("no-classes", str(error)))
+        return None

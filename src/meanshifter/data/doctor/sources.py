@@ -1,0 +1,124 @@
+"""The files of a data set as the doctor lists them: all splits, and what is wrong as findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from meanshifter.data.catalog import HOMES, unknown_dataset
+from meanshifter.data.catalog.public import PublicDataset
+from meanshifter.data.datasets import folder_listings, held_out
+from meanshifter.data.doctor.findings import Finding
+from meanshifter.data.label_files import labels_of_files
+from meanshifter.data.labels import LabelSpace
+from meanshifter.data.listing import Listing, Pair
+from meanshifter.errors import InputError
+
+
+@dataclass
+class Source:
+    """A data set before its files are opened."""
+
+    name: str
+    root: Path
+    space: LabelSpace | None
+    """None: to be told from the values of the masks."""
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def open_source(name: str, root: str | Path | None, splits: Sequence[str] | None) -> Source:
+    """List a named data set, or a folder whose path stands in place of the name; None: all splits.
+
+    Raises:
+        InputError: an unknown name or split, no such folder, or nothing in it.
+    """
+    if name not in HOMES and root is None and Path(name).is_dir():
+        name, root = "folder", name
+    if name not in HOMES:
+        raise unknown_dataset(name)
+    if name == "shapes":
+        raise InputError("shapes: generated as it is read; there are no files to check")
+    if name == "folder":
+        return _open_folder(root, splits)
+    module, kind = HOMES[name]
+    return _open_public(getattr(import_module(module), kind), root, splits)
+
+
+def _open_folder(root: str | Path | None, splits: Sequence[str] | None) -> Source:
+    if root is None:
+        raise InputError("folder: no root; name the folder that holds images/ and masks/")
+    folder = Path(root)
+    source = Source("folder", folder, None)
+    try:
+        source.space = labels_of_files(folder)
+    except InputError as error:
+        source.findings.append(Finding("label-file", str(error)))
+    for split, listing in folder_listings(folder).items():
+        pairs = _tolerate(source, split, listing)
+        if split == "all" and len(pairs) > 1:
+            source.pairs |= {part: held_out(pairs, folder, part) for part in ("train", "val")}
+        else:
+            source.pairs[split] = pairs
+    return _chosen(source, splits)
+
+
+def _open_public(kind: type[PublicDataset], root: str | Path | None, splits: Sequence[str] | None) -> Source:
+    if root is None:
+        raise InputError(f"{kind.about.name}: no root; give its folder with --root ({kind.source()})")
+    source = Source(kind.about.name, Path(root), kind.space)
+    errors = {}
+    for split in kind.splits if splits is None else splits:
+        try:
+            listing = kind.listing(root, split)
+        except InputError as error:
+            errors[split] = str(error)
+            continue
+        if not _repeats(source, listing):
+            source.pairs[split] = _tolerate(source, split, listing)
+    if not source.pairs:
+        raise InputError(next(iter(errors.values())))
+    source.findings += [Finding("unreadable-split", text, split) for split, text in errors.items()]
+    return source
+
+
+def _repeats(source: Source, listing: Listing) -> bool:
+    """Whether an image is in an earlier split already, as in VOC's trainval, which is train and val."""
+    seen = {pair.image for pairs in source.pairs.values() for pair in pairs}
+    return any(path in seen for path in listing.images.values())
+
+
+def _tolerate(source: Source, split: str, listing: Listing) -> list[Pair]:
+    """The pairs of a listing; what does not pair up becomes findings."""
+    twice = {name for name, _, _ in listing.doubles}
+    for name, kept, other in listing.doubles:
+        text = f"{other}: {kept.name} has the same name up to the extension"
+        source.findings.append(Finding("same-name", text, split, name, (kept, other)))
+    for name, path in listing.images.items():
+        if name not in listing.masks:
+            source.findings.append(Finding("image-without-mask", f"{path}: no mask", split, name, (path,)))
+    for name, path in listing.masks.items():
+        if name not in listing.images:
+            source.findings.append(Finding("mask-without-image", f"{path}: no image", split, name, (path,)))
+    source.findings += [
+        Finding("mask-without-image", f"{listing.where}: {name} has no image", split, name) for name in listing.lost
+    ]
+    return [
+        Pair(name, path, listing.masks[name])
+        for name, path in listing.images.items()
+        if name in listing.masks and name not in twice
+    ]
+
+
+def _chosen(source: Source, splits: Sequence[str] | None) -> Source:
+    """The source with only those splits."""
+    if splits is None:
+        return source
+    for split in splits:
+        if split not in source.pairs:
+            raise InputError(f"{source.root}: no split {split!r}; it has {', '.join(source.pairs)}")
+    source.pairs = {split: source.pairs[split] for split in splits}
+    source.findings = [found for found in source.findings if found.split in ("", "all", *splits)]
+    return source

@@ -1,0 +1,102 @@
+"""Which image file belongs to which mask file: listed first, and paired or refused then.
+
+The doctor reports all that is wrong with a listing; a data set refuses it at the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meanshifter.data.reading import IMAGE_SUFFIXES, MASK_SUFFIXES
+from meanshifter.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images and the masks of one split, by name."""
+
+    where: Path
+    """What messages call it."""
+    images: Mapping[str, Path]
+    masks: Mapping[str, Path]
+    doubles: tuple[tuple[str, Path, Path], ...] = ()
+    """Name, the file that is listed, and another of the same name."""
+    lost: tuple[str, ...] = ()
+    """Names that the data set's own list has and no image."""
+
+    def pairs(self) -> list[Pair]:
+        """The pairs, in the order of the images.
+
+        Raises:
+            InputError: two files of one name, a listed name without an image, an image without a mask, or a mask
+                without an image: how many, and the first names.
+        """
+        for _, kept, other in self.doubles:
+            raise InputError(f"{other}: {kept.name} has the same name up to the extension; keep one of them")
+        if self.lost:
+            names = ", ".join(self.lost[:3])
+            count = f"{len(self.lost)} name{'s'[: len(self.lost) != 1]}"
+            raise InputError(f"{self.where}: {count} without an image ({names}); add the images, or take them off")
+        lacks = [
+            f"{len(names)} {kind}{'s'[: len(names) != 1]} without {other} ({', '.join(names[:3])}{more})"
+            for names, kind, other in (
+                (sorted(self.images.keys() - self.masks.keys()), "image", "mask"),
+                (sorted(self.masks.keys() - self.images.keys()), "mask", "image"),
+            )
+            for more in [", …" if len(names) > 3 else ""]
+            if names
+        ]
+        if lacks:
+            raise InputError(
+                f"{self.where}: {' and '.join(lacks)}; an image and its mask share their name up to the extension"
+            )
+        return [Pair(name, image, self.masks[name]) for name, image in self.images.items()]
+
+
+Files = tuple[dict[str, Path], list[tuple[str, Path, Path]]]
+"""Name → file, and the doubles of `Listing`."""
+
+
+def find_files(folder: Path, suffixes: Sequence[str], what: str) -> Files:
+    """The files below a folder by name (path below it, without extension), sorted, hidden files left out.
+
+    Raises:
+        InputError: no such folder, or no such files.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {what} are looked for there")
+    files: dict[str, Path] = {}
+    doubles = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if files.setdefault(name, path) is not path:
+            doubles.append((name, files[name], path))
+    if not files:
+        kinds = " ".join(suffix.lstrip(".") for suffix in suffixes)
+        raise InputError(f"{folder}: no {what}; files of type {kinds} are looked for")
+    return dict(sorted(files.items())), doubles
+
+
+def list_folders(images: Path, masks: Path) -> Listing:
+    """Images and masks that share their names.
+
+    Raises:
+        InputError: as `find_files`.
+    """
+    found, doubles = find_files(images, IMAGE_SUFFIXES, "images")
+    # JPEG masks are found here so that reading can say why they will not do
+    drawn, twice = find_files(masks, (*MASK_SUFFIXES, ".jpg", ".jpeg"), "masks")
+    return Listing(images.parent if images.parent == masks.parent else images, found, drawn, (*doubles, *twice))

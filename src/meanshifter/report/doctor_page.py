@@ -1,0 +1,157 @@
+"""The doctor's page: findings with pictures, values beside classes, classes by split."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from meanshifter.data.doctor import KINDS, Finding, Report
+from meanshifter.data.doctor.figures import BALANCE
+from meanshifter.data.doctor.values import by_color, count_values, index_map, pack, packed_colors
+from meanshifter.data.labels import Color, LabelSpace
+from meanshifter.data.listing import Pair
+from meanshifter.data.reading import decode, indices, rgb, upright
+from meanshifter.errors import InputError
+from meanshifter.report.page import IGNORED, Bar, Page, Pixels, ignored_color
+from meanshifter.report.strip import fitted
+
+CASES: Final = 3
+"""Cases of each kind that are shown in pictures."""
+LISTED: Final = 50
+"""Cases of each kind that are listed."""
+SIDE: Final = 320
+STRANGE: Final = (255, 0, 255)
+"""Pixels whose value the label map does not know."""
+NEUTRAL: Final = (110, 130, 160)
+
+
+def save_page(report: Report, path: str | Path) -> None:
+    """Write the page as one HTML file.
+
+    Raises:
+        InputError: a place that cannot be written.
+    """
+    page = Page(f"Check of {report.root}")
+    notices = len(report.findings) - len(report.faults)
+    splits = ", ".join(f"{split} {len(pairs):,}" for split, pairs in report.pairs.items())
+    page.text(f"Pairs of image and mask: {splits}. Faults: {len(report.faults):,}; notices: {notices:,}.")
+    if report.findings:
+        page.table(
+            ["finding", "kind", "cases", "what to do"],
+            [
+                [KINDS[kind].title, "fault" if KINDS[kind].fault else "notice", f"{len(found):,}", KINDS[kind].remedy]
+                for kind, found in report.by_kind.items()
+            ],
+        )
+    _values(page, report)
+    for kind, found in report.by_kind.items():
+        page.heading(f"{KINDS[kind].title[0].upper()}{KINDS[kind].title[1:]}: {len(found):,}")
+        more = [f"… and {len(found) - LISTED:,} more, in the JSON"] if len(found) > LISTED else []
+        page.code("\n".join([finding.message for finding in found[:LISTED]] + more))
+        for finding in found[:CASES]:
+            if pictures := _pictures(finding, report):
+                page.pictures([pictures], columns=3)
+    page.save(path)
+
+
+def _values(page: Page, report: Report) -> None:
+    """Histogram of the stored values beside that of the classes, the classes by split, and the modes."""
+    total = max(sum(row.pixels for row in report.raw), 1)
+    pixels = {row.name: sum(row.pixels.values()) for row in report.classes} | {"ignored": report.ignored}
+    colors = _colors(report.space)
+    page.heading("Values of the masks, and the classes they become")
+    rows: list[list[Bar | str]] = []
+    for row in report.raw:
+        new = row.target in pixels and all(row.target != earlier[3] for earlier in rows)
+        share = Bar(pixels[row.target] / total, colors[row.target]) if new else ""
+        rows.append([row.value, Bar(row.pixels / total, NEUTRAL), "→", row.target or "?", share])
+    reached = {row.target for row in report.raw}
+    rows += [["–", "", "", row.name, Bar(0.0, colors[row.name])] for row in report.classes if row.name not in reached]
+    page.bars(["value", "pixels", "", "class", "pixels"], rows)
+    splits = list(report.pairs)
+    if report.classes:
+        page.heading("Classes")
+        page.text(f"The weight is that of the loss with class_balance {BALANCE}, by the pixels of {splits[0]}.")
+        page.table(
+            ["class", *(f"{split}: {what}" for split in splits for what in ("pixels", "images")), "weight"],
+            [
+                [
+                    row.name,
+                    *(f"{count[split]:,}" for split in splits for count in (row.pixels, row.images)),
+                    "–" if math.isnan(row.weight) else f"{row.weight:.2f}",
+                ]
+                for row in report.classes
+            ],
+        )
+    page.table(["masks", "how many", "how they are read"], [[m.mode, f"{m.masks:,}", m.reading] for m in report.modes])
+
+
+def _colors(space: LabelSpace | None) -> dict[str, Color]:
+    if space is None:
+        return {"ignored": IGNORED}
+    return {**dict(zip(space.names, space.palette, strict=True)), "ignored": ignored_color(space)}
+
+
+def _pictures(finding: Finding, report: Report) -> dict[str, Pixels]:
+    """The image and the mask of a case, or the two images that are alike; nothing for findings about no file."""
+    if finding.kind in ("copy-across", "copy-within", "near-copy", "same-name"):
+        return {_caption(path, report): _image(path) for path in finding.files}
+    pair = next((pair for pair in report.pairs.get(finding.split, ()) if pair.name == finding.name), None)
+    if pair is not None and finding.files:
+        return _pair(pair, report)
+    return {_caption(path, report): _image(path) for path in finding.files}
+
+
+def _caption(path: Path, report: Report) -> str:
+    return str(path.relative_to(report.root)) if path.is_relative_to(report.root) else str(path)
+
+
+def _pair(pair: Pair, report: Report) -> dict[str, Pixels]:
+    image, mask = _caption(pair.image, report), _caption(pair.mask, report)
+    return {image: _image(pair.image), f"{mask} ": _mask(pair.mask, report.space)}
+
+
+def _image(path: Path) -> Pixels:
+    try:
+        picture, turn, _ = decode(path)
+        return fitted(rgb(upright(picture, turn), path), side=SIDE, photo=True)
+    except InputError:
+        return _absent()
+
+
+def _absent() -> Pixels:
+    """A crossed box, for what cannot be read."""
+    box = Image.new("RGB", (SIDE, SIDE * 3 // 4), (200, 200, 200))
+    draw = ImageDraw.Draw(box)
+    w, h = box.size
+    draw.line([(0, 0), (w, h)], fill=(120, 120, 120), width=2)
+    draw.line([(0, h), (w, 0)], fill=(120, 120, 120), width=2)
+    draw.text((w // 2, h // 2), "cannot be read", fill=(0, 0, 0), anchor="mm", font_size=20)
+    return np.asarray(box)
+
+
+def _mask(path: Path, space: LabelSpace | None) -> Pixels:
+    """The mask in the colours of the classes, what the label map does not know in magenta."""
+    try:
+        picture, turn, _ = decode(path)
+        picture = upright(picture, turn)
+        values = count_values(picture)
+    except InputError:
+        return _absent()
+    if space is None or picture.format == "JPEG" or (by_color(values, space) and not space.colors):
+        return fitted(np.asarray(picture.convert("RGB")), side=SIDE)
+    mapping: dict[int, int]
+    if by_color(values, space):
+        mapping = {pack(color): target for color, target in (space.colors or {}).items()}
+        keys = packed_colors(picture if values.colored else picture.convert("RGBA")).astype(np.int64)
+    else:
+        mapping = index_map(space)
+        keys = indices(picture, path).astype(np.int64)
+    found, place = np.unique(keys, return_inverse=True)
+    paints = {**dict(enumerate(space.palette)), space.ignore: ignored_color(space)}
+    table = [paints[mapping[key]] if key in mapping else STRANGE for key in found.tolist()]
+    return fitted(np.array(table, np.uint8)[place].reshape(*keys.shape, 3), side=SIDE)
