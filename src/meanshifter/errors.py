@@ -1,4 +1,6 @@
-"""The two kinds of error that are said in one line."""
+"""The two kinds of error that are said in one line, and how memory that ran out is told from other errors."""
+
+import re
 
 
 class InputError(ValueError):
@@ -11,3 +13,19 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on though its input was right; the command says why in one line, with status 1."""
+
+
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad[ _]alloc|ALLOC_FAILED", re.I
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a device, whichever library says so.
+
+    torch's CPU allocator, ONNX Runtime and OpenVINO have no class for it, so that their words must tell.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    foreign = isinstance(error, Exception) and not isinstance(error, InputError | RunError)
+    return foreign and bool(_NO_MEMORY.search(str(error)))

@@ -14,7 +14,7 @@ from importlib import import_module
 from types import FrameType
 
 from meanshifter import __version__
-from meanshifter.errors import InputError, RunError
+from meanshifter.errors import InputError, RunError, is_out_of_memory
 
 COMMANDS = {
     "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the result",
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.filename}: {error.strerror}; check the path, its permissions and the space left", 2, debug
         )
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail("out of memory; use smaller windows, batches or images, or another device", 1, debug)
         return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
 
 
