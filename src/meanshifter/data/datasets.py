@@ -68,6 +68,10 @@ class Dataset(ABC):
         """One sample whose image will be resized as `factor` says, and may come smaller where that is not seen."""
         return self[index]
 
+    def files(self, index: int) -> str:
+        """What one sample is read from, for messages; its name where that is no file."""
+        return self.names[index]
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
@@ -110,6 +114,10 @@ class FileDataset(Dataset):
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample, (H, W) train ids; the image is not opened."""
         return read_mask(self.mask_paths[index], self.labels)
+
+    def files(self, index: int) -> str:
+        """The image and its mask."""
+        return f"{self.image_paths[index]} and {self.mask_paths[index]}"
 
 
 class Folder(FileDataset):

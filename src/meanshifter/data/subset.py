@@ -48,3 +48,7 @@ class Subset(Dataset):
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample alone."""
         return self._dataset.read_labels(self._places[index])
+
+    def files(self, index: int) -> str:
+        """As the data set says."""
+        return self._dataset.files(self._places[index])
