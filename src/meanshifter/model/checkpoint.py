@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meanshifter.data.labels import LabelSpace
+from meanshifter.documents import parse_json, read_text
 from meanshifter.errors import InputError
 from meanshifter.files import write_beside, write_text
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
@@ -106,10 +107,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         InputError: it is missing, damaged or of another format.
     """
     path = folder / CONFIG
-    try:
-        described: Any = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); save the model again") from error
+    described: Any = parse_json(read_text(path), path)
     version = described.get("format_version") if isinstance(described, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(

@@ -9,6 +9,7 @@ from meanshifter.data.catalog.public import About, PublicDataset
 from meanshifter.data.datasets import Pair, find_files, match
 from meanshifter.data.download import Archive
 from meanshifter.data.labels import Color, LabelSpace
+from meanshifter.documents import read_text
 from meanshifter.errors import InputError
 
 NAMES = """
@@ -67,7 +68,7 @@ class PascalVOC(PublicDataset):
         listing = folder / cls.marker(split) / f"{split}.txt"
         if not listing.is_file():
             raise InputError(f"{listing}: no such file; it lists the images of split {split!r}")
-        wanted = listing.read_text(encoding="utf-8").split()
+        wanted = read_text(listing).split()
         images = find_files(folder / "JPEGImages", (".jpg",), "images")
         masks = find_files(folder / "SegmentationClass", (".png",), "masks")
         lost = [name for name in wanted if name not in images]
