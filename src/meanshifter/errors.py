@@ -15,6 +15,18 @@ class RunError(RuntimeError):
     """A run that cannot go on though its input was right; the command says why in one line, with status 1."""
 
 
+def one_line(text: str) -> str:
+    """`text` as a single line of printable characters, whatever names of files are in it.
+
+    Line breaks become spaces; control characters, marks that turn the direction of writing, and bytes that are no
+    UTF-8 are spelt as escapes, so that no name of a file can forge a line or move a terminal's cursor.
+    """
+    line = re.sub(r"\s*\n\s*", " ", text.strip())
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode("ascii") for sign in line
+    )
+
+
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad[ _]alloc|ALLOC_FAILED", re.I
 )

@@ -87,7 +87,7 @@ def _parse(path: Path, data: dict[str, Any]) -> LabelSpace:
         return LabelSpace.from_dict(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f'{path}: {error}; "raw" holds [value, train id] pairs, "colors" [[r, g, b], train id] pairs'
         ) from error

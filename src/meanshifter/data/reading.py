@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from meanshifter.data.claims import MAX_SAMPLE_PIXELS, check_claim, formats
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.files import require_file
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -67,7 +69,7 @@ def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
     Raises:
         InputError: a file that cannot be read, a JPEG, colours without a colour map, or a value outside the map.
     """
-    picture, turn, _ = _decode(Path(path))
+    picture, turn, _ = _decode(Path(path), MAX_SAMPLE_PIXELS)
     return _train_ids(_upright(picture, turn), Path(path), labels)
 
 
@@ -87,8 +89,8 @@ def read_sample(
         InputError: as `read_image` and `read_mask`, and for two sizes.
     """
     image_path, mask_path = Path(image_path), Path(mask_path)
-    picture, turn, lying = _decode(image_path, factor=factor)
-    mask_picture, mask_turn, _ = _decode(mask_path)
+    picture, turn, lying = _decode(image_path, MAX_SAMPLE_PIXELS, factor)
+    mask_picture, mask_turn, _ = _decode(mask_path, MAX_SAMPLE_PIXELS)
     size = lying[::-1] if turn in _SWAPS_SIDES else lying
     picture, mask_picture = _upright(picture, turn), _upright(mask_picture, mask_turn)
     _check_sizes(image_path, mask_path, size, mask_picture.size, lying if turn != mask_turn else None)
@@ -128,7 +130,7 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     Raises:
         InputError: a file that cannot be read, a JPEG, or a mask of colours.
     """
-    picture, _, _ = _decode(Path(path))
+    picture, _, _ = _decode(Path(path), MAX_SAMPLE_PIXELS)
     _refuse_lossy(picture, Path(path))
     values = _indices(picture, Path(path))
     if values.itemsize <= 2:
@@ -136,18 +138,13 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     return np.unique(values).astype(np.int64)
 
 
-def _decode(
-    path: Path, max_pixels: int = MAX_PIXELS, factor: Factor | None = None
-) -> tuple[Image.Image, int, tuple[int, int]]:
+def _decode(path: Path, max_pixels: int, factor: Factor | None = None) -> tuple[Image.Image, int, tuple[int, int]]:
     """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction."""
+    require_file(path)
     try:
-        with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise InputError(
-                    f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
-                    f"{max_pixels:,}; raise max_pixels if the file is to be trusted"
-                )
+        with WITHOUT_PILLOWS_LIMIT, Image.open(path, formats=formats()) as picture:
             size = picture.size
+            check_claim(path, picture, max_pixels)
             if factor is not None and picture.format == "JPEG":
                 _reduce(picture, factor(size[1], size[0]))
             picture.load()
@@ -155,12 +152,10 @@ def _decode(
             return _whole_blocks(picture, size), turn if turn in _TURNS else 1, size
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name an image") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image, or of a format that Pillow cannot read") from None
+        raise InputError(f"{path}: not an image of a format that is read ({', '.join(formats())})") from None
+    except MemoryError:
+        raise InputError(f"{path}: {_by(size)} pixels need more memory than there is; cut it into tiles") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error

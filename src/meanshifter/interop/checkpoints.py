@@ -20,6 +20,7 @@ from meanshifter.errors import InputError
 from meanshifter.interop.mmsegmentation import describe_mmsegmentation
 from meanshifter.interop.naming import MMSEGMENTATION, SEGMENTER, Naming, Unfit, from_foreign
 from meanshifter.interop.official import describe_segmenter
+from meanshifter.model.building import build
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.pickles import read_pickle
@@ -74,7 +75,7 @@ def read_checkpoint(
     if mean_shift_layers is not None:
         config = _with_steps(config, mean_shift_layers, path)
         assumed = [entry for entry in assumed if "mean_shift_layers" not in entry]
-    model = Segmenter(config, labels)
+    model = build(config, labels, path, tensors=len(state), size=path.stat().st_size)
     found, unfit = from_foreign(state, model.state_dict(), tool.naming)
     _check(unfit, tool, path, partial=partial)
     model.load_state_dict(found, strict=False)

@@ -162,6 +162,11 @@ def load_export(folder: Path, device: str | torch.device = "cpu") -> RuntimeMode
     if lacking or stated["format"] not in FORMATS:
         raise InputError(f"{folder / CONFIG}: its runtime is not one of {', '.join(FORMATS)}; export the model again")
     form = FORMATS[stated["format"]]
+    if stated["file"] not in form.FILES or stated["precision"] not in form.PRECISIONS:
+        raise InputError(
+            f"{folder / CONFIG}: its runtime names the file {stated['file']!r} in {stated['precision']!r}; "
+            f"{stated['format']} has {form.FILE} in {', '.join(form.PRECISIONS)}: export the model again"
+        )
     require(stated["format"])
     missing = [name for name in form.FILES if not (folder / name).is_file()]
     if missing:
