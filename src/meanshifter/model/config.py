@@ -25,7 +25,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_triple(value: object) -> bool:
-    numbers = isinstance(value, tuple) and len(value) == 3
+    numbers = isinstance(value, tuple | list) and len(value) == 3
     return numbers and all(isinstance(entry, int | float) and isfinite(entry) for entry in value)
 
 
