@@ -54,6 +54,7 @@ class Tally:
 
 
 def broken(subject: object, seed: int, number: int, others: list[bytes]) -> bytes:
+    from mutators import mend_checksums
     from subjects import Subject
 
     assert isinstance(subject, Subject)
@@ -61,7 +62,7 @@ def broken(subject: object, seed: int, number: int, others: list[bytes]) -> byte
     content = rng.choice(list(subject.wholes))
     for way in rng.choices(subject.ways, k=rng.choice((1, 1, 1, 2, 3))):
         content = way(content, rng, others) or b"\0"
-    return content
+    return mend_checksums(content) if rng.random() < 0.5 else content
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mutators import BINARY, TEXT, Mutator
 from PIL import Image
 
 import meanshifter as ms
-from meanshifter.data.download import unpack
+from meanshifter.data.archives import unpack
 from meanshifter.data.label_files import read_classes, read_labels_json
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, mask_values, read_image, read_mask, read_sample
@@ -130,18 +130,19 @@ def masks(store: Path, model: Path) -> list[Subject]:
     }
 
     def read(path: Path) -> None:
-        refused = None
-        for way in (
+        refused: list[ms.InputError] = []
+        ways = (
             lambda: mask_values(path),
             lambda: read_mask(path, LabelSpace(SPACE.names, colors=SPACE.colors)),
             lambda: read_sample(path.parents[1] / "images/a.png", path, SPACE),
-        ):
+        )
+        for way in ways:
             try:
                 way()
             except ms.InputError as error:
-                refused = error
-        if refused is not None:
-            raise refused
+                refused.append(error)
+        if len(refused) == len(ways):
+            raise refused[0]
 
     command = ("evaluate", str(model), "{folder}", "--split", "all")
     return [

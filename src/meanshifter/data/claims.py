@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -22,7 +24,18 @@ DEFLATED: Final = 8256
 def formats() -> tuple[str, ...]:
     """`FORMATS`, as far as this Pillow knows them."""
     Image.init()
+    _quiet_libtiff()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _quiet_libtiff() -> None:
+    """Have Pillow's libtiff print nothing: of a broken file it says much, and not which."""
+    with suppress(ImportError, OSError, AttributeError):  # AttributeError: linked in without names
+        from PIL import _imaging
+
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def check_claim(path: Path, picture: Image.Image, max_pixels: int) -> None:

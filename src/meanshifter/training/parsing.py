@@ -48,6 +48,8 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     given = [*preset_fields, *fields]
     _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
     config = _parse(values, given, str(recipe))
+    if nulls := list(_nulls(config)):
+        raise InputError(f"{recipe}: {', '.join(nulls)}: null; give a value, or leave the field out")
     config.out = f"runs/{name}" if config.out is None else config.out
     config.check()
     return config
@@ -126,6 +128,17 @@ def field_names(cls: type, prefix: str = "") -> Iterator[str]:
         for inner in _members(hints[field.name]):
             if dataclasses.is_dataclass(inner):
                 yield from field_names(typing.cast(type, inner), f"{prefix}{field.name}.")
+
+
+def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
+    """Fields without a value that must have one, which the parser lets pass."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None and type(None) not in _members(hints[field.name]):
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(value):
+            yield from _nulls(value, f"{prefix}{field.name}.")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
