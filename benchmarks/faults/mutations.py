@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,16 @@ def limited() -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def in_time(read: Callable[[], object]) -> None:
+    """Reads; twice where the first time is too long, as another process may have kept the machine busy."""
+    try:
+        with limited():
+            read()
+    except Hang:
+        with limited():
+            read()
+
+
 def memory(name: str) -> int:
     """Bytes of the process: VmRSS now, or VmHWM at most since `forget_peak`."""
     with open("/proc/self/status") as file:  # noqa: PTH123
@@ -101,13 +111,13 @@ def run_case(subject: object, content: bytes, folder: Path, tally: Tally, label:
 
     assert isinstance(subject, Subject)
     path = subject.place(folder, content)
-    before, began = memory("VmRSS"), time.perf_counter()
+    before, began = memory("VmRSS"), time.process_time()
     forget_peak()
     fault = None
     try:
-        with limited(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            subject.read(path)
+            in_time(lambda: subject.read(path))
         tally.read += 1
     except InputError as error:
         fault = "an empty or multi-line message" if not str(error).strip() else None
@@ -116,7 +126,7 @@ def run_case(subject: object, content: bytes, folder: Path, tally: Tally, label:
         fault = f"more than {SECONDS} s"
     except BaseException as error:  # the point of it all
         fault = f"{type(error).__name__}: {error}"
-    tally.slowest = max(tally.slowest, time.perf_counter() - began)
+    tally.slowest = max(tally.slowest, time.process_time() - began)
     grown = memory("VmHWM") - before
     tally.growth = max(tally.growth, grown)
     if fault is None and grown > GROWTH:
@@ -198,7 +208,7 @@ def run(args: argparse.Namespace, root: Path) -> int:
         if len(tally.faults) > known and args.keep is not None:
             args.keep.mkdir(parents=True, exist_ok=True)
             (args.keep / f"{kind.name.replace(' ', '_')}_{number}").write_bytes(content)
-    print("| kind | cases | read | refused | faults | slowest s | growth MB |")
+    print("| kind | cases | read | refused | faults | slowest, CPU s | growth MB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, tally in tallies.items():
         print(tally.row(name))
