@@ -66,12 +66,12 @@ def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, beside and renamed into place.
+    """Write `text` as UTF-8, beside and renamed into place; bytes of names that are none are spelt as escapes.
 
     Raises:
         InputError: the file cannot be written.
     """
-    write_beside(path, lambda file: file.write(text.encode()))
+    write_beside(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 @contextmanager

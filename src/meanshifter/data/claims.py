@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -24,12 +25,13 @@ DEFLATED: Final = 8256
 def formats() -> tuple[str, ...]:
     """`FORMATS`, as far as this Pillow knows them."""
     Image.init()
-    _quiet_libtiff()
+    _quiet()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _quiet_libtiff() -> None:
-    """Have Pillow's libtiff print nothing: of a broken file it says much, and not which."""
+def _quiet() -> None:
+    """Have Pillow and its libtiff print nothing: of a broken file they say much, and not which."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any, errors go to standard error
     with suppress(ImportError, OSError, AttributeError):  # AttributeError: linked in without names
         from PIL import _imaging
 
