@@ -1,4 +1,4 @@
-"""The kinds of error that end a command: two are said in one line, the third has been said already."""
+"""The kinds of error that end a command, and how memory that ran out is told from other errors."""
 
 import re
 
@@ -19,6 +19,18 @@ class OtherProcessError(RuntimeError):
     """Another process of the same work has failed and has said why; nothing is left to say here."""
 
 
+def one_line(text: str) -> str:
+    """`text` as a single line of printable characters, whatever names of files are in it.
+
+    Line breaks become spaces; control characters, marks that turn the direction of writing, and bytes that are no
+    UTF-8 are spelt as escapes, so that no name of a file can forge a line or move a terminal's cursor.
+    """
+    line = re.sub(r"\s*\n\s*", " ", text.strip())
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode("ascii") for sign in line
+    )
+
+
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad[ _]alloc|ALLOC_FAILED", re.I
 )
@@ -31,4 +43,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and not isinstance(error, RunError) and bool(_NO_MEMORY.search(str(error)))
+    foreign = isinstance(error, Exception) and not isinstance(error, InputError | RunError)
+    return foreign and bool(_NO_MEMORY.search(str(error)))

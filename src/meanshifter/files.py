@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from meanshifter.errors import InputError
+
+LONGEST_NAME: Final = 255
+"""Bytes that a file's name may have on the file systems in use."""
+
+
+def require_file(path: str | Path) -> None:
+    """Make sure that `path` is a regular file, or a link to one: reading a pipe or a device may never end.
+
+    Raises:
+        InputError: it is anything else, or nothing.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (the mode, of whatever it is)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError) as error:  # loops of links, no permission; null bytes in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); check the path") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a folder; name a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is a pipe, socket or device; only files are read, so save its content as one")
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A hidden name in the folder of `path` for what will take its place, within the 255 bytes that names may have."""
+    name = f".{path.name}.{kind}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}.{kind}"
+    return path.with_name(name)
 
 
 def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -19,7 +51,7 @@ def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
         InputError: the file cannot be written; nothing is left behind then.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path, f"{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -34,12 +66,12 @@ def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, beside and renamed into place.
+    """Write `text` as UTF-8, beside and renamed into place; bytes of names that are none are spelt as escapes.
 
     Raises:
         InputError: the file cannot be written.
     """
-    write_beside(path, lambda file: file.write(text.encode()))
+    write_beside(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 @contextmanager
@@ -50,7 +82,7 @@ def folder_beside(path: str | Path) -> Iterator[Path]:
         InputError: the folder cannot be made; nothing is left behind then.
     """
     path = Path(path)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    temporary, old = (beside(path, f"{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)
     except OSError as error:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from meanshifter.errors import InputError
+from meanshifter.files import require_file
 
 
 class Inert:
@@ -49,8 +51,8 @@ def read_pickle(path: str | Path) -> Any:
     import torch
 
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    require_file(path)
+    _refuse_inflating(path)
     # one class each, as torch looks them up by identity
     allowed: list[Any] = [(type(name, (Inert,), {}), name) for name in STAND_INS]
     try:
@@ -69,6 +71,20 @@ def read_pickle(path: str | Path) -> Any:
             f"{path}: cannot be read as a file of torch.save ({type(error).__name__}: {_last_words(error)}); it is "
             "damaged or of another kind, copy it again"
         ) from error
+
+
+def _refuse_inflating(path: Path) -> None:
+    """torch.save compresses nothing, so that an archive whose entries are larger than itself is a bomb."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # no archive, or a broken one: torch says what is wrong with it
+        return
+    if inside > path.stat().st_size:
+        raise InputError(
+            f"{path}: an archive that unpacks to {inside:,} bytes, more than it has; torch.save writes no such file: "
+            "ask for the original"
+        )
 
 
 def _last_words(error: BaseException) -> str:

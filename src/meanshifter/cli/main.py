@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 from types import FrameType
 
 from meanshifter import __version__
-from meanshifter.errors import InputError, OtherProcessError, RunError
+from meanshifter.errors import InputError, OtherProcessError, RunError, is_out_of_memory, one_line
 
 COMMANDS = {
     "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the result",
@@ -40,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    signal.signal(signal.SIGTERM, _terminate)
-    warnings.showwarning = _note
+    _set_up()
     try:
         return _dispatch(words)
     except InputError as error:
@@ -64,7 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.filename}: {error.strerror}; check the path, its permissions and the space left", 2, debug
         )
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail("out of memory; use smaller windows, batches or images, or another device", 1, debug)
         return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
+
+
+def _set_up() -> None:
+    """What the whole process does with signals, warnings and names that are no text."""
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _note
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # of broken files, which it does not name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -119,13 +131,18 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def _note(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"meanshifter: {' '.join(str(message).split())}", file=sys.stderr)
+    say(str(message))
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    print(f"meanshifter: {one_line(message)}", file=sys.stderr)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"meanshifter: {' '.join(message.split())}", file=sys.stderr)
+    say(message)
     return status
 
 

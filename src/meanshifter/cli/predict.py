@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import MODEL_HELP
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from meanshifter.inference.inputs import Job
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     done = len(jobs) - len(failed)
     print(f"{done} of {len(jobs)} label maps written to {args.out}")
     for reason in failed:
-        print(f"meanshifter: {reason}", file=sys.stderr)
+        print(f"meanshifter: {one_line(reason)}", file=sys.stderr)
     return 2 if failed else 0
 
 

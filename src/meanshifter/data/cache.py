@@ -49,3 +49,7 @@ class Cached(Dataset):
         """The labels of one sample alone."""
         kept = self._kept.get(range(len(self))[index])
         return self._dataset.read_labels(index) if kept is None else kept.labels
+
+    def files(self, index: int) -> str:
+        """As the data set says."""
+        return self._dataset.files(index)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,10 @@ class Dataset(ABC):
         """One sample whose image will be resized as `factor` says, and may come smaller where that is not seen."""
         return self[index]
 
+    def files(self, index: int) -> str:
+        """What one sample is read from, for messages; its name where that is no file."""
+        return self.names[index]
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
@@ -110,6 +115,10 @@ class FileDataset(Dataset):
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample, (H, W) train ids; the image is not opened."""
         return read_mask(self.mask_paths[index], self.labels)
+
+    def files(self, index: int) -> str:
+        """The image and its mask."""
+        return f"{self.image_paths[index]} and {self.mask_paths[index]}"
 
 
 class Folder(FileDataset):
@@ -226,7 +235,7 @@ def held_out(pairs: list[Pair], folder: Path, split: str) -> list[Pair]:
 
 def _hash(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / 2**48
 
 
 def _all_masks(folder: Path) -> list[Path]:

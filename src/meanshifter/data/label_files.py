@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.reading import mask_values
+from meanshifter.documents import parse_json, read_text
 from meanshifter.errors import InputError
 
 FIELDS: Final = ("names", "palette", "raw", "colors", "ignore")
@@ -60,10 +60,10 @@ def read_classes(path: Path) -> LabelSpace:
     Raises:
         InputError: no names, a name twice, or a file that is no text.
     """
+    text = read_text(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        return LabelSpace(tuple(line.strip() for line in lines if line.strip()))
-    except (InputError, UnicodeDecodeError) as error:
+        return LabelSpace(tuple(line.strip() for line in text.splitlines() if line.strip()))
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
@@ -75,10 +75,7 @@ def read_labels_json(path: Path) -> LabelSpace:
     Raises:
         InputError: no JSON, an unknown or missing field, or a value that means nothing.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no JSON ({error})") from error
+    data = parse_json(read_text(path), path)
     if not isinstance(data, dict) or "names" not in data:
         raise InputError(f'{path}: no "names"; write {{"names": ["background", "road"]}}')
     for key in data:
@@ -100,7 +97,7 @@ def _parse(path: Path, data: dict[str, Any]) -> LabelSpace:
         return LabelSpace.from_dict(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f'{path}: {error}; "raw" holds [value, train id] pairs, "colors" [[r, g, b], train id] pairs'
         ) from error

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import index
+from typing import Any, Final
+from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,8 @@ from meanshifter.errors import InputError
 
 Color = tuple[int, int, int]
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+MOST_CLASSES: Final = 65_535
+"""Train ids of 16 bits, less the ignored one."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class LabelSpace:
     def __post_init__(self) -> None:
         if not self.names:
             raise InputError("labels: 0 classes; a label space needs at least one class name")
-        if len(set(self.names)) != len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise InputError(f"labels: class name {twice[0]!r} occurs twice; names must differ")
+        if len(self.names) > MOST_CLASSES:
+            raise InputError(
+                f"labels: {len(self.names):,} classes; label maps of 16 bits hold {MOST_CLASSES:,} at most"
+            )
+        self._check_names()
         if self.ignore == -1:
             object.__setattr__(self, "ignore", 255 if len(self.names) <= 255 else 65535)
         if not self.palette:
@@ -48,8 +55,28 @@ class LabelSpace:
             raise InputError(
                 f"labels: {len(self.palette)} colours for {len(self.names)} classes; give one colour per class"
             )
+        self._check_ranges()
         self._check_targets("raw", self.raw)
         self._check_targets("colors", self.colors)
+
+    def _check_names(self) -> None:
+        for name in self.names:
+            if not isinstance(name, str) or any(category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name):
+                raise InputError(f"labels: class name {name!r}; names are text of one line")
+        if len(set(self.names)) != len(self.names):
+            twice, _ = Counter(self.names).most_common(1)[0]
+            raise InputError(f"labels: class name {twice!r} occurs twice; names must differ")
+
+    def _check_ranges(self) -> None:
+        top = np.iinfo(self.dtype).max
+        if not 0 <= self.ignore <= top:
+            raise InputError(f"labels: ignore is {self.ignore}; with {len(self.names)} classes it lies in 0 to {top}")
+        for color in (*self.palette, *(self.colors or {})):
+            if not all(0 <= channel <= 255 for channel in color):
+                raise InputError(f"labels: colour {color}; red, green and blue lie in 0 to 255")
+        for value in self.raw or {}:
+            if not -(2**31) <= value < 2**31:
+                raise InputError(f"labels: raw maps the value {value}, which no mask can hold")
 
     def _check_targets(self, name: str, mapping: Mapping[Any, int] | None) -> None:
         for source, target in (mapping or {}).items():
@@ -83,12 +110,14 @@ class LabelSpace:
     def from_dict(cls, data: Mapping[str, Any]) -> LabelSpace:
         """The label space that `to_dict` wrote."""
         raw, colors = data.get("raw"), data.get("colors")
+        if not isinstance(data["names"], list | tuple):
+            raise InputError(f"labels: names is {type(data['names']).__name__}; give a list of names")
         return cls(
             names=tuple(data["names"]),
             palette=tuple(_color(color) for color in data["palette"]),
-            raw=None if raw is None else {int(k): int(v) for k, v in raw},
-            colors=None if colors is None else {_color(k): int(v) for k, v in colors},
-            ignore=int(data["ignore"]),
+            raw=None if raw is None else {_whole(k): _whole(v) for k, v in raw},
+            colors=None if colors is None else {_color(k): _whole(v) for k, v in colors},
+            ignore=_whole(data["ignore"]),
         )
 
     @classmethod
@@ -98,8 +127,13 @@ class LabelSpace:
 
 
 def _color(value: Sequence[int]) -> Color:
-    red, green, blue = (int(channel) for channel in value)
+    red, green, blue = (_whole(channel) for channel in value)
     return red, green, blue
+
+
+def _whole(value: Any) -> int:
+    """A whole number, or the text of one as keys of JSON objects are."""
+    return int(value) if isinstance(value, str) else index(value)
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:

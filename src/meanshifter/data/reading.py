@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from meanshifter.data.claims import MAX_SAMPLE_PIXELS, check_claim, formats
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.files import require_file
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -137,21 +139,18 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
 
 
 def decode(
-    path: Path, max_pixels: int = MAX_PIXELS, factor: Factor | None = None
+    path: Path, max_pixels: int = MAX_SAMPLE_PIXELS, factor: Factor | None = None
 ) -> tuple[Image.Image, int, tuple[int, int]]:
     """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction.
 
     Raises:
         InputError: a file that is missing, truncated, no image, or of more than `max_pixels`.
     """
+    require_file(path)
     try:
-        with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise InputError(
-                    f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
-                    f"{max_pixels:,}; raise max_pixels if the file is to be trusted"
-                )
+        with WITHOUT_PILLOWS_LIMIT, Image.open(path, formats=formats()) as picture:
             size = picture.size
+            check_claim(path, picture, max_pixels)
             if factor is not None and picture.format == "JPEG":
                 _reduce(picture, factor(size[1], size[0]))
             picture.load()
@@ -159,12 +158,10 @@ def decode(
             return _whole_blocks(picture, size), turn if turn in TURNS else 1, size
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name an image") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image, or of a format that Pillow cannot read") from None
+        raise InputError(f"{path}: not an image of a format that is read ({', '.join(formats())})") from None
+    except MemoryError:
+        raise InputError(f"{path}: {_by(size)} pixels need more memory than there is; cut it into tiles") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error

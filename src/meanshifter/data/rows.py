@@ -22,6 +22,7 @@ from PIL import Image, TiffImagePlugin
 from meanshifter.data.png_header import plain_png_shape
 from meanshifter.data.reading import ORIENTATION, WITHOUT_PILLOWS_LIMIT, read_image
 from meanshifter.errors import InputError
+from meanshifter.files import require_file
 
 Pixels = npt.NDArray[np.uint8]
 LARGE: Final = 16_000_000
@@ -106,6 +107,7 @@ def large_file(path: Path, max_pixels: int) -> LargeFile | None:
     None leaves it to `read_image`, which also says what is wrong with a file.
     """
     try:
+        require_file(path)
         shape, driver = plain_png_shape(path), "PNG"
         if shape is None:
             shape, driver = _plain_tiff_shape(path), "GTiff"
@@ -122,7 +124,7 @@ def large_file(path: Path, max_pixels: int) -> LargeFile | None:
 
 def _plain_tiff_shape(path: Path) -> tuple[int, int, int] | None:
     """(H, W, 3) of a complete TIFF whose pixels are stored as upright RGB of 8 bits, by its header."""
-    with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
+    with WITHOUT_PILLOWS_LIMIT, Image.open(path, formats=("TIFF",)) as picture:
         if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode != "RGB":
             return None
         tags = picture.tag_v2

@@ -53,3 +53,7 @@ class Subset(Dataset):
     def pair(self, index: int) -> Pair | None:
         """The files of one sample."""
         return self._dataset.pair(self._places[index])
+
+    def files(self, index: int) -> str:
+        """As the data set says."""
+        return self._dataset.files(self._places[index])

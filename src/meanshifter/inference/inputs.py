@@ -69,7 +69,8 @@ def _expand(given: str, out: Path | None) -> Iterator[tuple[Path, Path]]:
     if path.is_dir():
         base, found = path, sorted(path.rglob("*"))
     elif glob.has_magic(given):
-        base, found = _fixed_part(path), sorted(Path(match) for match in glob.glob(given, recursive=True))  # noqa: PTH207
+        base = _fixed_part(path)
+        found = sorted(_matches(base, path.relative_to(base)))
     else:
         raise InputError(f"{given}: no such file or folder; give images, folders or globs")
     images = [file for file in found if _is_image(file, base) and not _inside(file, out, base)]
@@ -87,6 +88,16 @@ def _fixed_part(pattern: Path) -> Path:
             break
         fixed.append(part)
     return Path(*fixed)
+
+
+def _matches(base: Path, pattern: Path) -> Iterator[Path]:
+    """What a pattern below `base` matches; unlike `glob.glob`, pathlib follows no links on its way down, nor loops."""
+    if ".." in pattern.parts:
+        raise InputError(f"{base / pattern}: '..' after a wildcard; name the folder itself")
+    try:
+        yield from base.glob(str(pattern))
+    except ValueError as error:
+        raise InputError(f"{base / pattern}: no pattern of names ({error}); ** stands for whole folders") from error
 
 
 def _is_image(file: Path, base: Path) -> bool:

@@ -24,6 +24,7 @@ from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
 from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
 from meanshifter.errors import InputError
+from meanshifter.inference.memory import Budget, enough_memory
 from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, reading_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
 from meanshifter.inference.resizing import enlarged_size, fitted_size, resize
@@ -123,6 +124,7 @@ class Predictor:
         if device is not None:
             _move(model, device)
         self.precision = reading_precision(precision, model.device, model.own_precision)
+        self._budget = Budget()
 
     def __call__(self, image: Readable) -> Segmentation:
         """The segmentation of a file, a PIL image or an (H, W, 3) uint8 RGB array, at its own size.
@@ -131,8 +133,9 @@ class Predictor:
             InputError: a file that cannot be read, or an array of another type or shape.
         """
         source = self.load(image)
-        out = _Maps(source.shape[:2], self.model.labels.num_classes, self.scores, self.probabilities)
-        with self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+        H, W = source.shape[:2]
+        with enough_memory(H, W), self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+            out = _Maps((H, W), self.model.labels.num_classes, self.scores, self.probabilities)
             for rows, (views,) in self.bands(pixels, [self.mean_shift_layers]):
                 self._read_out(views, rows, out)
         return Segmentation(out.labels, source, self.model.labels, out.scores, out.probabilities)
@@ -147,8 +150,9 @@ class Predictor:
         steps = [self.resolve_layers(entry) for entry in layers]
         if not steps:
             raise InputError("layers: 0 entries; name at least one number of mean shift steps")
-        maps = [_Maps(source.shape[:2], self.model.labels.num_classes).labels for _ in steps]
-        with self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+        H, W = source.shape[:2]
+        with enough_memory(H, W), self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+            maps = [_Maps((H, W), self.model.labels.num_classes).labels for _ in steps]
             for rows, several in self.bands(pixels, steps):
                 for labels, views in zip(maps, several, strict=True):
                     labels[rows] = label_map(views).cpu().numpy()
@@ -253,16 +257,23 @@ class Predictor:
         self, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
     ) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
-        device = self.model.device
-        count = self._batch_size((rows.width, cols.width), device)
-        tokens = rows.patches * cols.patches
-        size = {"images": count, "heads": self.model.heads, "tokens": tokens}
-        fused = fused_attention_pays(device, self.precision, **size)
+        count = self._batch_size((rows.width, cols.width), self.model.device)
+
+        def run(windows: Pixels | Tensor) -> list[Tensor]:
+            return self._logits(windows, rows.patches * cols.patches, steps)
+
         for batch in crops(pixels, rows, cols, count):
-            with self._arithmetic(device), self.model.attention(fused=fused):
-                images = batch.permute(0, 3, 1, 2) if isinstance(batch, Tensor) else self.model.normalize(batch)
-                logits = self.model.logits_at(images, steps)
-            yield from zip(*(several.float() for several in logits), strict=True)
+            for logits in self._budget.in_parts(run, batch, self.model.device):
+                yield from zip(*logits, strict=True)
+
+    def _logits(self, windows: Pixels | Tensor, tokens: int, steps: list[int]) -> list[Tensor]:
+        """Patch logits (b, K, h, w) of windows (b, height, width, 3), for each entry of `steps`."""
+        device = self.model.device
+        size = {"images": len(windows), "heads": self.model.heads, "tokens": tokens}
+        fused = fused_attention_pays(device, self.precision, **size)
+        with self._arithmetic(device), self.model.attention(fused=fused):
+            images = windows.permute(0, 3, 1, 2) if isinstance(windows, Tensor) else self.model.normalize(windows)
+            return [logits.float() for logits in self.model.logits_at(images, steps)]
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         if self.model.own_precision is not None or self.precision == "fp32":
@@ -270,10 +281,9 @@ class Predictor:
         return torch.autocast(device.type, AUTOCAST[self.precision])
 
     def _batch_size(self, window: tuple[int, int], device: torch.device) -> int:
-        if self.batch_size is not None:
-            return self.batch_size
         pixels = (2 if device.type == "cpu" else 16) * 512 * 512
-        return max(pixels // (window[0] * window[1]), 1)
+        usual = max(pixels // (window[0] * window[1]), 1)
+        return self._budget.windows(usual if self.batch_size is None else self.batch_size, window)
 
 
 class _Maps:

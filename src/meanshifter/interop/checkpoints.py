@@ -20,6 +20,7 @@ from meanshifter.errors import InputError
 from meanshifter.interop.mmsegmentation import describe_mmsegmentation
 from meanshifter.interop.naming import MMSEGMENTATION, SEGMENTER, Naming, Unfit, from_foreign
 from meanshifter.interop.official import describe_segmenter
+from meanshifter.model.building import build
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.pickles import read_pickle
@@ -70,11 +71,11 @@ def read_checkpoint(
     path = Path(path)
     whole = read_pickle(path)
     tool, state = _recognise(whole, path)
-    config, labels, assumed = tool.describe(state, whole, path)
+    config, labels, assumed = _described(tool, state, whole, path)
     if mean_shift_layers is not None:
         config = _with_steps(config, mean_shift_layers, path)
         assumed = [entry for entry in assumed if "mean_shift_layers" not in entry]
-    model = Segmenter(config, labels)
+    model = build(config, labels, path, tensors=len(state), size=path.stat().st_size)
     found, unfit = from_foreign(state, model.state_dict(), tool.naming)
     _check(unfit, tool, path, partial=partial)
     model.load_state_dict(found, strict=False)
@@ -100,6 +101,21 @@ def _recognise(whole: Any, path: Path) -> tuple[Tool, dict[str, Tensor]]:
         f"{path}: no Segmenter of MMSegmentation or of its authors (it holds {', '.join(keys) or 'no names'}); for the "
         "weights of an encoder alone use `backbone_weights`"
     )
+
+
+def _described(
+    tool: Tool, state: Mapping[str, Tensor], whole: Any, path: Path
+) -> tuple[ModelConfig, LabelSpace, list[str]]:
+    """What the tool's own description says, which may hold anything in any place."""
+    try:
+        return tool.describe(state, whole, path)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path}: what it says of its model cannot be understood ({reason}); copy it and its configuration again"
+        ) from error
 
 
 def _with_steps(config: ModelConfig, layers: int, path: Path) -> ModelConfig:

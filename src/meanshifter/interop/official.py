@@ -15,6 +15,7 @@ from torch import Tensor
 
 from meanshifter.data.catalog import ade20k, cityscapes
 from meanshifter.data.labels import LabelSpace
+from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
 from meanshifter.interop.architecture import Names, backbone, count_layers, encoder_of, image_size
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
@@ -121,9 +122,5 @@ def read_variant(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        found = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: cannot be read as plain YAML ({reason}); copy it again") from error
+    found = parse_yaml(read_text(path, LARGEST_YAML), path, _Loader)
     return dict(found) if isinstance(found, Mapping) else {}

@@ -7,12 +7,12 @@ scale, as reported there and not measured by us, unless the name says another da
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.data.fetch import check_digest, fetch_file
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def load_published(name: str) -> Segmenter:
     file = folder / entry.url.rpartition("/")[2]
     if not file.is_file():
         _fetch(entry, file)
-    _check(entry, file)
+    elif entry.digest is not None:
+        check_digest(file, f"sha256:{entry.digest}", entry.url, "its name there")
     if entry.digest is None and not (folder / "variant.yml").is_file():
         raise InputError(f"{folder / 'variant.yml'}: missing; fetch {_variant_url(entry)} and put it there")
     model = read_checkpoint(file)
@@ -110,28 +111,14 @@ def table() -> Iterator[str]:
 
 
 def _fetch(entry: Published, file: Path) -> None:
-    from meanshifter.data.download import fetch_file
-
     if entry.digest is None:
         raise InputError(
             f"{entry.name}: nobody published a hash of this file, so it is not fetched unasked; fetch {entry.url} and "
             f"{_variant_url(entry)} yourself, put both into {file.parent} and run this again"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    fetch_file(entry.url, file)
+    fetch_file(entry.url, file, f"sha256:{entry.digest}", "its name there")
 
 
 def _variant_url(entry: Published) -> str:
     return entry.url.replace("checkpoint.pth", "variant.yml")
-
-
-def _check(entry: Published, file: Path) -> None:
-    if entry.digest is None:
-        return
-    with file.open("rb") as stream:
-        got = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not got.startswith(entry.digest):
-        raise InputError(
-            f"{file}: sha256 begins {got[: len(entry.digest)]}, but its name at {OPENMMLAB} says {entry.digest}; the "
-            "file is damaged, remove it and try again"
-        )

@@ -6,7 +6,6 @@ of mean shift steps that are built in. Glossary: B batch, K classes, H W pixels,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from meanshifter.data.labels import LabelSpace
+from meanshifter.documents import parse_json, read_text
 from meanshifter.errors import InputError
 from meanshifter.interop import onnx_format, openvino_format, torch_format
 from meanshifter.model.checkpoint import CONFIG, read_description, read_model_config
@@ -144,8 +144,8 @@ class RuntimeModel:
 def is_export(path: Path) -> bool:
     """Whether a folder's `config.json` speaks of a runtime."""
     try:
-        described = json.loads((path / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
+        described = parse_json(read_text(path / CONFIG), path)
+    except InputError:  # said by whoever reads it next
         return False
     return isinstance(described, dict) and RUNTIME in described
 
@@ -162,6 +162,11 @@ def load_export(folder: Path, device: str | torch.device = "cpu") -> RuntimeMode
     if lacking or stated["format"] not in FORMATS:
         raise InputError(f"{folder / CONFIG}: its runtime is not one of {', '.join(FORMATS)}; export the model again")
     form = FORMATS[stated["format"]]
+    if stated["file"] not in form.FILES or stated["precision"] not in form.PRECISIONS:
+        raise InputError(
+            f"{folder / CONFIG}: its runtime names the file {stated['file']!r} in {stated['precision']!r}; "
+            f"{stated['format']} has {form.FILE} in {', '.join(form.PRECISIONS)}: export the model again"
+        )
     require(stated["format"])
     missing = [name for name in form.FILES if not (folder / name).is_file()]
     if missing:

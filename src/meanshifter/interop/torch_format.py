@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,21 @@ def load(path: Path, precision: str, device: torch.device) -> Program:
     return Program(path, device)
 
 
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torch unpickles parts of a program without restriction, unless its environment forbids it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 class Program:
     """An exported program as a module."""
 
@@ -51,7 +68,8 @@ class Program:
         from torch.export.passes import move_to_device_pass
 
         try:
-            program = torch.export.load(self._path)
+            with _tensors_only():
+                program = torch.export.load(self._path)
         except Exception as error:  # zip, pickle and schema errors
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self._path}: torch cannot read it ({reason}); export the model again") from error

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meanshifter.data.labels import LabelSpace
+from meanshifter.documents import parse_json, read_text
 from meanshifter.errors import InputError
-from meanshifter.files import write_beside, write_text
+from meanshifter.files import require_file, write_beside, write_text
+from meanshifter.model.building import build
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
 from meanshifter.model.segmenter import Segmenter
 
@@ -63,10 +65,13 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
         raise InputError(
             f"{folder}: an export, which is for prediction and evaluation only; give the model that it was made from"
         )
-    model = Segmenter(*read_model_config(folder))
-    _load_weights(model, folder / WEIGHTS)
+    config, labels = read_model_config(folder)
+    state = read_tensors(folder / WEIGHTS)
+    size = sum(tensor.nbytes for tensor in state.values())
+    model = build(config, labels, folder / CONFIG, tensors=len(state), size=size)
+    _load_weights(model, state, folder / WEIGHTS)
     if (folder / CARRIED).is_file():
-        model.carried = _load_tensors(folder / CARRIED)
+        model.carried = read_tensors(folder / CARRIED)
     return model.to(device).eval()
 
 
@@ -79,7 +84,7 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, LabelSpace]:
     described = read_description(folder)
     try:
         return ModelConfig.from_dict(described["model"]), LabelSpace.from_dict(described["labels"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{folder / CONFIG}: not a model's configuration ({error}); save the model again") from error
 
 
@@ -114,10 +119,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         InputError: it is missing, damaged or of another format.
     """
     path = folder / CONFIG
-    try:
-        described: Any = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); save the model again") from error
+    described: Any = parse_json(read_text(path), path)
     version = described.get("format_version") if isinstance(described, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
@@ -127,10 +129,25 @@ def read_description(folder: Path) -> dict[str, Any]:
     return dict(described)
 
 
-def _load_weights(model: Segmenter, path: Path) -> None:
-    state = _load_tensors(path)
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: it is missing, damaged or no such file.
+    """
+    require_file(path)
+    try:
+        return load_file(path)
+    except Exception as error:  # besides its own error, what torch says of kinds of numbers that it lacks
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({reason}); it is damaged or of another kind"
+        ) from error
+
+
+def _load_weights(model: Segmenter, state: Mapping[str, Tensor], path: Path) -> None:
     own = model.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if own[key].shape != state[key].shape)
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if not _fits(own[key], state[key]))
     if wrong:
         raise InputError(
             f"{path}: {len(wrong)} tensors do not fit config.json ({', '.join(wrong[:3])}); "
@@ -139,11 +156,8 @@ def _load_weights(model: Segmenter, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the file is missing or damaged, copy it again") from error
+def _fits(own: Tensor, stored: Tensor) -> bool:
+    return own.shape == stored.shape and own.is_floating_point() == stored.is_floating_point()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

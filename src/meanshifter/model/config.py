@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from meanshifter.errors import InputError
 
 FORMAT_VERSION = 1
 Triple = tuple[float, float, float]
+
+
+MOST_STEPS = 1000
+
+
+def _is_steps(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= MOST_STEPS
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
+def _is_triple(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        return False
+    return all(isinstance(entry, int | float) and isfinite(entry) for entry in value)
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class MeanShiftConfig:
 
     def __post_init__(self) -> None:
         rules = [
-            ("layers", self.layers, self.layers >= 0 and int(self.layers) == self.layers, "a whole number from 0 on"),
+            ("layers", self.layers, _is_steps(self.layers), f"a whole number from 0 to {MOST_STEPS}"),
             ("channels", self.channels, self.channels is None or self.channels >= 1, "at least 1"),
             ("kernel", self.kernel, self.kernel in ("dot", "gaussian"), "'dot' or 'gaussian'"),
             ("neighbors", self.neighbors, self.neighbors is None or self.neighbors > 1, "above 1, or null"),
@@ -68,7 +86,7 @@ class PixelShiftConfig:
 
     def __post_init__(self) -> None:
         rules = [
-            ("layers", self.layers, self.layers >= 0 and int(self.layers) == self.layers, "a whole number from 0 on"),
+            ("layers", self.layers, _is_steps(self.layers), f"a whole number from 0 to {MOST_STEPS}"),
             ("factor", self.factor, self.factor >= 1, "at least 1"),
             ("channels", self.channels, self.channels >= 1, "at least 1"),
             ("spatial", self.spatial, self.spatial > 0, "above 0"),
@@ -121,6 +139,7 @@ class ModelConfig:
     """RGB is divided by it after the mean is subtracted."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise InputError(f"image_size: {self.image_size}; give height and width in pixels, each at least 1")
         if self.decoder not in ("linear", "mask"):
@@ -134,6 +153,31 @@ class ModelConfig:
 
         if self.mean_shift is not None and self.pixel_shift is not None:
             raise InputError("pixel_shift: given beside mean_shift; a model has one of the two")
+
+    def _check_kinds(self) -> None:
+        """What comes out of a file may be of any type."""
+        whole = {"stride": self.stride, "long_side": self.long_side}
+        optional = {"decoder_heads": self.decoder_heads, "window": self.window, "short_side": self.short_side}
+        rules = [
+            ("decoder_layers", self.decoder_layers, isinstance(self.decoder_layers, int), "a whole number"),
+            ("backbone", self.backbone, isinstance(self.backbone, str), "a name"),
+            ("backbone_args", self.backbone_args, isinstance(self.backbone_args, Mapping), "a mapping"),
+            ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
+            *((name, value, _is_count(value), "a whole number from 1 on") for name, value in whole.items()),
+            *(
+                (name, value, value is None or _is_count(value), "one from 1 on, or null")
+                for name, value in optional.items()
+            ),
+            *(
+                (name, value, _is_triple(value), "three numbers")
+                for name, value in (("mean", self.mean), ("std", self.std))
+            ),
+            ("drop_path", self.drop_path, isinstance(self.drop_path, int | float), "a number"),
+            ("norm_eps", self.norm_eps, self.norm_eps is None or isinstance(self.norm_eps, int | float), "a number"),
+        ]
+        wrong = [f"{name}: {value!r:.80} is not {rule}" for name, value, right, rule in rules if not right]
+        if wrong:
+            raise InputError("; ".join(wrong))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from meanshifter.model.vit_names import timm_names
 from meanshifter.pickles import read_pickle
 
 Grid = tuple[int, int]
+_ARGUMENTS = {*signature(VisionTransformer).parameters} - {"img_size", "num_classes", "fc_norm", "dynamic_img_size"}
+"""What `backbone_args` may hold: timm.create_model also takes addresses and files, which are not a configuration's."""
 
 
 class Encoder(nn.Module):
@@ -116,6 +118,9 @@ def _create_vit(
     backbone: str, image_size: tuple[int, int], drop_path: float, arguments: dict[str, Any], pretrained: bool
 ) -> VisionTransformer:
     name = backbone.split(".")[0]
+    unknown = sorted(str(key) for key in arguments.keys() - _ARGUMENTS)
+    if unknown:
+        raise InputError(f"backbone_args: {unknown[0]!r} is no argument of a ViT; {', '.join(sorted(_ARGUMENTS))} are")
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models("vit*") + timm.list_models("deit*"), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; `timm.list_models('vit*')` lists the names"
@@ -182,10 +187,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
-    except SafetensorError as error:
-        raise InputError(f"backbone_weights: {path} cannot be read: {_one_line(error)}") from error
     except InputError as error:
         raise InputError(f"backbone_weights: {error}") from error
+    except Exception as error:  # besides its own error, safetensors raises what torch says of strange numbers
+        raise InputError(f"backbone_weights: {path} cannot be read: {_one_line(error)}") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

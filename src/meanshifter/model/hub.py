@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meanshifter.documents import parse_json, read_text
 from meanshifter.errors import InputError
 from meanshifter.files import write_text
 from meanshifter.model.checkpoint import save_model
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
 RESULTS, CARD = "results.json", "README.md"
+LARGEST_RESULTS = 100_000_000
+"""Bytes: the confusions of a thousand classes, at several numbers of steps."""
 Scores = Sequence[Mapping[str, Any]]
 
 
@@ -52,10 +55,10 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         if not path.is_file():
             return []
     try:
-        found = json.loads(path.read_text("utf-8"))["results"]
+        found = parse_json(read_text(path, LARGEST_RESULTS), path)["results"]
         for entry in found:
             entry["protocol"]["dataset"], entry["mIoU"]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: no scores of `meanshifter evaluate --out` ({type(error).__name__}: {error}); give such a file"
         ) from error

@@ -31,7 +31,7 @@ class Segmenter(nn.Module):
         self.config = config
         self.labels = labels
         self.carried: dict[str, Tensor] = {}
-        """Tensors of another tool's file that segmentation does not use, under their names there, to be written back."""
+        """Tensors of another tool's file that segmentation does not use, under its names, to be written back."""
         self.encoder = Encoder(
             config.backbone,
             config.image_size,

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.recipe import TrainConfig
@@ -132,10 +133,7 @@ def load_plan(study: str) -> Plan:
         InputError: no such study, no YAML, or an unknown field.
     """
     name, text = _find(study)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{study}: not YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(text, study)
     if not isinstance(values, Mapping):
         raise InputError(f"{study}: holds {type(values).__name__}; a study is a mapping of fields")
     values = {"rows": {}, **values}
@@ -148,10 +146,17 @@ def load_plan(study: str) -> Plan:
             raise InputError(f"{study}: unknown field {key!r}; {f'did you mean {near[0]!r}?' if near else known}")
     if "recipe" not in values:
         raise InputError(f"{study}: no recipe; name one of `meanshifter train --list`, or a file")
-    rows = {str(row): dict(own or {}) for row, own in values.pop("rows").items()}
-    values["pairs"] = tuple(tuple(pair) for pair in values.get("pairs", ()))
-    values |= {key: tuple(values[key]) for key in ("seeds", "depths", "splits") if key in values}
-    return Plan(name=name, rows=rows, **values)
+    try:
+        rows = {str(row): dict(own or {}) for row, own in values.pop("rows").items()}
+        values["pairs"] = tuple(tuple(pair) for pair in values.get("pairs", ()))
+        values |= {key: tuple(values[key]) for key in ("seeds", "depths", "splits") if key in values}
+        return Plan(name=name, rows=rows, **values)
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{study}: a field is of another type ({error}); `meanshifter study --list` has examples"
+        ) from error
 
 
 def _find(study: str) -> tuple[str, str]:
@@ -159,10 +164,7 @@ def _find(study: str) -> tuple[str, str]:
     if study in study_names():
         return study, (resources.files("meanshifter") / "studies" / f"{study}.yaml").read_text("utf-8")
     if path.is_file():
-        try:
-            return path.stem, path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{study}: cannot be read ({error}); give a study's name or YAML file") from error
+        return path.stem, read_text(path, LARGEST_YAML)
     near = get_close_matches(study, study_names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"studies are {', '.join(study_names())}"
     raise InputError(f"{study}: no study or YAML file of that name; {hint}")

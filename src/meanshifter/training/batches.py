@@ -20,6 +20,7 @@ from meanshifter.data.augment import AugmentConfig, augment, draw_scale, resize_
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
 from meanshifter.model.config import Triple
+from meanshifter.training.workers import Noted, watched
 
 Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -50,6 +51,10 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         """Which sample of the data set stands at `position`."""
         epoch, turn = divmod(position, len(self.dataset))
         return _order(len(self.dataset), self.seed, epoch)[turn]
+
+    def files(self, position: int) -> str:
+        """What is read for the sample at `position`, for messages."""
+        return self.dataset.files(self.place(position))
 
     def generator(self, position: int) -> np.random.Generator:
         """What the augmentation at `position` is drawn from."""
@@ -96,18 +101,21 @@ def batches(
 
     Raises:
         InputError: a sample that cannot be read, whichever process met it.
+        RunError: a worker died; the line names the files that it was reading.
     """
     numbers = range(start, stop)
+    workers = min(workers, len(numbers))
+    noted = Noted(stream, workers)
     loader: DataLoader[Any] = DataLoader(
-        stream,
+        noted,
         batch_sampler=[list(positions(n, batch_size, share)) for n in numbers],
-        num_workers=min(workers, len(numbers)),
+        num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # else the loader draws from the global one, in the middle of the first step
     )
-    for batch in loader:
+    for batch in watched(loader, noted, stream.files):
         if isinstance(batch, InputError):
             raise batch
         yield batch

@@ -12,9 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
 from meanshifter.training.recipe import TrainConfig
 
@@ -38,10 +38,7 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
         InputError: an unknown recipe or field (with the nearest valid name), or a value of another type.
     """
     name, text, preset_fields = _find(str(recipe))
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe}: not YAML: {_one_line(error)}") from error
+    values = parse_yaml(text, recipe)
     if not isinstance(values, Mapping):
         raise InputError(f"{recipe}: holds {type(values).__name__}; a recipe is a mapping of fields")
     values = dict(values)
@@ -51,6 +48,8 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     given = [*preset_fields, *map(_with_underscores, fields)]
     _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
     config = _parse(values, given, str(recipe))
+    if nulls := list(_nulls(config)):
+        raise InputError(f"{recipe}: {', '.join(nulls)}: null; give a value, or leave the field out")
     config.out = f"runs/{name}" if config.out is None else config.out
     config.check()
     return config
@@ -83,10 +82,7 @@ def _find(recipe: str) -> tuple[str, str, list[str]]:
     if path.is_dir():
         return path.resolve().name, _packaged("folder_ti16"), ["--data.root", str(path)]
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            return path.stem, path.read_text("utf-8"), []
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{recipe}: cannot be read ({_one_line(error)}); give a recipe's name or file") from error
+        return path.stem, read_text(path, LARGEST_YAML), []
     near = get_close_matches(recipe, recipe_names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(recipe_names())}"
     raise InputError(f"{recipe}: no recipe, YAML file or data folder of that name; {hint}; it comes before the fields")
@@ -140,6 +136,17 @@ def field_names(cls: type, prefix: str = "") -> Iterator[str]:
         for inner in _members(hints[field.name]):
             if dataclasses.is_dataclass(inner):
                 yield from field_names(typing.cast(type, inner), f"{prefix}{field.name}.")
+
+
+def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
+    """Fields without a value that must have one, which the parser lets pass."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None and type(None) not in _members(hints[field.name]):
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(value):
+            yield from _nulls(value, f"{prefix}{field.name}.")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

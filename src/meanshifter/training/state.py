@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
+from meanshifter.documents import parse_yaml, read_text
 from meanshifter.errors import InputError, RunError
 from meanshifter.files import write_text
 from meanshifter.model.checkpoint import CONFIG, save_model, save_tensors
@@ -102,8 +103,8 @@ class RunFolder:
 
     def _check_same(self, config: TrainConfig) -> None:
         try:
-            stored = yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            stored = parse_yaml(read_text(self.path / "config.yaml"), self.path)
+        except InputError as error:
             raise InputError(
                 f"{self.path}: holds no run to resume (no readable config.yaml); leave --resume out"
             ) from error
@@ -196,9 +197,9 @@ class RunFolder:
 def recipe_reading(path: str | Path) -> dict[str, Any]:
     """How the run in folder `path` read images out for its scores, as arguments of `Predictor`; empty for no run."""
     try:
-        stored = yaml.safe_load((Path(path) / "config.yaml").read_text("utf-8"))
+        stored = parse_yaml(read_text(Path(path) / "config.yaml"), path)
         return {name: stored["evaluation"][name] for name in ("window", "stride", "short_side", "long_side")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except (InputError, KeyError, TypeError):
         return {}
 
 

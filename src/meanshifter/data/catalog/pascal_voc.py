@@ -9,6 +9,7 @@ from meanshifter.data.catalog.public import About, PublicDataset
 from meanshifter.data.download import Archive
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.listing import Listing, find_files
+from meanshifter.documents import read_text
 from meanshifter.errors import InputError
 
 NAMES = """
@@ -67,7 +68,7 @@ class PascalVOC(PublicDataset):
         listing = folder / cls.marker(split) / f"{split}.txt"
         if not listing.is_file():
             raise InputError(f"{listing}: no such file; it lists the images of split {split!r}")
-        wanted = listing.read_text(encoding="utf-8").split()
+        wanted = read_text(listing).split()
         if not wanted:
             raise InputError(f"{listing}: no names; it lists the images of split {split!r}")
         images, twice = find_files(folder / "JPEGImages", (".jpg",), "images")

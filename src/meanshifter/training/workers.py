@@ -1,0 +1,110 @@
+"""Data workers that die: which sample they were reading, told in one line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from ctypes import c_int64
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import Dataset, get_worker_info
+
+from meanshifter.errors import RunError
+
+Read = TypeVar("Read")
+_NONE = -1
+
+
+class Noted(Dataset[Read], Generic[Read]):
+    """A data set that notes, where the main process sees it, which position each worker is reading."""
+
+    def __init__(self, inner: Dataset[Read], workers: int) -> None:
+        self._inner = inner
+        self._notes: Any = RawArray(c_int64, [0, _NONE] * workers)  # process id and position of each worker
+
+    def __getitem__(self, position: int) -> Read:
+        info = get_worker_info()
+        if info is None:
+            return self._inner[position]
+        pid, place = 2 * info.id, 2 * info.id + 1
+        self._notes[pid], self._notes[place] = os.getpid(), position
+        read = self._inner[position]
+        self._notes[place] = _NONE
+        return read
+
+    def held_by(self, process: int | None) -> int | None:
+        """The position that a worker was reading; None: it was between two."""
+        for pid, position in zip(self._notes[::2], self._notes[1::2], strict=True):
+            if pid == process and position != _NONE:
+                return int(position)
+        return None
+
+
+def watched(loader: Iterable[Any], noted: Noted[Any], describe: Callable[[int], str]) -> Iterator[Any]:
+    """The batches of a `DataLoader` of `noted`.
+
+    Args:
+        loader: gives the batches.
+        noted: its data set.
+        describe: from a position to the files that are read for it.
+
+    Raises:
+        RunError: a worker died, such as by a crash in a decoder or by the system for want of memory.
+    """
+    before = set(multiprocessing.active_children())
+    with _own_handler():
+        batches = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in before]
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:  # of the loader, or of the connection over which tensors come
+            for worker in workers:
+                worker.join(0.1)  # one that is dying
+            dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
+            if not dead:
+                raise
+            raise RunError(_epitaph(dead, noted, describe)) from error
+        yield batch
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Take back, afterwards, torch's handler for children that end: it raises wherever the main process happens to be.
+
+    Without it the loader itself finds out, as soon as a batch is wanted that does not come.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # which Windows has not
+    handler = None if number is None else signal.getsignal(number)
+    yield
+    if number is not None and handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
+def _epitaph(dead: list[BaseProcess], noted: Noted[Any], describe: Callable[[int], str]) -> str:
+    told = []
+    for worker in dead:
+        position = noted.held_by(worker.pid)
+        held = "between two samples" if position is None else f"reading {describe(position)}"
+        told.append(f"{_cause(worker.exitcode)} while {held}")
+    return (
+        f"a data worker was {'; another was '.join(told)}; if memory ran out, lower data.workers or data.cache, else "
+        "look at the file; --resume goes on from the last checkpoint"
+    )
+
+
+def _cause(status: int | None) -> str:
+    if status is None or status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

@@ -1,0 +1,77 @@
+"""Data workers that die in the middle of a training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from meanshifter.data import reading
+from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.cache import Cached
+from meanshifter.data.datasets import Folder
+from meanshifter.data.subset import Subset
+from meanshifter.errors import RunError
+from meanshifter.training.batches import SampleStream, batches
+
+
+@pytest.fixture
+def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SampleStream:
+    """Six pairs, one of which ends whoever reads it as the environment says."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for k in range(6):
+        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / f"images/{k}.png")
+        Image.fromarray(np.full((20, 20), k % 2, np.uint8)).save(tmp_path / f"masks/{k}.png")
+    decode = reading.decode
+
+    def deadly(path: Path, *args: Any, **options: Any) -> Any:
+        if path.parts[-2:] == ("images", "3.png"):
+            ending = os.environ.get("ENDING")
+            if ending == "exit":
+                os._exit(7)
+            elif ending is not None:
+                os.kill(os.getpid(), int(ending))
+        return decode(path, *args, **options)
+
+    folder = Subset(Folder(tmp_path, "all"), "5", matching=False)
+    monkeypatch.setattr(reading, "decode", deadly)
+    config = AugmentConfig(crop=(16, 16), base=None)
+    return SampleStream(Cached(folder, 10_000), config, 0, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def run(stream: SampleStream, workers: int = 2) -> Iterator[Any]:
+    return batches(stream, batch_size=2, start=0, stop=20, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [(str(int(signal.SIGKILL)), "killed by SIGKILL"), ("exit", "ended with status 7")],
+)
+def test_a_dead_worker_names_the_files_it_held(
+    stream: SampleStream, monkeypatch: pytest.MonkeyPatch, ending: str, said: str
+) -> None:
+    monkeypatch.setenv("ENDING", ending)
+    before, began = signal.getsignal(signal.SIGCHLD), time.monotonic()
+    with pytest.raises(RunError, match=f"worker was {said} while reading .*images/3.png and .*masks/3.png;.*--resume"):
+        list(run(stream))
+    assert signal.getsignal(signal.SIGCHLD) is before
+    assert time.monotonic() - began < 30
+
+
+def test_a_worker_killed_while_idle_accuses_no_file(stream: SampleStream) -> None:
+    feed = run(stream)
+    next(feed)
+    time.sleep(0.5)  # until all that is fetched ahead has been
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+    with pytest.raises(RunError, match="killed by SIGKILL while between two samples"):
+        list(feed)
