@@ -72,9 +72,9 @@ def parse_yaml(text: str, source: object, loader: type[SafeLoader] | None = None
             if node is None:
                 return None
             _expansion(node, {}, source)
-            return reader.construct_document(node)  # type: ignore[no-untyped-call]
+            return reader.construct_document(node)
         finally:
-            reader.dispose()  # type: ignore[no-untyped-call]
+            reader.dispose()
     except InputError:
         raise
     except RecursionError as error:

@@ -26,6 +26,8 @@ from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import normalized
 
 RUNTIME = "runtime"
+READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size", "protocol")
+"""What an export may say of how images are read."""
 
 
 class Engine(Protocol):
@@ -157,11 +159,15 @@ def load_export(folder: Path, device: str | torch.device = "cpu") -> RuntimeMode
         InputError: a file that is missing or damaged, a format that is not known, or a package that is not installed.
     """
     stated = read_description(folder)[RUNTIME]
+    stated = stated if isinstance(stated, dict) else {}
     config, labels = read_model_config(folder)
     lacking = [key for key in ("format", "file", "precision", "mean_shift_layers", "stride") if key not in stated]
     if lacking or stated["format"] not in FORMATS:
         raise InputError(f"{folder / CONFIG}: its runtime is not one of {', '.join(FORMATS)}; export the model again")
     form = FORMATS[stated["format"]]
+    steps, side = stated["mean_shift_layers"], stated["stride"]
+    if not (isinstance(steps, int) and steps >= 0 and isinstance(side, int) and side >= 1):
+        raise InputError(f"{folder / CONFIG}: {steps!r} steps, patches of {side!r} pixels; export the model again")
     if stated["file"] not in form.FILES or stated["precision"] not in form.PRECISIONS:
         raise InputError(
             f"{folder / CONFIG}: its runtime names the file {stated['file']!r} in {stated['precision']!r}; "
@@ -194,4 +200,12 @@ def reading_of(path: str | Path) -> dict[str, Any]:
     """How the exported model reads images, as arguments of `Predictor`; empty where nothing is said."""
     if not is_export(Path(path)):
         return {}
-    return dict(read_description(Path(path))[RUNTIME].get("reading", {}))
+    stated = read_description(Path(path))[RUNTIME]
+    reading = stated.get("reading", {}) if isinstance(stated, dict) else {}
+    for name, value in reading.items() if isinstance(reading, dict) else ():
+        plain = isinstance(value, int | str | None) or (
+            isinstance(value, list) and all(isinstance(entry, int | float) for entry in value)
+        )
+        if name not in READING or not plain:
+            raise InputError(f"{Path(path) / CONFIG}: reading.{name} is {value!r:.40}; export the model again")
+    return dict(reading)

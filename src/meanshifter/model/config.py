@@ -24,6 +24,13 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 
+def _are_arguments(values: Any) -> bool:
+    if not isinstance(values, Mapping):
+        return False
+    numbers = [value for value in values.values() if isinstance(value, int | float)]
+    return all(isinstance(name, str) for name in values) and all(0 <= number < 2**31 for number in numbers)
+
+
 def _is_triple(value: object) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 3:
         return False
@@ -161,7 +168,7 @@ class ModelConfig:
         rules = [
             ("decoder_layers", self.decoder_layers, isinstance(self.decoder_layers, int), "a whole number"),
             ("backbone", self.backbone, isinstance(self.backbone, str), "a name"),
-            ("backbone_args", self.backbone_args, isinstance(self.backbone_args, Mapping), "a mapping"),
+            ("backbone_args", self.backbone_args, _are_arguments(self.backbone_args), "names with values from 0 on"),
             ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
             *((name, value, _is_count(value), "a whole number from 1 on") for name, value in whole.items()),
             *(

@@ -198,9 +198,13 @@ def recipe_reading(path: str | Path) -> dict[str, Any]:
     """How the run in folder `path` read images out for its scores, as arguments of `Predictor`; empty for no run."""
     try:
         stored = parse_yaml(read_text(Path(path) / "config.yaml"), path)
-        return {name: stored["evaluation"][name] for name in ("window", "stride", "short_side", "long_side")}
+        reading = {name: stored["evaluation"][name] for name in ("window", "stride", "short_side", "long_side")}
     except (InputError, KeyError, TypeError):
         return {}
+    for name, value in reading.items():
+        if value is not None and not isinstance(value, int):
+            raise InputError(f"{path}: evaluation.{name} of its config.yaml is {value!r:.40}, no number of pixels")
+    return reading
 
 
 def _is_before(line: str, progress: Progress) -> bool:
