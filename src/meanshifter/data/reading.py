@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -43,18 +44,19 @@ _TURNS: Final = {
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> npt.NDArray[np.uint8]:
     """The image as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
     Grey, palette, CMYK and 1-bit images are converted. Of 16 bits the upper 8 are kept. Transparency is dropped:
     the stored colours are returned, as OpenCV and torchvision do, without an invented background. Of several
-    frames the first is read.
+    frames the first is read. Where the file's bytes are already here, as `data`, `path` is what messages call it.
 
     Raises:
         InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
     """
-    picture, turn, _ = _decode(Path(path), max_pixels)
-    return _rgb(_upright(picture, turn), Path(path))
+    name = Path(path) if data is None else path
+    picture, turn, _ = _decode(name, max_pixels, data=data)
+    return _rgb(_upright(picture, turn), name)
 
 
 def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
@@ -137,11 +139,11 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
 
 
 def _decode(
-    path: Path, max_pixels: int = MAX_PIXELS, factor: Factor | None = None
+    path: str | Path, max_pixels: int = MAX_PIXELS, factor: Factor | None = None, data: bytes | None = None
 ) -> tuple[Image.Image, int, tuple[int, int]]:
     """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction."""
     try:
-        with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:
+        with WITHOUT_PILLOWS_LIMIT, Image.open(path if data is None else BytesIO(data)) as picture:
             if picture.width * picture.height > max_pixels:
                 raise InputError(
                     f"{path}: {_by(picture.size)} is {picture.width * picture.height:,} pixels, above max_pixels "
@@ -214,7 +216,7 @@ def _upright(picture: Image.Image, turn: int) -> Image.Image:
     return turned
 
 
-def _rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+def _rgb(picture: Image.Image, path: str | Path) -> npt.NDArray[np.uint8]:
     if picture.mode.startswith("I"):
         grey = np.asarray(picture)
         if grey.min() < 0 or grey.max() > 65535:
