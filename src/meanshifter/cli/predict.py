@@ -76,9 +76,7 @@ def _add_archive_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--on", choices=("ray",), help="label on a Ray cluster, by default one of this machine")
     group.add_argument("--ray-address", metavar="ADDR", help="of a running cluster, as auto or HOST:6379")
     group.add_argument("--workers", type=int, metavar="N", help="copies of the model on the cluster (default: as fit)")
-    group.add_argument(
-        "--cpus-per-worker", type=int, metavar="N", default=1, help="cores of each of them (default: %(default)s)"
-    )
+    group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each of them (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
     elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
-    if elsewhere or args.on or args.resume or args.overwrite or args.ray_address:
+    if elsewhere or args.on or args.resume or args.overwrite:
         return _run_archive(args, asked)
     return _run_here(args, asked)
 
@@ -110,11 +108,14 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
 
 def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     import meanshifter
-    from meanshifter.inference.archive import Work, label_archive
+    from meanshifter.inference.archive import Work, in_process, label_archive
 
     runner = _runner(args)
     settings = {"mean_shift_layers": args.mean_shift_layers, **reading_settings(args.model, args), **asked}
-    work = Work(meanshifter.load_model(args.model), settings, args.overlay, args.alpha)
+    model = meanshifter.load_model(args.model)
+    if runner is None:
+        runner = in_process(model.fastest_device if args.device is None else args.device)
+    work = Work(model, settings, args.overlay, args.alpha)
     with _Progress() as progress:
         try:
             summary = label_archive(work, args.inputs, args.out, run=runner, overwrite=args.overwrite, report=progress)
@@ -136,20 +137,22 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     return 2 if summary.failed else 0
 
 
-def _runner(args: argparse.Namespace) -> Runner:
+def _runner(args: argparse.Namespace) -> Runner | None:
+    """Ray, if it is asked for."""
+    given = {name: getattr(args, name) for name in ("ray_address", "workers", "cpus_per_worker")}
+    for name, value in given.items():
+        option = "--" + name.replace("_", "-")
+        if value is not None and args.on is None:
+            raise InputError(f"{option}: is for --on ray; add that, or leave it out")
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"{option}: {value}; it must be at least 1")
     if args.on is None:
-        for name in ("ray_address", "workers"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')}: is for --on ray; add that, or leave it out")
-        from meanshifter.inference.archive import in_process
+        return None
+    from meanshifter.inference.on_ray import on_cluster
+    from meanshifter.inference.ray_session import Cluster
 
-        return in_process(args.device)
-    from meanshifter.inference.on_ray import Cluster, on_cluster
-
-    for name in ("workers", "cpus_per_worker"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: {getattr(args, name)}; it must be at least 1")
-    return on_cluster(Cluster(args.ray_address, args.workers, args.cpus_per_worker, args.device))
+    cpus = 1 if args.cpus_per_worker is None else args.cpus_per_worker
+    return on_cluster(Cluster(args.ray_address, args.workers, cpus, args.device))
 
 
 class _Progress:

@@ -24,7 +24,7 @@ from meanshifter.errors import InputError
 from meanshifter.inference.files import read_ahead
 from meanshifter.inference.inputs import file_name
 from meanshifter.inference.listing import Entry, Unit, entries, plan_units
-from meanshifter.inference.manifest import Done, Line, line_of, open_log
+from meanshifter.inference.manifest import Done, Known, Line, line_of, open_log
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.segmentation import Segmentation
 from meanshifter.inference.store import NoSpaceError, Store, open_store
@@ -90,20 +90,6 @@ class Finished:
 
     lines: list[Line]
     skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Known:
-    """Says of an image whether it need not be read. It is sent to other processes as it is."""
-
-    done: Done
-    store: Store
-    failed: frozenset[str] = frozenset()
-    """Addresses that this run has given up."""
-
-    def __call__(self, entry: Entry) -> bool:
-        """Whether it is finished, or given up."""
-        return (entry in self.done and self.store.has(entry.place)) or entry.address in self.failed
 
 
 Runner = Callable[[Work, list[Unit], str, Callable[[], Known]], Iterator[Finished]]

@@ -64,6 +64,7 @@ class Entry:
 
 
 Known = Callable[[Entry], bool]
+"""Says of an image whether it is to be passed over."""
 
 
 def plan_units(inputs: Sequence[str], out: str) -> list[Unit]:
@@ -73,7 +74,7 @@ def plan_units(inputs: Sequence[str], out: str) -> list[Unit]:
         InputError: an input that is missing, a glob without images, two tars whose results would meet, or `out`
             in the place of an input.
     """
-    names = [absolute(name) for given in inputs for name in expand_braces(given)]
+    names = [absolute(name) for given in inputs for name in ([given] if Path(given).exists() else expand_braces(given))]
     meant = list(dict.fromkeys(thing for name in names for thing in _meant(name)))
     files = [(address, place) for kind, address, place in meant if kind == "files"]
     units = [Unit(kind, address) for kind, address, _ in meant if kind != "files"]
@@ -95,9 +96,10 @@ def entries(unit: Unit, out: str, known: Known) -> Iterator[Entry | None]:
         found = _in_tar(unit.address, known)
     try:
         for entry in found:
-            yield None if entry.error is None and known(entry) else entry
+            yield None if known(entry) else entry
     except InputError as error:
-        yield Entry(unit.address, "", error=str(error))
+        broken = Entry(unit.address, "", error=str(error))
+        yield None if known(broken) else broken
 
 
 def place_of(relative: str) -> str:

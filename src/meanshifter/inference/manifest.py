@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from meanshifter.data.remote import file_system, is_address
 from meanshifter.errors import InputError
 from meanshifter.inference.listing import Entry
+from meanshifter.inference.store import Store
 
 NAME: Final = "manifest.jsonl"
 FORMAT_VERSION: Final = 1
@@ -43,6 +45,20 @@ class Done:
         wanted = np.array([identity(entry.address, entry.place, entry.size, entry.stamp)], dtype="S16")
         place = int(np.searchsorted(self.digests, wanted)[0])
         return bool((self.digests[place : place + 1] == wanted).any())
+
+
+@dataclass(frozen=True)
+class Known:
+    """Says of an image whether it need not be read. It is sent to other processes as it is."""
+
+    done: Done
+    store: Store
+    failed: frozenset[str] = frozenset()
+    """Addresses that this run has given up."""
+
+    def __call__(self, entry: Entry) -> bool:
+        """Whether it is finished, or given up."""
+        return (entry in self.done and self.store.has(entry.place)) or entry.address in self.failed
 
 
 def identity(input: str, output: str, size: int | None, stamp: str | None) -> bytes:  # noqa: A002
@@ -147,6 +163,7 @@ class _File:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._file.close()
             raise InputError(
                 f"{self.path}: another run is writing its label maps there; wait for it, or use another --out"
             ) from None
