@@ -83,10 +83,12 @@ def disturbed(words: list[str], out: Path, count: int, draw: random.Random) -> I
             lead.wait()
             yield "leading process killed", f"after {time.monotonic() - started:.1f} s, {done} images"
     killed = time.monotonic()
-    _, alive = psutil.wait_procs(family, timeout=120)
-    if alive:
-        raise SystemExit(f"left behind: {alive}")
-    yield f"all of its {len(family)} processes gone", f"after {time.monotonic() - killed:.1f} s"
+    workers = {process for process in family if is_worker(process)}
+    for some, name in ((workers, "its workers gone"), (family, f"all of its {len(family)} processes gone")):
+        _, alive = psutil.wait_procs(some, timeout=120)
+        if alive:
+            raise SystemExit(f"left behind: {alive}")
+        yield name, f"after {time.monotonic() - killed:.1f} s"
 
 
 def is_worker(process: psutil.Process) -> bool:
