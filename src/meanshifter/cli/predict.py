@@ -1,9 +1,11 @@
-"""`meanshifter predict`: label maps of images, folders and globs."""
+"""`meanshifter predict`: label maps of images, folders, globs, addresses and tars."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from meanshifter.cli import MODEL_HELP
 from meanshifter.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from meanshifter.inference.archive import Runner, Summary
     from meanshifter.inference.inputs import Job
     from meanshifter.inference.predictor import Predictor
 
@@ -20,11 +23,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes DIR/NAME.png for every image: a PNG of class numbers with the model's palette, as large as "
         "the image. Folders are searched recursively and keep their structure below DIR. Label maps already "
-        "there are replaced."
+        "there are replaced, unless a manifest is kept."
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, or glob in quotes")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the label maps")
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="image, folder of images, glob in quotes, tar of samples (also shard-{000..009}.tar), or an address of "
+        "these: s3://, gs://, https://, …",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="folder for the label maps, or its address, as s3://bucket/labels"
+    )
     parser.add_argument(
         "--overlay",
         action="store_true",
@@ -50,27 +61,136 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=int, metavar="N", help="refuse larger images before decoding them (default: 1e9)"
     )
+    _add_archive_options(parser)
     add_reading_options(parser)
     parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="mean shift steps (default: as trained)")
 
 
+def _add_archive_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "archives",
+        "With any of these, and for addresses and tars, DIR/manifest.jsonl says which images are finished, and "
+        "a second run with the same model and settings goes on with the others.",
+    )
+    group.add_argument("--resume", action="store_true", help="keep a manifest, and skip what it names")
+    group.add_argument("--overwrite", action="store_true", help="keep a manifest, and do again what it names")
+    group.add_argument("--on", choices=("ray",), help="label on a Ray cluster, by default one of this machine")
+    group.add_argument("--ray-address", metavar="ADDR", help="of a running cluster, as auto or HOST:6379")
+    group.add_argument("--workers", type=int, metavar="N", help="copies of the model on the cluster (default: as fit)")
+    group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each of them (default: 1)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Predict every image; past an unreadable one it goes on, and leaves with status 2 at the end."""
-    from meanshifter.inference.inputs import plan
+    from meanshifter.data.remote import is_address, is_tar
 
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha: {args.alpha}; it must lie between 0 (image alone) and 1 (colours alone)")
-    maps = [*args.scores, *args.probabilities]
-    jobs = plan(args.inputs, args.out, overlay=args.overlay, scores=maps)
     asked = {"scores": args.scores, "probabilities": args.probabilities}
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
+    elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
+    if elsewhere or args.on or args.resume or args.overwrite:
+        return _run_archive(args, asked)
+    return _run_here(args, asked)
+
+
+def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
+    from meanshifter.inference.inputs import plan
+
+    out, maps = Path(args.out), [*args.scores, *args.probabilities]
+    jobs = plan(args.inputs, out, overlay=args.overlay, scores=maps)
     failed = _predict(jobs, load_predictor(args.model, args, args.mean_shift_layers, **asked), args.alpha, maps)
-    done = len(jobs) - len(failed)
-    print(f"{done} of {len(jobs)} label maps written to {args.out}")
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} label maps written to {args.out}")
     for reason in failed:
         print(f"meanshifter: {one_line(reason)}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
+    import meanshifter
+    from meanshifter.inference.archive import Work, in_process, label_archive
+
+    runner = _runner(args)
+    settings = {"mean_shift_layers": args.mean_shift_layers, **reading_settings(args.model, args), **asked}
+    model = meanshifter.load_model(args.model)
+    if runner is None:
+        runner = in_process(model.fastest_device if args.device is None else args.device)
+    work = Work(model, settings, args.overlay, args.alpha)
+    with _Progress() as progress:
+        try:
+            summary = label_archive(work, args.inputs, args.out, run=runner, overwrite=args.overwrite, report=progress)
+        except KeyboardInterrupt as stop:
+            again = "the same command" + (" without --overwrite" if args.overwrite else "")
+            stop.args = (f"interrupted; what is finished is in {args.out}, and {again} goes on",)
+            raise
+    total = summary.done + summary.failed
+    there = f", {summary.skipped} were there" if summary.skipped else ""
+    print(f"{summary.done} of {total} label maps written to {args.out}{there}")
+    if summary.restarted:
+        print(
+            "meanshifter: the manifest was of other weights or settings, and all has been done again", file=sys.stderr
+        )
+    for reason in summary.reasons:
+        print(f"meanshifter: {' '.join(reason.split())}", file=sys.stderr)
+    if summary.failed > len(summary.reasons):
+        print(f"meanshifter: {summary.failed - len(summary.reasons)} more are in the manifest", file=sys.stderr)
+    return 2 if summary.failed else 0
+
+
+def _runner(args: argparse.Namespace) -> Runner | None:
+    """Ray, if it is asked for."""
+    given = {name: getattr(args, name) for name in ("ray_address", "workers", "cpus_per_worker")}
+    for name, value in given.items():
+        option = "--" + name.replace("_", "-")
+        if value is not None and args.on is None:
+            raise InputError(f"{option}: is for --on ray; add that, or leave it out")
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"{option}: {value}; it must be at least 1")
+    if args.on is None:
+        return None
+    from meanshifter.inference.on_ray import on_cluster
+    from meanshifter.inference.ray_session import Cluster
+
+    cpus = 1 if args.cpus_per_worker is None else args.cpus_per_worker
+    return on_cluster(Cluster(args.ray_address, args.workers, cpus, args.device))
+
+
+class _Progress:
+    """How far an archive is: a moving line on a terminal, a line every minute elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("starting")
+        self._start = self._said = time.monotonic()
+        self._alone = not console.is_terminal
+
+    def __enter__(self) -> Callable[[Summary], None]:
+        self._bar.start()
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _report(self, summary: Summary) -> None:
+        now = time.monotonic()
+        rate = (summary.done + summary.failed) / (now - self._start)
+        parts = [f"{summary.done} label maps", f"{summary.skipped} were there" if summary.skipped else ""]
+        parts += [f"{summary.failed} failed" if summary.failed else "", f"{rate:.1f} a second"]
+        text = ", ".join(filter(None, parts))
+        self._bar.update(self._task, description=text)
+        if self._alone and now - self._said > EVERY:
+            self._said = now
+            print(f"meanshifter: {text}", file=sys.stderr)
+
+
+EVERY = 60
+"""Seconds between lines of progress that go to no terminal."""
 
 
 def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str]) -> list[str]:

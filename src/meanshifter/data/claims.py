@@ -40,10 +40,10 @@ def _quiet() -> None:
         library.TIFFSetWarningHandler(None)
 
 
-def check_claim(path: Path, picture: Image.Image, max_pixels: int) -> None:
-    """Refuse what the header claims if it is nothing, more than wanted, or more than the file can hold."""
+def check_claim(path: str | Path, picture: Image.Image, max_pixels: int, stored: int) -> None:
+    """Refuse what the header claims if it is nothing, more than wanted, or more than `stored` bytes can hold."""
     size = f"{picture.width}×{picture.height}"
-    pixels, stored = picture.width * picture.height, path.stat().st_size
+    pixels = picture.width * picture.height
     if pixels == 0:
         raise InputError(f"{path}: {size} holds no pixels; export the file again")
     if pixels > max_pixels:

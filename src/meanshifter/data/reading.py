@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -45,18 +46,19 @@ TURNS: Final = {
 SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> npt.NDArray[np.uint8]:
     """The image as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
     Grey, palette, CMYK and 1-bit images are converted. Of 16 bits the upper 8 are kept. Transparency is dropped:
     the stored colours are returned, as OpenCV and torchvision do, without an invented background. Of several
-    frames the first is read.
+    frames the first is read. Where the file's bytes are already here, as `data`, `path` is what messages call it.
 
     Raises:
         InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
     """
-    picture, turn, _ = decode(Path(path), max_pixels)
-    return rgb(upright(picture, turn), Path(path))
+    name = Path(path) if data is None else path
+    picture, turn, _ = decode(name, max_pixels, data=data)
+    return rgb(upright(picture, turn), name)
 
 
 def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
@@ -139,18 +141,19 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
 
 
 def decode(
-    path: Path, max_pixels: int = MAX_SAMPLE_PIXELS, factor: Factor | None = None
+    path: str | Path, max_pixels: int = MAX_SAMPLE_PIXELS, factor: Factor | None = None, data: bytes | None = None
 ) -> tuple[Image.Image, int, tuple[int, int]]:
     """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction.
 
     Raises:
         InputError: a file that is missing, truncated, no image, or of more than `max_pixels`.
     """
-    require_file(path)
+    if data is None:
+        require_file(Path(path))
     try:
-        with WITHOUT_PILLOWS_LIMIT, Image.open(path, formats=formats()) as picture:
+        with WITHOUT_PILLOWS_LIMIT, Image.open(path if data is None else BytesIO(data), formats=formats()) as picture:
             size = picture.size
-            check_claim(path, picture, max_pixels)
+            check_claim(path, picture, max_pixels, Path(path).stat().st_size if data is None else len(data))
             if factor is not None and picture.format == "JPEG":
                 _reduce(picture, factor(size[1], size[0]))
             picture.load()
@@ -216,7 +219,7 @@ def upright(picture: Image.Image, turn: int) -> Image.Image:
     return turned
 
 
-def rgb(picture: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+def rgb(picture: Image.Image, path: str | Path) -> npt.NDArray[np.uint8]:
     """(H, W, 3) uint8 of a decoded picture, as `read_image` converts it.
 
     Raises:

@@ -14,10 +14,11 @@ import meanshifter
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.confusion import Confusion, confusion_matrix
-from meanshifter.evaluation.protocol import Protocol, weights_hash
+from meanshifter.evaluation.protocol import Protocol
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.files import read_ahead
 from meanshifter.inference.predictor import Predictor
+from meanshifter.interop.weights import weights_hash
 from meanshifter.processes import Processes
 
 if TYPE_CHECKING:

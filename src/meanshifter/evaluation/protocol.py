@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from meanshifter.interop.contract import PatchModel
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -73,15 +69,3 @@ class Protocol:
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON."""
         return {**asdict(self), "scales": list(self.scales)}
-
-
-def weights_hash(model: PatchModel) -> str:
-    """The first 12 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors, by name."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]

@@ -60,6 +60,10 @@ class RuntimeModel:
         self._folder, self._engine = folder, engine
         self._layers = int(stated["mean_shift_layers"])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes load it from its folder, since engines are of one process."""
+        return load_export, (self._folder.absolute(), str(self.device))
+
     def __call__(self, images: Tensor, mean_shift_layers: int | None = None) -> Tensor:
         """Patch logits (B, K, h, w) of normalised images (B, 3, H, W), as a `Segmenter` gives them."""
         return self.logits_at(images, [mean_shift_layers])[0]

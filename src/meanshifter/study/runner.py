@@ -171,8 +171,8 @@ def _score(cell: Cell, run: Path, depths: list[int], splits: list[str]) -> dict[
     """Read the last weights out at every depth on every split; the confusions of each image are kept too."""
     from meanshifter.evaluation.confusion import mean_iou
     from meanshifter.evaluation.diagnosis import boundary_figures, diagnose_model
-    from meanshifter.evaluation.protocol import weights_hash
     from meanshifter.inference.predictor import Predictor
+    from meanshifter.interop.weights import weights_hash
     from meanshifter.model.checkpoint import load_model
 
     model = load_model(run / "checkpoints" / "last")

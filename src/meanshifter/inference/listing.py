@@ -1,0 +1,270 @@
+"""Which images an archive holds and where the results of each go, told one by one, so that no list is ever whole.
+
+`plan_units` looks at the command line alone; `entries` lists one unit of it, here or on another machine.
+"""
+
+from __future__ import annotations
+
+import glob
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from meanshifter.data.reading import IMAGE_SUFFIXES
+from meanshifter.data.remote import (
+    TAR_SUFFIXES,
+    TarImage,
+    absolute,
+    base_name,
+    expand_braces,
+    file_stamp,
+    file_system,
+    is_address,
+    is_image,
+    is_tar,
+    is_web,
+    stamp,
+    tar_images,
+)
+from meanshifter.errors import InputError
+
+PER_UNIT: Final = 1000
+"""Single files that are listed together."""
+Kind = Literal["files", "folder", "tar"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the archive that is listed by itself."""
+
+    kind: Kind
+    address: str
+    """The folder or the tar."""
+    files: tuple[tuple[str, str], ...] = ()
+    """(address, place) of single files."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of an archive."""
+
+    address: str
+    place: str
+    """Of its label map below the output folder, with slashes."""
+    size: int | None = None
+    """Bytes, where the listing tells."""
+    stamp: str | None = None
+    """Its ETag or time of change, where the listing tells."""
+    data: bytes | None = None
+    """The bytes of a sample in a tar; None is read from the address."""
+    error: str | None = None
+    """Why it cannot be predicted, in one line."""
+
+
+Known = Callable[[Entry], bool]
+"""Says of an image whether it is to be passed over."""
+
+
+def plan_units(inputs: Sequence[str], out: str) -> list[Unit]:
+    """What the images, folders, globs and tars of a command line are, without listing what is in them.
+
+    Raises:
+        InputError: an input that is missing, a glob without images, two tars whose results would meet, or `out`
+            in the place of an input.
+    """
+    names = [absolute(name) for given in inputs for name in ([given] if Path(given).exists() else expand_braces(given))]
+    meant = list(dict.fromkeys(thing for name in names for thing in _meant(name)))
+    files = [(address, place) for kind, address, place in meant if kind == "files"]
+    units = [Unit(kind, address) for kind, address, _ in meant if kind != "files"]
+    _check(units, files, absolute(out))
+    return units + [Unit("files", "", tuple(files[i : i + PER_UNIT])) for i in range(0, len(files), PER_UNIT)]
+
+
+def entries(unit: Unit, out: str, known: Known) -> Iterator[Entry | None]:
+    """The images of one unit in order, None for each that is `known`; what cannot be listed is an entry of its own.
+
+    Folders keep their structure; hidden files, and what lies in `out`, are passed over. SHARD.tar becomes the folder
+    SHARD. Names are checked within one folder or tar: the second of two with one result has an error.
+    """
+    if unit.kind == "files":
+        found: Iterator[Entry] = (Entry(address, place, *file_stamp(address)) for address, place in unit.files)
+    elif unit.kind == "folder":
+        found = _in_folder(unit.address, absolute(out))
+    else:
+        found = _in_tar(unit.address, known)
+    try:
+        for entry in found:
+            yield None if known(entry) else entry
+    except InputError as error:
+        broken = Entry(unit.address, "", error=str(error))
+        yield None if known(broken) else broken
+
+
+def place_of(relative: str) -> str:
+    """Where the label map of an image at `relative` goes."""
+    return posixpath.splitext(relative)[0] + ".png"
+
+
+def _meant(given: str) -> Iterator[tuple[Kind, str, str]]:
+    """Kind, address and place (of single files) of what one argument names."""
+    local = not is_address(given)
+    magic = glob.has_magic(given) and not is_web(given)
+    if is_tar(given) and not magic:
+        if local and not Path(given).is_file():
+            raise InputError(f"{given}: no such file; check the path")
+        yield "tar", given, ""
+    elif Path(given).is_file() if local else is_web(given) or (is_image(given) and not magic):
+        yield "files", given, place_of(base_name(given))
+    elif magic and not (local and Path(given).exists()):
+        yield from _matching(given)
+    elif _is_folder(given):
+        yield "folder", given.rstrip("/") or "/", ""
+    else:
+        raise InputError(f"{given}: no such file or folder; give images, folders, globs or tars")
+
+
+def _is_folder(given: str) -> bool:
+    files, path = file_system(given)
+    try:
+        return bool(files.isdir(path))
+    except Exception as error:  # as in remote.py: credentials, networks
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{given}: cannot be listed ({reason}); check the address and your access to it") from error
+
+
+def _matching(pattern: str) -> Iterator[tuple[Kind, str, str]]:
+    """Images and tars that a glob names; images keep what is below its fixed part."""
+    files, path = file_system(pattern)
+    try:
+        matches = sorted(files.glob(path))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{pattern}: cannot be listed ({reason}); check the address and your access to it") from error
+    base = _fixed_part(path)
+    wanted = [match for match in matches if (is_image(match) or is_tar(match)) and not _hidden(match[len(base) :])]
+    if not wanted:
+        raise InputError(f"{pattern}: no images; looked for {', '.join(sorted((*IMAGE_SUFFIXES, *TAR_SUFFIXES)))}")
+    for match in wanted:
+        address = match if not is_address(pattern) else str(files.unstrip_protocol(match))
+        yield ("tar", address, "") if is_tar(match) else ("files", address, place_of(match[len(base) :].lstrip("/")))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders of a glob before its first wildcard."""
+    fixed: list[str] = []
+    for part in pattern.split("/")[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith(".") for part in relative.split("/"))
+
+
+def _check(units: list[Unit], files: list[tuple[str, str]], out: str) -> None:
+    """Results of one folder, tar or list are told apart while they are listed; here is what could meet across them."""
+    if not is_address(out) and Path(out).exists() and not Path(out).is_dir():
+        raise InputError(f"--out: {out} is a file; name a folder")
+    for unit in units:
+        if unit.kind != "folder":
+            continue
+        if unit.address == out.rstrip("/"):
+            raise InputError(f"--out: {out} is an input too; name another folder, which may lie inside it")
+        if len(units) > 1 or files:
+            raise InputError(
+                f"{unit.address}: a folder must be the only input where a manifest is kept, since results of two "
+                "could meet; give their common parent folder, or use another --out for each"
+            )
+    places: dict[str, str] = {}
+    for address, place in [(unit.address, f"{shard_name(unit.address)}/") for unit in units] + files:
+        other = places.setdefault(place, address)
+        if place.partition("/")[0] + "/" in places and not place.endswith("/"):
+            other = places[place.partition("/")[0] + "/"]
+        if other != address:
+            raise InputError(
+                f"{address}: its results would meet those of {other} in {absolute(out)}; rename one, give their "
+                "common parent folder, or use another --out for each"
+            )
+
+
+def shard_name(address: str) -> str:
+    """A tar's name without what tells that it is one: the folder of its results."""
+    name = base_name(address)
+    for suffix in sorted(TAR_SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _in_folder(root: str, out: str) -> Iterator[Entry]:
+    files, path = file_system(root)
+    avoided = "" if is_address(root) != is_address(out) else str(file_system(out)[1]).rstrip("/")
+    waiting = [path.rstrip("/")]
+    empty = True
+    while waiting:
+        folder = waiting.pop()
+        listed = _listed(files, folder, root)
+        taken: dict[str, str] = {}
+        for info in listed:
+            name = info["name"].rstrip("/")
+            if name in (folder, avoided) or posixpath.basename(name).startswith(".") or not is_image(name):
+                continue
+            if info["type"] == "file" or (info.get("islink") and Path(name).is_file()):
+                empty = False
+                yield _file_entry(files, root, name, path, info, taken)
+        waiting += [
+            info["name"].rstrip("/")
+            for info in reversed(listed)
+            if info["type"] == "directory"
+            and not info.get("islink")
+            and info["name"].rstrip("/") not in (folder, avoided)
+            and not posixpath.basename(info["name"].rstrip("/")).startswith(".")
+        ]
+    if empty:
+        raise InputError(f"{root}: no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+
+
+def _listed(files: Any, folder: str, root: str) -> list[dict[str, Any]]:
+    try:
+        return sorted(files.ls(folder, detail=True), key=lambda info: str(info["name"]))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{root}: {folder} cannot be listed ({reason}); check your access to it") from error
+
+
+def _file_entry(files: Any, root: str, name: str, base: str, info: dict[str, Any], taken: dict[str, str]) -> Entry:
+    address = str(files.unstrip_protocol(name)) if is_address(root) else name
+    place = place_of(name[len(base.rstrip("/")) + 1 :])
+    return _once(Entry(address, place, *stamp(info)), taken)
+
+
+def _in_tar(address: str, known: Known) -> Iterator[Entry]:
+    """A sample stands for itself: its size, and the stamp of the tar."""
+    version = file_stamp(address)[1]
+    folder, taken = shard_name(address), dict[str, str]()
+
+    def entry(image: TarImage) -> Entry:
+        return Entry(f"{address}::{image.member}", f"{folder}/{image.key}.png", image.size, version)
+
+    for image in tar_images(address, lambda image: known(entry(image))):
+        made = entry(image)
+        if image.error is not None:
+            yield replace(made, place="", error=f"{made.address}: {image.error}")
+        else:
+            yield _once(replace(made, data=image.data), taken)
+
+
+def _once(entry: Entry, taken: dict[str, str]) -> Entry:
+    """`entry`, with an error where another of the same folder has its place."""
+    first = taken.setdefault(entry.place, entry.address)
+    if first == entry.address:
+        return entry
+    return replace(
+        entry,
+        data=None,
+        error=f"{entry.address}: its label map {entry.place} is that of {first}; rename one of them",
+    )

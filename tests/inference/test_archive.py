@@ -1,0 +1,242 @@
+"""Archives: streamed inputs, a manifest, and what a second run does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import meanshifter as ms
+from meanshifter.errors import InputError
+from meanshifter.inference.archive import Summary, Work, label_archive
+from meanshifter.inference.manifest import Done, open_log
+from meanshifter.interop.weights import weights_hash
+from tests.inference.conftest import ModelFactory
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: ModelFactory) -> ms.Segmenter:
+    return tiny_model()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "trip/b.jpg", "trip/c.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    files = fsspec.filesystem("memory")
+    yield files
+    files.rm("/", recursive=True)
+
+
+def label(model: ms.Segmenter, given: object, out: object, *, overwrite: bool = False, **reading: Any) -> Summary:
+    work = Work(model, {"short_side": None, "window": None, **reading})
+    return label_archive(work, [str(given)], str(out), overwrite=overwrite)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("manifest"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def counts(summary: Summary) -> tuple[int, int, int]:
+    return summary.done, summary.skipped, summary.failed
+
+
+def test_the_files_are_those_of_the_predictor(model: ms.Segmenter, photos: Path, tmp_path: Path) -> None:
+    assert counts(label(model, photos, tmp_path / "out", scores=("margin",))) == (3, 0, 0)
+    predictor = ms.Predictor(model, short_side=None, window=None)
+    for name in ("a.png", "trip/b.jpg", "trip/c.png"):
+        predictor(photos / name).save(tmp_path / "expected" / Path(name).with_suffix(".png"))
+    found = contents(tmp_path / "out")
+    for name, data in contents(tmp_path / "expected").items():
+        assert found.pop(name) == data
+    assert sorted(found) == ["scores/margin/a.png", "scores/margin/trip/b.png", "scores/margin/trip/c.png"]
+
+
+def test_the_manifest_names_every_image_once_under_weights_and_protocol(
+    model: ms.Segmenter, photos: Path, tmp_path: Path
+) -> None:
+    label(model, photos, tmp_path / "out")
+    head, *images = lines(tmp_path / "out")
+    assert head["weights"] == weights_hash(model)
+    assert head["protocol"]["window"] is None
+    assert [(line["input"], line["output"]) for line in images] == [
+        (str(photos / "a.png"), "a.png"),
+        (str(photos / "trip" / "b.jpg"), "trip/b.png"),
+        (str(photos / "trip" / "c.png"), "trip/c.png"),
+    ]
+    assert images[0]["size"] == (photos / "a.png").stat().st_size
+
+
+def test_a_second_run_does_what_is_new_changed_or_gone(model: ms.Segmenter, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    label(model, photos, out)
+    assert counts(label(model, photos, out)) == (0, 3, 0)
+    (photos / "d.png").write_bytes((photos / "a.png").read_bytes())
+    os.utime(photos / "a.png", (1, 1))
+    (out / "trip" / "b.png").unlink()
+    assert counts(label(model, photos, out)) == (3, 1, 0)
+    assert counts(label(model, photos, out, overwrite=True)) == (4, 0, 0)
+    assert len(lines(out)) == 5
+
+
+def test_other_settings_and_other_weights_skip_nothing(
+    model: ms.Segmenter, tiny_model: ModelFactory, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    label(model, photos, out)
+    summary = label(model, photos, out, flip=True)
+    assert (counts(summary), summary.restarted) == ((3, 0, 0), True)
+    other = tiny_model(num_classes=3)
+    assert counts(label(other, photos, out, flip=True)) == (3, 0, 0)
+    summary = label(model, photos, out)  # whose manifest was put aside, as were its label maps
+    assert (counts(summary), summary.restarted) == ((3, 0, 0), True)
+
+
+def test_what_cannot_be_read_is_counted_named_and_tried_again(
+    model: ms.Segmenter, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (photos / "broken.jpg").write_bytes(b"no image")
+    summary = label(model, photos, out)
+    assert counts(summary) == (3, 0, 1)
+    assert "broken.jpg: not an image" in summary.reasons[0]
+    assert [line["input"] for line in lines(out) if "error" in line] == [str(photos / "broken.jpg")]
+    (photos / "broken.jpg").write_bytes((photos / "trip" / "b.jpg").read_bytes())
+    assert counts(label(model, photos, out)) == (1, 3, 0)
+
+
+def test_of_two_images_with_one_label_map_the_second_is_refused(
+    model: ms.Segmenter, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "a.jpg").write_bytes((photos / "trip" / "b.jpg").read_bytes())
+    summary = label(model, photos, tmp_path / "out")
+    assert counts(summary) == (3, 0, 1)
+    assert "a.png: its label map a.png is that of" in summary.reasons[0]
+
+
+def test_hidden_files_and_earlier_results_inside_the_input_are_passed_over(model: ms.Segmenter, photos: Path) -> None:
+    (photos / ".hidden.png").write_bytes((photos / "a.png").read_bytes())
+    (photos / "loop").symlink_to(photos)
+    assert counts(label(model, photos, photos / "out")) == (3, 0, 0)
+    assert counts(label(model, photos, photos / "out")) == (0, 3, 0)
+
+
+def test_tars_and_addresses_give_the_same_bytes(model: ms.Segmenter, photos: Path, tmp_path: Path, memory: Any) -> None:
+    expected = tmp_path / "expected"
+    label(model, photos, expected)
+    with tarfile.open(tmp_path / "shard.tar", "w") as file:
+        for path in sorted(photos.rglob("*.*g")):
+            file.add(path, path.relative_to(photos).as_posix())
+    label(model, tmp_path / "shard.tar", tmp_path / "out")
+    assert contents(tmp_path / "out" / "shard") == contents(expected)
+    memory.put(f"{photos}/", "/photos/", recursive=True)
+    for _ in range(2):
+        summary = label(model, "memory://photos", "memory://labels")
+    assert counts(summary) == (0, 3, 0)
+    assert {name: memory.cat_file(f"/labels/{name}") for name in contents(expected)} == contents(expected)
+    (part,) = memory.ls("/labels/manifest", detail=False)
+    assert len(memory.cat_file(part).splitlines()) == 4
+    assert counts(label(model, "memory://photos", "memory://labels", flip=True)) == (3, 0, 0)
+
+
+def test_a_sample_that_is_broken_does_not_end_its_tar(model: ms.Segmenter, photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        info = tarfile.TarInfo("0.jpg")
+        info.size = 5
+        file.addfile(info, io.BytesIO(b"wrong"))
+        file.add(photos / "a.png", "1.png")
+    summary = label(model, tmp_path / "s.tar", tmp_path / "out")
+    assert counts(summary) == (1, 0, 1)
+    assert "s.tar::0.jpg: not an image" in summary.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["{0}/nowhere"], "nowhere: no such file or folder"),
+        (["{0}/no-{{0..1}}.tar"], r"no-0\.tar: no such file"),
+        (["{0}/*.tiff"], r"\*\.tiff: no images"),
+        (["{0}/trip", "{0}/a.png"], "trip: a folder must be the only input where a manifest is kept"),
+        (["{0}/a.png", "{0}/two/a.png"], "would meet those of"),
+        (["{0}"], "--out: .* is an input too"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused_before_any_work(
+    model: ms.Segmenter, photos: Path, inputs: list[str], message: str
+) -> None:
+    (photos / "two").mkdir()
+    (photos / "two" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    out = str(photos) if inputs == ["{0}"] else str(photos.parent / "out")
+    with pytest.raises(InputError, match=message):
+        label_archive(Work(model), [text.format(photos) for text in inputs], out)
+    assert not (photos.parent / "out" / "manifest.jsonl").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(model: ms.Segmenter, photos: Path, tmp_path: Path) -> None:
+    log = open_log(str(tmp_path / "out"), {}, overwrite=False)
+    with pytest.raises(InputError, match="another run is writing"):
+        label(model, photos, tmp_path / "out")
+    log.close()
+    assert counts(label(model, photos, tmp_path / "out")) == (3, 0, 0)
+
+
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(
+    model: ms.Segmenter, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = Path.write_bytes, []
+
+    def full(self: Path, data: bytes) -> int:
+        written.append(self)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match=r"cannot be written .No space left on device"):
+            label(model, photos, tmp_path / "out")
+    assert sorted(contents(tmp_path / "out")) == ["a.png"]
+    assert counts(label(model, photos, tmp_path / "out")) == (2, 1, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cut=st.integers(0, 400))
+def test_a_manifest_cut_off_anywhere_keeps_its_whole_lines(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    out = tmp_path_factory.mktemp("cut")
+    written = [{"input": f"naïve\n{i}.jpg", "output": f"{i}.png", "size": i, "stamp": None} for i in range(4)]
+    log = open_log(str(out), {"weights": "x"}, overwrite=False)
+    log.add(written)
+    log.close()
+    data = (out / "manifest.jsonl").read_bytes()
+    (out / "manifest.jsonl").write_bytes(data[:cut])
+    log = open_log(str(out), {"weights": "x"}, overwrite=False)
+    kept = list(log.lines())
+    assert kept == written[: max(data[:cut].count(b"\n") - 1, 0)]
+    assert len(Done(kept)) == len(kept)
+    log.add(written[len(kept) :])
+    assert list(log.lines()) == written
+    log.close()
