@@ -70,6 +70,18 @@ class Processes:
         made: Made = box[0]
         return made
 
+    def gather(self, value: Made) -> list[Made]:
+        """What every process has, in their order, in all of them; it is pickled on the way.
+
+        Raises:
+            RunError: another process is gone.
+        """
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        self._speak(lambda: dist.all_gather_object(values, value, group=self.group))
+        return values
+
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes, in buckets that are all under way at once.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import MODEL_HELP
+from meanshifter.cli.processes import add_process_options, start_processes
 from meanshifter.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=int, metavar="N", help="refuse larger images before decoding them (default: 1e9)"
     )
     _add_archive_options(parser)
+    add_process_options(parser)
     add_reading_options(parser)
     parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="mean shift steps (default: as trained)")
 
@@ -91,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         asked["max_pixels"] = args.max_pixels
     elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
     if elsewhere or args.on or args.resume or args.overwrite:
+        if args.devices is not None or args.num_nodes is not None:
+            raise InputError("--devices, --num-nodes: for an archive use --on ray with --workers; leave them out")
         return _run_archive(args, asked)
     return _run_here(args, asked)
 
@@ -99,8 +103,14 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     from meanshifter.inference.inputs import plan
 
     out, maps = Path(args.out), [*args.scores, *args.probabilities]
-    jobs = plan(args.inputs, out, overlay=args.overlay, scores=maps)
-    failed = _predict(jobs, load_predictor(args.model, args, args.mean_shift_layers, **asked), args.alpha, maps)
+    processes = start_processes(args)
+    jobs = processes.together(lambda: plan(args.inputs, out, overlay=args.overlay, scores=maps))
+    predictor = processes.together(lambda: load_predictor(args.model, args, args.mean_shift_layers, **asked))
+    mine = jobs[processes.rank :: processes.count]
+    shares = processes.gather(processes.together(lambda: _predict(mine, predictor, args.alpha, maps, processes.first)))
+    failed = [reason for share in shares for reason in share]
+    if not processes.first:
+        return 2 if failed else 0
     print(f"{len(jobs) - len(failed)} of {len(jobs)} label maps written to {args.out}")
     for reason in failed:
         print(f"meanshifter: {one_line(reason)}", file=sys.stderr)
@@ -193,7 +203,7 @@ EVERY = 60
 """Seconds between lines of progress that go to no terminal."""
 
 
-def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str]) -> list[str]:
+def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str], shown: bool) -> list[str]:
     """Write the results of all jobs; the reasons of those that could not be read, one line each."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -203,7 +213,7 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     failed = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         rows = bar.add_task("rows of a large image", visible=False)
         predictor.progress = lambda done, total: bar.update(rows, completed=done, total=total, visible=total >= LARGE)
         images = read_ahead(lambda job: predictor.load(job.source), jobs)
