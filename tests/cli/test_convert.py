@@ -59,6 +59,7 @@ def test_a_foreign_file_is_read_by_predict_as_it_is(tmp_path: Path) -> None:
         ["predict", "{file}", "{photo}", "--out", "{out}"],
         ["evaluate", "{file}", "shapes"],
         ["convert", "{file}", "{out}"],
+        ["export", "{file}", "{out}", "--format", "torch"],
         ["compare", "{file}", "{file}", "shapes", "--out", "{out}"],
         ["modes", "{photo}", "--model", "{file}", "--out", "{out}"],
         ["train", "shapes", "--model.backbone_weights", "{file}", "--out", "{out}"],

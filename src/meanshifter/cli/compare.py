@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from meanshifter.cli.arguments import MODEL
 from meanshifter.cli.evaluate import add_dataset, open_scored
 from meanshifter.cli.predict import add_reading_options, load_predictor
 from meanshifter.errors import InputError
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "models with a mean shift block the predictions after several numbers of steps. Writes compare.html, which "
         "needs nothing beside it, compare.json with the scores of all images, and one PNG for each image shown."
     )
-    parser.add_argument("model_a", metavar="MODEL_A", help="model folder, run folder or Hub id")
+    parser.add_argument("model_a", metavar="MODEL_A", help=MODEL)
     parser.add_argument("model_b", metavar="MODEL_B", help="the model to compare it with")
     add_dataset(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.cli.arguments import WHOLE_MODEL
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Reads a model of ours, a published one by name, a checkpoint of MMSegmentation or the checkpoint.pth of the "
         "Segmenter of its authors, and writes it for us or for them. Pickled files are read with an allow-list."
     )
-    parser.add_argument("source", metavar="MODEL", help="model or run folder, published name, Hub id, or a .pth file")
+    parser.add_argument("source", metavar="MODEL", help=WHOLE_MODEL)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder; for mmsegmentation a .pth, for timm a file")
     parser.add_argument("--to", choices=FORMATS, default="meanshifter", help="whose format (default: %(default)s)")
     parser.add_argument("--partial", action="store_true", help="take what fits of a file that lacks or adds tensors")

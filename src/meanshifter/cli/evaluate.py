@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.cli.arguments import MODEL
 from meanshifter.cli.predict import add_reading_options, load_predictor
 from meanshifter.cli.processes import add_process_options, start_processes
 from meanshifter.errors import InputError
@@ -23,9 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Prints IoU and accuracy of every class, aAcc, mAcc and mIoU as MMSegmentation defines them, and the "
         "protocol they were measured under."
     )
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="model or run folder, Hub id, published name, or another tool's .pth"
-    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL)
     add_dataset(parser)
     parser.add_argument("--predictions", metavar="DIR", type=Path, help="score the label maps in DIR, without a MODEL")
     parser.add_argument("--first-id", type=int, default=0, metavar="N", help="their value of class 0 (default: 0)")

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meanshifter.cli.arguments import WHOLE_MODEL
 from meanshifter.cli.predict import add_reading_options, load_predictor, reading_settings
 from meanshifter.errors import InputError, RunError
 
@@ -32,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "predict` and `evaluate` take the folder as a model. Label maps of the export are compared with the model's "
         "own before it is put in place."
     )
-    parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
+    parser.add_argument("model", metavar="MODEL", help=WHOLE_MODEL)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the export")
     parser.add_argument("--format", choices=FORMATS, required=True, help="runtime that is to run it")
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from meanshifter.cli.arguments import WHOLE_MODEL
 from meanshifter.cli.predict import add_resizing_options, load_predictor
 from meanshifter.errors import InputError
 
@@ -19,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         'Needs `pip install "meanshifter[study]"`.'
     )
     parser.add_argument("image", metavar="IMAGE", type=Path, help="image file")
-    parser.add_argument("--model", metavar="MODEL", required=True, help="run folder, model folder or Hub id")
+    parser.add_argument("--model", metavar="MODEL", required=True, help=WHOLE_MODEL)
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="steps to follow (default: %(default)s)")
     parser.add_argument(
         "--tolerance",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meanshifter.cli.arguments import MODEL
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "the image. Folders are searched recursively and keep their structure below DIR. Label maps already "
         "there are replaced."
     )
-    parser.add_argument("model", metavar="MODEL", help="model folder, run folder or Hub id")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, or glob in quotes")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the label maps")
     parser.add_argument(

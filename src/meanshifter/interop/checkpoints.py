@@ -78,6 +78,7 @@ def read_checkpoint(
     found, unfit = from_foreign(state, model.state_dict(), tool.naming)
     _check(unfit, tool, path, partial=partial)
     model.load_state_dict(found, strict=False)
+    model.unused = {name: value for name, value in state.items() if name.startswith(tool.naming.unused)}
     if assumed:
         warnings.warn(f"{path}: assumed, as the file does not say: {'; '.join(assumed)}", stacklevel=2)
     return model.to(device).eval()

@@ -49,7 +49,8 @@ def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
 def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     """`checkpoint.pth` and `variant.yml` in `folder`, as the Segmenter of its authors writes them.
 
-    The ImageNet classifier that its encoder carries along unused is filled with zeros.
+    The ImageNet classifier that its encoder carries along unused is the one of the file that the model was read from;
+    other models get zeros.
 
     Raises:
         InputError: a model with a part that it has not.
@@ -60,8 +61,8 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
         state["encoder.patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
     distilled = getattr(model.encoder.vit, "dist_token", None) is not None
     for head in ("head", "head_dist")[: 1 + distilled]:
-        state[f"encoder.{head}.weight"] = torch.zeros(1000, model.encoder.width)
-        state[f"encoder.{head}.bias"] = torch.zeros(1000)
+        state.setdefault(f"encoder.{head}.weight", torch.zeros(1000, model.encoder.width))
+        state.setdefault(f"encoder.{head}.bias", torch.zeros(1000))
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "checkpoint.pth", folder / "variant.yml"]
     _save(written[0], {"model": OrderedDict(state), "n_cls": model.labels.num_classes})
@@ -90,7 +91,8 @@ def _foreign_state(model: Segmenter, naming: Naming, tool: str, path: Path) -> d
         homeless.append("mean_shift, which is not the published block")
     if homeless:
         raise InputError(f"{path}: {tool} has no place for {', '.join(homeless[:3])}; write a model folder instead")
-    return to_foreign(own, naming)
+    unused = {name: value for name, value in model.unused.items() if name.startswith(naming.unused)}
+    return to_foreign(own, naming) | unused
 
 
 def _save(path: Path, content: Any) -> None:

@@ -21,7 +21,8 @@ from meanshifter.files import write_beside, write_text
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
 from meanshifter.model.segmenter import Segmenter
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, UNUSED = "config.json", "model.safetensors", "unused.safetensors"
+"""The last only where another tool wrote tensors that the model has no use for, so that they can be given back."""
 
 
 def save_model(model: Segmenter, folder: str | Path) -> None:
@@ -29,6 +30,10 @@ def save_model(model: Segmenter, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
+    if model.unused:
+        save_tensors(folder / UNUSED, model.unused, {"format": "pt"})
+    else:
+        (folder / UNUSED).unlink(missing_ok=True)
     write_text(folder / CONFIG, json.dumps(describe(model), indent=2) + "\n")
 
 
@@ -61,6 +66,8 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
         )
     model = Segmenter(*read_model_config(folder))
     _load_weights(model, folder / WEIGHTS)
+    if (folder / UNUSED).is_file():
+        model.unused = _read_tensors(folder / UNUSED)
     return model.to(device).eval()
 
 
@@ -93,7 +100,7 @@ def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS, UNUSED]))
     except Exception as error:  # the Hub client raises errors of requests, httpx and its own
         raise InputError(
             f"{repo}: no such folder here, and the Hub did not give it ({type(error).__name__}); "
@@ -121,11 +128,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     return dict(described)
 
 
-def _load_weights(model: Segmenter, path: Path) -> None:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        state = load_file(path)
+        return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({error}); the file is missing or damaged, copy it again") from error
+
+
+def _load_weights(model: Segmenter, path: Path) -> None:
+    state = _read_tensors(path)
     own = model.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if own[key].shape != state[key].shape)
     if wrong:

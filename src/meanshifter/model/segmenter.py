@@ -30,6 +30,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         self.labels = labels
+        self.unused: dict[str, Tensor] = {}
+        """What another tool's file holds that no part of the model needs, under that tool's names."""
         self.encoder = Encoder(
             config.backbone,
             config.image_size,
