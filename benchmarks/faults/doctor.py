@@ -93,7 +93,6 @@ def plant(folder: Path, *, rare: int, ignored: int) -> Found:
 
     `rare` is the mask value of a class that is taken out of `val`, `ignored` one that the label map ignores.
     """
-    remove_class(folder, "val", rare, ignored)
     images = sorted((folder / "images/train").iterdir())
     places = iter([(image, folder / "masks/train" / f"{image.stem}.png") for image in images])
     top = ignored + 1
@@ -126,6 +125,7 @@ def plant(folder: Path, *, rare: int, ignored: int) -> Found:
     exact_copy(place := next(places), folder, "train", "twice")
     expected.add(("copy-within", place[0].stem))
     near_copy(next(places), folder)
+    remove_class(folder, "val", rare, ignored)
     return expected | {("near-copy", "near")}
 
 
