@@ -41,15 +41,16 @@ def save_page(report: Report, path: str | Path) -> None:
     page.text(f"Pairs of image and mask: {splits}. Faults: {len(report.faults):,}; notices: {notices:,}.")
     if report.findings:
         page.table(
-            ["finding", "kind", "cases", "what to do"],
+            ["finding", "kind", "cases"],
             [
-                [KINDS[kind].title, "fault" if KINDS[kind].fault else "notice", f"{len(found):,}", KINDS[kind].remedy]
+                [KINDS[kind].title, "fault" if KINDS[kind].fault else "notice", f"{len(found):,}"]
                 for kind, found in report.by_kind.items()
             ],
         )
     _values(page, report)
     for kind, found in report.by_kind.items():
         page.heading(f"{KINDS[kind].title[0].upper()}{KINDS[kind].title[1:]}: {len(found):,}")
+        page.text(f"What to do: {KINDS[kind].remedy}.")
         more = [f"… and {len(found) - LISTED:,} more, in the JSON"] if len(found) > LISTED else []
         page.code("\n".join([finding.message for finding in found[:LISTED]] + more))
         for finding in found[:CASES]:

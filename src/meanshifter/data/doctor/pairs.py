@@ -85,9 +85,9 @@ def _suggestion(values: Values, space: LabelSpace) -> str:
     reading = colors_tell(values, space)
     if reading is None:
         return ""
-    if all(r == g == b == target for (r, g, b), target in reading.items()):
-        return "; its grey levels would be the class numbers"
-    return "; its colours are those of the palette and would be read by it"
+    if set(reading) <= set(space.palette):
+        return "; its colours are those of the palette"
+    return "; its grey levels are values of the label map"
 
 
 def _named(outside: dict[str, int]) -> str:

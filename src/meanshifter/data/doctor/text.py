@@ -19,7 +19,7 @@ def report_lines(report: Report) -> list[str]:
     """What was checked, the table of values, and the findings by kind."""
     splits = ", ".join(f"{split} {len(pairs):,}" for split, pairs in report.pairs.items())
     lines = [f"{report.root}: {splits} pairs"]
-    lines += [f"{row.masks:,} masks: {row.mode}; {row.reading}" for row in report.modes]
+    lines += [f"{row.masks:,} mask{'s'[: row.masks != 1]}: {row.mode}; {row.reading}" for row in report.modes]
     lines += ["", *value_lines(report)]
     for kind, found in report.by_kind.items():
         about = KINDS[kind]
