@@ -96,8 +96,8 @@ def _epitaph(dead: list[BaseProcess], noted: Noted[Any], describe: Callable[[int
         held = "between two samples" if position is None else f"reading {describe(position)}"
         told.append(f"{_cause(worker.exitcode)} while {held}")
     return (
-        f"a data worker was {'; another was '.join(told)}; if memory ran out, lower data.workers or data.cache, else look "
-        "at what was read; --resume goes on from the last checkpoint"
+        f"a data worker was {'; another was '.join(told)}; if memory ran out, lower data.workers or data.cache, else "
+        "look at what was read; --resume goes on from the last checkpoint"
     )
 
 
