@@ -32,8 +32,9 @@ def _are_arguments(values: Any) -> bool:
 
 
 def _is_triple(value: object) -> bool:
-    numbers = isinstance(value, tuple | list) and len(value) == 3
-    return numbers and all(isinstance(entry, int | float) and isfinite(entry) for entry in value)
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        return False
+    return all(isinstance(entry, int | float) and isfinite(entry) for entry in value)
 
 
 @dataclass(frozen=True)
