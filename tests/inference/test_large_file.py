@@ -147,7 +147,7 @@ def test_what_is_wrong_is_said_in_one_line(tiny_model: Make, tmp_path: Path) -> 
     path = write(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"a\.tif: 123×301 is 37,023 pixels, above max_pixels 37,022; raise max_pixel"):
         predictor(path)
-    with pytest.raises(InputError, match=r"b\.tif: no such file$"):
+    with pytest.raises(InputError, match=r"b\.tif: no such file; check the path$"):
         predictor(tmp_path / "b.tif")
     predictor.max_pixels = H * W
     Image.open(path).save(path)

@@ -97,7 +97,7 @@ def _epitaph(dead: list[BaseProcess], noted: Noted[Any], describe: Callable[[int
         told.append(f"{_cause(worker.exitcode)} while {held}")
     return (
         f"a data worker was {'; another was '.join(told)}; if memory ran out, lower data.workers or data.cache, else "
-        "look at the file; --resume goes on from the last checkpoint"
+        "look at what was read; --resume goes on from the last checkpoint"
     )
 
 
