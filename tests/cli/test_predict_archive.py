@@ -160,3 +160,12 @@ def test_resume_says_what_was_there_and_ctrl_c_how_to_go_on(
     assert len(outputs(tmp_path / "out")) == 3
     assert main(words) == 2  # one sample is no image
     assert f"{IMAGES // 2 - 3} of {IMAGES // 2 - 2} label maps written" in capsys.readouterr().out
+
+
+def test_an_address_where_no_cluster_answers_is_told_at_once(
+    model_folder: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray.data")
+    words = ["predict", str(model_folder), shards, "--out", str(tmp_path / "out"), "--on", "ray"]
+    assert main([*words, "--ray-address", "127.0.0.1:9"]) == 2
+    assert "--ray-address: nobody answers at 127.0.0.1:9" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from meanshifter.errors import InputError
 
 OBJECT_STORE: Final = 2**30
 """Bytes of a local cluster's object store; what lies there are samples of tars on their way to a worker."""
+
+ANSWER: Final = 10
+"""Seconds within which a cluster must answer."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def session(cluster: Cluster) -> Iterator[None]:
 
     own = not ray.is_initialized()  # else the caller's, in Python
     if own:
+        _knock(cluster.where)
         _connect(cluster.where)
     try:
         _check_package()
@@ -74,6 +79,20 @@ def session(cluster: Cluster) -> Iterator[None]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address HOST:PORT where nobody answers: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray-address: nobody answers at {address} ({error}); `ray status` on one of its machines shows whether "
+            "and where it runs"
+        ) from error
 
 
 def _connect(address: str) -> None:
