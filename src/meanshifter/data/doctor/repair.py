@@ -19,7 +19,7 @@ from meanshifter.data.doctor.report import Report
 from meanshifter.data.doctor.values import by_color, colors_tell, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.listing import Pair
-from meanshifter.data.reading import decode, indices, rgb, upright
+from meanshifter.data.reading import WITHOUT_PILLOWS_LIMIT, decode, indices, rgb, upright
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_beside, write_text
 
@@ -129,7 +129,7 @@ def _repair_pair(
 
 
 def _turn(path: Path) -> int:
-    with Image.open(path) as picture:
+    with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:  # decoded, and so within our limit, before
         return int(picture.getexif().get(0x0112, 1))
 
 
