@@ -294,6 +294,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 
 
+def test_a_damaged_checkpoint_is_refused_and_loses_nothing(tiny: TrainConfig) -> None:
+    run = train(tiny, quiet=True).path
+    last, lines = run / "checkpoints" / "last" / "training.safetensors", (run / "metrics.jsonl").read_bytes()
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"last.training\.safetensors: damaged .*; restore it from a copy"):
+        train(tiny, resume=True, quiet=True)
+    assert (run / "metrics.jsonl").read_bytes() == lines
+
+
 def test_a_step_may_be_split_otherwise_when_a_run_is_resumed(tiny: TrainConfig, tmp_path: Path) -> None:
     train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
     folder = state.RunFolder(tmp_path / "run")

@@ -58,6 +58,17 @@ def test_two_processes_train_and_score_as_one(recipe: Path, tmp_path: Path) -> N
     save_results(tmp_path / "one.json", [ms.evaluate(reader, Shapes(), limit=7)])
     assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
 
+    images = [(tmp_path / "images" / f"{n}.png", np.full((20 + n, 30, 3), 40 * n, np.uint8)) for n in range(3)]
+    (tmp_path / "images").mkdir()
+    for path, pixels in images:
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "images" / "bad.png").write_text("no image")
+    done = meanshifter("predict", tmp_path / "one", tmp_path / "images", "--out", tmp_path / "maps", "--devices", "2")
+    assert (done.returncode, done.stdout) == (2, f"3 of 4 label maps written to {tmp_path / 'maps'}\n")
+    assert done.stderr.count("bad.png: not an image") == 1
+    for path, pixels in images:
+        assert (np.asarray(Image.open(tmp_path / "maps" / path.name)) == reader(pixels).labels).all()
+
 
 def test_what_one_process_cannot_read_is_said_once(recipe: Path, tmp_path: Path) -> None:
     for split, count in (("train", 8), ("val", 2)):
