@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import meanshifter as ms
+from meanshifter.data.augment import Pixels
 from meanshifter.inference.agreement import agreement, windows_of
 from meanshifter.interop.contract import PatchModel, as_segmenter
 from meanshifter.interop.export import export_model
@@ -36,6 +37,8 @@ WAYS = {
     "OpenVINO, int8": ("openvino", "int8", False),
     "OpenVINO, int8, calibrated": ("openvino", "int8", True),
 }
+EPSILON = 2.0**-24
+"""What rounding to float32 changes a number by, at most, as a part of it."""
 
 
 def exports(model: ms.Segmenter, calibration: list[torch.Tensor], place: Path) -> dict[str, PatchModel]:
@@ -52,19 +55,29 @@ def exports(model: ms.Segmenter, calibration: list[torch.Tensor], place: Path) -
     return found
 
 
-def in_double(model: ms.Segmenter) -> ms.Segmenter:
-    double = copy.deepcopy(model).double()
-    double.normalize = lambda images: model.normalize(images).double()  # type: ignore[method-assign]
+def in_double(model: ms.Segmenter, nudge: float = 0.0) -> ms.Segmenter:
+    """The model in float64, on normalised pixels that are off by `nudge` of themselves at random."""
+    double, draws = copy.deepcopy(model).double(), torch.Generator().manual_seed(0)
+
+    def normalize(images: Pixels | torch.Tensor) -> torch.Tensor:
+        exact = model.normalize(images).double()
+        return exact * (1 + nudge * torch.randn(exact.shape, generator=draws, dtype=exact.dtype))
+
+    double.normalize = normalize  # type: ignore[method-assign]
     return double
 
 
 def agreements(model: ms.Segmenter, others: dict[str, PatchModel], images: list[str], reading: dict[str, Any]) -> str:
-    own = ms.Predictor(model, **reading)
-    lines = ["| | pixels that agree, % | patch logits within |", "| --- | ---: | ---: |"]
+    own, exact = ms.Predictor(model, **reading), ms.Predictor(in_double(model), **reading)
+    lines = [
+        "| | pixels that agree, % | patch logits within | and of float64 within |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for name, other in others.items():
         precision = "bf16" if name == "torch, bf16" else "fp32"
-        found = agreement(own, ms.Predictor(other, **{**reading, "precision": precision}), images)
-        lines.append(f"| {name} | {100 - found.percent:.4f} | {found.logits:.2g} |")
+        predictor = ms.Predictor(other, **{**reading, "precision": precision})
+        found, rounding = (agreement(one, predictor, images) for one in (own, exact))
+        lines.append(f"| {name} | {100 - found.percent:.4f} | {found.logits:.2g} | {rounding.logits:.2g} |")
     return "\n".join([f"Largest patch logit {found.largest:.3g}, {found.pixels} pixels:", "", *lines])
 
 
@@ -107,7 +120,11 @@ def main() -> None:
     calibration = [window for image in args.images for window in windows_of(predictor, image)][:32]
     with tempfile.TemporaryDirectory() as place:
         others = exports(model, calibration, Path(place))
-        more: dict[str, PatchModel] = {"torch, float64": in_double(model), "torch, bf16": model}
+        more: dict[str, PatchModel] = {
+            "torch, fp32": model,
+            "torch, float64, pixels rounded to fp32": in_double(model, nudge=EPSILON),
+            "torch, bf16": model,
+        }
         print("\n" + agreements(model, {**more, **others}, args.images, reading), flush=True)
         if args.rounds:
             print("\n" + latencies(model, others, args.rounds), flush=True)

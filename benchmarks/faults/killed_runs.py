@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 from meanshifter.study.speed import machine
@@ -61,9 +62,10 @@ def main() -> None:
         failed = 0
         for number in range(args.runs):
             kills = kill_and_resume(root, f"run{number}", draws, seconds)
-            same = outcome(root / f"run{number}") == wanted
-            failed += not same
-            print(f"run {number + 1}: killed after step {', '.join(map(str, kills))}: {'equal' if same else 'DIFFERS'}")
+            difference = first_difference(wanted, outcome(root / f"run{number}"))
+            failed += difference is not None
+            verdict = "equal" if difference is None else f"DIFFERS: {difference}"
+            print(f"run {number + 1}: killed after step {', '.join(map(str, kills))}: {verdict}", flush=True)
     print(
         f"{args.runs - failed} of {args.runs} runs end with the weights, optimiser state and metrics of the whole one"
     )
@@ -114,13 +116,24 @@ def last_step(run: Path) -> int:
     return int(steps[-1]) if steps else 0
 
 
-def outcome(run: Path) -> object:
+Outcome = tuple[dict[str, str], list[dict[str, object]]]
+
+
+def outcome(run: Path) -> Outcome:
     hashes = {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(run.glob("checkpoints/*/*"))
     }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return hashes, [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+
+
+def first_difference(wanted: Outcome, found: Outcome) -> str | None:
+    for one, other in zip_longest(wanted[1], found[1]):
+        if one != other:
+            return f"metrics {other} instead of {one}"
+    differing = [name for name in wanted[0] | found[0] if wanted[0].get(name) != found[0].get(name)]
+    return f"only the files {', '.join(differing)}" if differing else None
 
 
 if __name__ == "__main__":
