@@ -28,17 +28,18 @@ class Command:
         return os.system, (self.text,)
 
 
-def test_there_and_back_through_the_command(tmp_path: Path) -> None:
+def test_there_and_back_through_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     state = mmsegmentation_state(TOY, "mask")
     source = save_mmsegmentation(tmp_path / "source.pth", state, TOY)
     done = meanshifter("convert", source, tmp_path / "ours")
     assert done.returncode == 0, done.stderr
     assert ms.load_model(tmp_path / "ours").config.decoder == "mask"
-    done = meanshifter("convert", tmp_path / "ours", tmp_path / "back.pth", "--to", "mmsegmentation")
-    assert done.stdout.split() == [str(tmp_path / "back.pth"), str(tmp_path / "back.py")]
-    found = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    ours, back, hub = (str(tmp_path / name) for name in ("ours", "back.pth", "hub"))
+    assert main(["convert", ours, back, "--to", "mmsegmentation"]) == 0
+    assert capfd.readouterr().out.split() == [back, str(tmp_path / "back.py")]
+    found = torch.load(back, weights_only=True)["state_dict"]
     assert all(torch.equal(found[name], value) for name, value in state.items())
-    assert meanshifter("convert", tmp_path / "ours", tmp_path / "hub", "--to", "hub").returncode == 0
+    assert main(["convert", ours, hub, "--to", "hub"]) == 0
     assert (tmp_path / "hub" / "README.md").is_file()
 
 

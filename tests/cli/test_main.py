@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from meanshifter.cli.main import main
+
 TINY = [
     "--model.backbone=vit_tiny_patch16_224",
     "--model.backbone_weights=null",
@@ -104,18 +106,27 @@ def test_wrong_commands_and_fields_are_refused_with_the_nearest_right_one(folder
     assert "unknown field 'optimizer.learning'" in refused(wrong)
 
 
-def test_wrong_folders_and_files_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
-    words = ["train", "camvid_ti16", "--data.root", "nowhere", *TINY]
+def test_wrong_folders_and_files_are_refused_by_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def line(*words: str) -> str:
+        assert main(["train", *words, *TINY]) == 2
+        (only,) = capfd.readouterr().err.splitlines()
+        return only
+
+    monkeypatch.chdir(tmp_path)
+    missing = ["camvid_ti16", "--data.root", "nowhere"]
     for precision in ("fp32", "bf16"):
-        assert "nowhere" in refused(meanshifter(*words, f"--precision={precision}", cwd=tmp_path))
-    half = refused(meanshifter(*words, "--precision=fp16", "--accelerator=cpu", cwd=tmp_path))
+        assert "nowhere" in line(*missing, f"--precision={precision}")
+    half = line(*missing, "--precision=fp16", "--accelerator=cpu")
     assert "precision: 'fp16' cannot be trained on a CPU" in half
     assert not (tmp_path / "runs").exists(), "nothing is written before the data is found"
     (tmp_path / "empty" / "images").mkdir(parents=True)
     (tmp_path / "empty" / "masks").mkdir()
-    assert "empty" in refused(meanshifter("train", str(tmp_path / "empty"), *TINY))
+    assert "empty" in line("empty")
     Image.new("L", (10, 10)).save(folder / "masks" / "3.png")
-    assert "3.png" in refused(meanshifter("train", str(folder), *TINY, "--batch_size=8", "--out", str(tmp_path / "a")))
+    assert "3.png" in line(str(folder), "--out", "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_wrong_mask_in_a_worker_is_refused_like_any_other(folder: Path, tmp_path: Path) -> None:

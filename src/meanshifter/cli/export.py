@@ -15,7 +15,8 @@ from meanshifter.errors import InputError, RunError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from meanshifter.inference.predictor import Picture, Predictor
+    from meanshifter.inference.pictures import Picture
+    from meanshifter.inference.predictor import Predictor
     from meanshifter.interop.runtime import RuntimeModel
 
 FORMATS = ("onnx", "openvino", "torch")

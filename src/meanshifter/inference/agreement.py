@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from meanshifter.errors import InputError
-from meanshifter.inference.predictor import Picture, Pixels, Predictor, as_pixels
+from meanshifter.inference.pictures import Picture, Pixels, as_pixels
+from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.reading import crops
 from meanshifter.inference.resizing import fitted_size, resize
 from meanshifter.inference.windows import axis

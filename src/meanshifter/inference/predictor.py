@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from meanshifter.data.labels import Labels, LabelSpace
-from meanshifter.data.reading import MAX_PIXELS, read_image
+from meanshifter.data.reading import MAX_PIXELS
 from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
 from meanshifter.errors import InputError
 from meanshifter.inference.memory import Budget, enough_memory
+from meanshifter.inference.pictures import Picture, Pixels, as_pixels
 from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, reading_precision
 from meanshifter.inference.reading import Encoded, Reading, crops
 from meanshifter.inference.resizing import enlarged_size, fitted_size, resize
@@ -33,8 +33,6 @@ from meanshifter.inference.windows import Axis, axis, check_windows
 from meanshifter.interop.contract import PatchModel
 from meanshifter.ops import Score, View, label_map, pixel_scores
 
-Pixels = npt.NDArray[np.uint8]
-Picture = str | Path | Image.Image | Pixels
 Readable = Picture | LargeFile
 Source = Pixels | FileRows | Tensor
 """What windows are cut from: pixels, or normalised floats (H, W, 3)."""
@@ -295,59 +293,6 @@ class _Maps:
         self.labels: Labels = np.empty(size, np.uint8) if K <= 255 else np.empty(size, np.uint16)
         self.scores: dict[str, npt.NDArray[np.float32]] = {name: np.empty(size, dtype=np.float32) for name in scores}
         self.probabilities = {name: np.empty(size, dtype=np.float32) for name in probabilities}
-
-
-def as_pixels(image: Picture, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """The (H, W, 3) uint8 RGB array of a file, a PIL image or such an array itself.
-
-    Raises:
-        InputError: a file that cannot be read, or anything that is no such array, with the way to one.
-    """
-    if isinstance(image, str | Path):
-        return read_image(image, max_pixels=max_pixels)
-    if isinstance(image, Image.Image):
-        return _from_picture(image)
-    if not isinstance(image, np.ndarray):
-        raise InputError(
-            f"image: {type(image).__name__}; give a path, a PIL image or an (H, W, 3) uint8 array "
-            "(of a tensor: tensor.permute(1, 2, 0).numpy())"
-        )
-    shape = tuple(image.shape)
-    if image.dtype != np.uint8:
-        raise InputError(
-            f"image: an array of {image.dtype}; RGB values are uint8 from 0 to 255: for floats in 0..1 use "
-            "(image * 255).round().astype(np.uint8)"
-        )
-    if image.ndim != 3 or shape[2] != 3 or 0 in shape:
-        raise InputError(f"image: an array of shape {shape}; expected (H, W, 3): {_shape_remedy(shape)}")
-    return image
-
-
-def _from_picture(picture: Image.Image) -> Pixels:
-    """As `read_image` reads files, for the modes of 8 bits."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        raise InputError(f"image: a PIL image of mode {picture.mode}; give its path, or scale it to 8 bits per channel")
-    try:
-        upright = ImageOps.exif_transpose(picture)
-    except OSError as error:  # files are decoded on first use
-        reason = " ".join(str(error).split())
-        raise InputError(f"image: the PIL image cannot be decoded ({reason}); copy or export the file again") from error
-    # Pillow warns when a palette's transparency has to vanish in one step
-    return np.array((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
-
-
-def _shape_remedy(shape: tuple[int, ...]) -> str:
-    if 0 in shape:
-        return "it holds no pixels"
-    if len(shape) == 2:
-        return "repeat a gray image with np.stack([image] * 3, axis=-1)"
-    if len(shape) == 3 and shape[2] == 4:
-        return "drop the alpha channel with image[..., :3]"
-    if len(shape) == 3 and shape[0] == 3:
-        return "move the channels last with image.transpose(1, 2, 0)"
-    if len(shape) == 4:
-        return "give one image at a time"
-    return "three channels in the order red, green, blue"
 
 
 def _check_resizing(short_side: int | None, long_side: int, scales: Sequence[float]) -> None:

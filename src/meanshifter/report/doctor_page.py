@@ -14,7 +14,8 @@ from meanshifter.data.doctor.figures import BALANCE
 from meanshifter.data.doctor.values import by_color, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.listing import Pair
-from meanshifter.data.reading import decode, indices, rgb, upright
+from meanshifter.data.mask_values import indices
+from meanshifter.data.reading import decode, rgb, upright
 from meanshifter.errors import InputError
 from meanshifter.report.page import IGNORED, Bar, Page, Pixels, ignored_color
 from meanshifter.report.strip import fitted

@@ -24,7 +24,8 @@ from meanshifter.data.reading import read_mask
 from meanshifter.errors import InputError
 from meanshifter.evaluation.diagnosis import boundary_figures, diagnose_sample
 from meanshifter.files import write_text
-from meanshifter.inference.predictor import Pixels, Predictor, as_pixels
+from meanshifter.inference.pictures import Pixels, as_pixels
+from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.resizing import fitted_size, resize
 from meanshifter.interop.contract import as_segmenter
 from meanshifter.model.diagnostics import diagnose, in_double

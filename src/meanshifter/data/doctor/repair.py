@@ -19,7 +19,8 @@ from meanshifter.data.doctor.report import Report
 from meanshifter.data.doctor.values import by_color, colors_tell, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.listing import Pair
-from meanshifter.data.reading import WITHOUT_PILLOWS_LIMIT, decode, indices, rgb, upright
+from meanshifter.data.mask_values import indices
+from meanshifter.data.reading import WITHOUT_PILLOWS_LIMIT, decode, rgb, upright
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_beside, write_text
 

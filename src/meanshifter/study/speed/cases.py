@@ -19,8 +19,8 @@ from meanshifter.data.augment import AugmentConfig
 from meanshifter.data.cache import Cached
 from meanshifter.data.catalog.ade20k import ADE20K
 from meanshifter.data.datasets import Dataset
+from meanshifter.inference.pictures import as_pixels
 from meanshifter.inference.precision import has_bfloat16
-from meanshifter.inference.predictor import as_pixels
 from meanshifter.inference.windows import window_starts
 from meanshifter.study.speed import definition
 from meanshifter.study.speed.peers import installed
