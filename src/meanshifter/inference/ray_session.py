@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,7 +183,9 @@ def _settings() -> Iterator[None]:
         for name, value in wanted.items():
             setattr(context, name, value)
         log.setLevel(logging.CRITICAL)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\.")  # advice on settings that are meant
+            yield
     finally:
         for name, value in before.items():
             setattr(context, name, value)
