@@ -10,11 +10,14 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from meanshifter.errors import InputError
 from meanshifter.files import require_file
+from meanshifter.pickle_sizes import LIMIT, largest_tuple
 
 
 class Inert:
@@ -53,6 +56,7 @@ def read_pickle(path: str | Path) -> Any:
     path = Path(path)
     require_file(path)
     _refuse_inflating(path)
+    _refuse_nested(path)
     # one class each, as torch looks them up by identity
     allowed: list[Any] = [(type(name, (Inert,), {}), name) for name in STAND_INS]
     try:
@@ -85,6 +89,29 @@ def _refuse_inflating(path: Path) -> None:
             f"{path}: an archive that unpacks to {inside:,} bytes, more than it has; torch.save writes no such file: "
             "ask for the original"
         )
+
+
+def _refuse_nested(path: Path) -> None:
+    """A few bytes can say a tuple of more elements than can be hashed in a life."""
+    if any(largest_tuple(stream) > LIMIT for stream in _pickles(path)):
+        raise InputError(
+            f"{path}: refused: a tuple in it holds tuples over and over, more than {LIMIT:,} elements; torch.save "
+            "writes no such file: ask for the original"
+        )
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """What torch will unpickle of a file: an archive is one for torch if it begins as one."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            yield file
+            return
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # torch says what is wrong with a broken one
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as stream:
+                    yield stream
 
 
 def _last_words(error: BaseException) -> str:
