@@ -90,3 +90,52 @@ def test_mistakes_get_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ):
         assert main(["convert", *map(str, words)]) == 2
         assert message in capfd.readouterr().err
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args={"depth": 1})
+    model.save(tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+@pytest.mark.filterwarnings("ignore:.*computes it a little otherwise")
+def test_nothing_is_written_over_unless_asked(ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script, checkpoint, folder = tmp_path / "train.py", tmp_path / "train.pth", tmp_path / "theirs"
+    script.write_text("precious")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("precious")
+
+    def line(*words: object) -> str:
+        assert main(["convert", *map(str, words)]) == 2
+        return capfd.readouterr().err
+
+    assert "train.py: is there already; write over it with --overwrite" in line(ours, checkpoint, "--to=mmsegmentation")
+    assert "let its name end in .pth or .pt" in line(ours, script, "--to=mmsegmentation", "--overwrite")
+    assert "is the model that is read" in line(ours, ours, "--overwrite")
+    assert "holds mine.txt, which no conversion wrote" in line(ours, tmp_path / "notes", "--overwrite")
+    assert script.read_text() == "precious"
+    assert not checkpoint.exists()
+    assert main(["convert", str(ours), str(folder), "--to=segmenter"]) == 0
+    assert "is there already" in line(ours, folder)
+    assert main(["convert", str(ours), str(folder), "--overwrite"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_options_for_files_of_others_are_refused_for_ours(
+    ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--mean-shift-layers", "2"], ["--partial"]):
+        assert main(["convert", str(ours), str(tmp_path / "out"), *words]) == 2
+        assert "a model of ours, whose file says all; leave it out" in capfd.readouterr().err
+
+
+def test_how_a_run_reads_images_goes_with_its_model(ours: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ours.rename(tmp_path / "best")
+    (run / "checkpoints").mkdir(parents=True)
+    (tmp_path / "best").rename(run / "checkpoints" / "best")
+    (run / "config.yaml").write_text("evaluation: {window: null, stride: 480, short_side: 90, long_side: 200}\n")
+    assert main(["convert", str(run), str(tmp_path / "hub"), "--to", "hub"]) == 0
+    predictor = ms.Predictor(ms.load_model(tmp_path / "hub"))
+    assert (predictor.window, predictor.short_side, predictor.long_side) == (None, 90, 200)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.interop.foreign import (
 )
 
 TOY = Toy()
+SMALL = {"embed_dim": 64, "depth": 1, "num_heads": 1}
 SIZES = [(2, 48, 48), (2, 40, 72), (2, 21, 33)]
 LARGE = [(1, 512, 512), (1, 256, 344)]
 CONFIG = """
@@ -101,7 +103,9 @@ def test_what_was_read_is_written_back_as_it_was(head: str, patch_bias: bool, tm
     state = mmsegmentation_state(TOY, head, patch_bias=patch_bias)
     path = save_mmsegmentation(tmp_path / "model.pth", state, TOY)
     model = read_checkpoint(path, mean_shift_layers=2 if head == "shift" else None)
-    write_mmsegmentation(model, tmp_path / "back.pth")
+    told = pytest.warns(UserWarning, match="has no MeanShifterHead") if head == "shift" else nullcontext()
+    with told:
+        write_mmsegmentation(model, tmp_path / "back.pth")
     assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], state)
     again = read_checkpoint(tmp_path / "back.pth")
     assert again.config == model.config
@@ -199,9 +203,20 @@ def test_a_variant_that_wants_more_than_values_is_refused(text: str, tmp_path: P
 
 
 def test_models_with_blocks_of_ours_are_not_written_for_others(tmp_path: Path) -> None:
-    small = {"embed_dim": 64, "depth": 1, "num_heads": 1}
     for preset in ("jointshifter-ti16", "pixelshifter-ti16"):
-        model = ms.create_model(preset, num_classes=3, image_size=64, backbone_args=small)
+        model = ms.create_model(preset, num_classes=3, image_size=64, backbone_args=SMALL)
         with pytest.raises(ms.InputError, match="has no place for"):
             write_mmsegmentation(model, tmp_path / "out.pth")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_other_tool_computes_otherwise_is_said(tmp_path: Path) -> None:
+    model = ms.create_model("segmenter-ti16", num_classes=3, image_size=32, backbone_args=SMALL)
+    with pytest.warns(UserWarning, match="resampled bicubic, not antialias, in windows of another size than 32×32$"):
+        write_mmsegmentation(model, tmp_path / "model.pth")
+    with pytest.warns(UserWarning, match="resampled bilinear, not antialias.*have ε 1e-05 for 1e-06"):
+        write_segmenter(model, tmp_path / "theirs")
+    odd = ms.create_model("segmenter-ti16", num_classes=3, image_size=32, backbone_args=SMALL, mean=(0.1, 0.2, 0.3))
+    with pytest.raises(ms.InputError, match="knows those of vit and deit only; write it for mmsegmentation"):
+        write_segmenter(odd, tmp_path / "odd")
+    assert not (tmp_path / "odd").exists()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import SEGMENTER_HELP
 from meanshifter.errors import InputError
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
 FORMATS = ("meanshifter", "hub", "mmsegmentation", "segmenter", "timm")
+SUFFIXES = {"mmsegmentation": (".pth", ".pt"), "timm": (".safetensors", ".pth", ".pt")}
+"""Of the formats that are files."""
+WRITTEN = {
+    "config.json",
+    "model.safetensors",
+    "carried.safetensors",
+    "results.json",
+    "README.md",
+    "checkpoint.pth",
+    "variant.yml",
+}
+"""What the other formats put into their folder."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partial", action="store_true", help="take what fits of a file that lacks or adds tensors")
     parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="trained steps of a foreign MeanShifter")
     parser.add_argument("--results", type=Path, metavar="FILE", help="for the hub: what `evaluate --out` wrote")
+    parser.add_argument("--overwrite", action="store_true", help="write over what an earlier conversion left in OUT")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,20 +49,55 @@ def run(args: argparse.Namespace) -> None:
 
     if args.results is not None and args.to != "hub":
         raise InputError(f"--results: {args.results} is for a model card; add --to hub")
-    if args.to in ("meanshifter", "hub", "segmenter") and args.out.is_file():
-        raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
+    _check_place(args)
     model = load_segmenter(args.source, partial=args.partial, mean_shift_layers=args.mean_shift_layers)
+    model.config = replace(model.config, **_reading(args.source))
     for path in _write(model, args):
         print(path)
 
 
+def _check_place(args: argparse.Namespace) -> None:
+    """Refuse to write over anything that was not asked for."""
+    suffixes = SUFFIXES.get(args.to)
+    if suffixes is None:
+        if args.out.is_file():
+            raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
+        found = {path.name for path in args.out.iterdir()} if args.out.is_dir() else set()
+        if strange := sorted(found - WRITTEN):
+            raise InputError(f"{args.out}: holds {strange[0]}, which no conversion wrote; name a folder of its own")
+        taken = [args.out] if found else []
+    else:
+        if args.out.suffix not in suffixes:
+            raise InputError(
+                f"{args.out}: written for {args.to} as a file; let its name end in {' or '.join(suffixes)}"
+            )
+        files = [args.out, *([args.out.with_suffix(".py")] if args.to == "mmsegmentation" else [])]
+        taken = [path for path in files if path.exists()]
+    if args.out.exists() and args.out.resolve() == Path(args.source).resolve():
+        raise InputError(f"{args.out}: is the model that is read; name another place for OUT")
+    if taken and not args.overwrite:
+        raise InputError(f"{taken[0]}: is there already; write over it with --overwrite, or name another place")
+
+
+def _reading(source: str) -> dict[str, Any]:
+    """How the scores of a run read images; the other tool, or the card, shall say the same."""
+    from meanshifter.training.state import recipe_reading
+
+    return recipe_reading(source)
+
+
 def _write(model: Segmenter, args: argparse.Namespace) -> list[Path]:
+    from meanshifter.files import folder_beside
     from meanshifter.interop.writing import WRITERS
 
-    if args.to == "meanshifter":
-        model.save(args.out)
-        return [args.out]
-    if args.to == "hub":
-        model.save_pretrained(args.out, results=() if args.results is None else args.results)
-        return [args.out]
-    return WRITERS[args.to](model, args.out)
+    if args.to in SUFFIXES:
+        return WRITERS[args.to](model, args.out)
+    with folder_beside(args.out) as beside:
+        if args.to == "meanshifter":
+            model.save(beside)
+        elif args.to == "hub":
+            model.save_pretrained(beside, results=() if args.results is None else args.results)
+        else:
+            written = WRITERS[args.to](model, beside)
+            return [args.out / path.name for path in written]
+    return [args.out]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.errors import InputError
 from meanshifter.interop.checkpoints import SUFFIXES, read_checkpoint
 from meanshifter.interop.contract import PatchModel
 from meanshifter.interop.published import PUBLISHED, load_published
@@ -53,11 +54,14 @@ def load_segmenter(
 ) -> Segmenter:
     """As `load_model`, for who needs the model itself: an export is refused."""
     path = Path(name)
-    if str(name) in PUBLISHED and not path.exists():
-        return load_published(str(name)).to(device)
     official = path / "checkpoint.pth"
     if path.is_dir() and official.is_file() and (path / "variant.yml").is_file():
         path = official
     if path.is_file() or path.suffix in SUFFIXES:
         return read_checkpoint(path, partial=partial, mean_shift_layers=mean_shift_layers, device=device)
+    for option, given in (("partial", partial), ("mean_shift_layers", mean_shift_layers is not None)):
+        if given:
+            raise InputError(f"{option}: given for {name}, a model of ours, whose file says all; leave it out")
+    if str(name) in PUBLISHED and not path.exists():
+        return load_published(str(name)).to(device)
     return checkpoint.load_model(name, device=device)

@@ -6,13 +6,14 @@ github.com/rstrudel/segmenter, which takes `checkpoint.pth` beside `variant.yml`
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -23,6 +24,14 @@ from meanshifter.interop.naming import MMSEGMENTATION, SEGMENTER, TIMM, Naming, 
 from meanshifter.model.checkpoint import save_tensors
 from meanshifter.model.decoder import MaskTransformer
 from meanshifter.model.segmenter import Segmenter
+
+AUTHORS_EPS = 1e-5
+"""torch's default, which their ViT leaves as it is."""
+NORMALISATIONS = {
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "deit": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and deviation by the authors' names."""
 
 
 def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
@@ -37,6 +46,9 @@ def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
             f"{path}: MMSegmentation's VisionTransformer has a class token and no other; give such a model"
         )
     state = _foreign_state(model, MMSEGMENTATION, "MMSegmentation", path)
+    _tell(path, "MMSegmentation", _changed_positions(model, "bicubic"))
+    if model.mean_shift is not None:
+        warnings.warn(f"{path}: MMSegmentation has no MeanShifterHead; register one before init_model", stacklevel=2)
     config = _mmsegmentation_config(model)
     labels = {"classes": list(model.labels.names), "palette": [list(color) for color in model.labels.palette]}
     text = "\n".join(f"{name} = {pformat(value, sort_dicts=False)}" for name, value in config.items()) + "\n"
@@ -57,6 +69,11 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     state = _foreign_state(model, SEGMENTER, "the authors' Segmenter", folder)
+    normalisation = _normalisation(model, folder)
+    changed = _changed_positions(model, "bilinear")
+    if (eps := _norm_eps(model)) != AUTHORS_EPS:
+        changed.append(f"its layer norms have ε {AUTHORS_EPS:g} for {eps:g}")
+    _tell(folder, "the authors' Segmenter", changed)
     if not model.config.patch_bias:
         state["encoder.patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
     distilled = getattr(model.encoder.vit, "dist_token", None) is not None
@@ -67,7 +84,7 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "checkpoint.pth", folder / "variant.yml"]
     _save(written[0], {"model": OrderedDict(state), "n_cls": model.labels.num_classes})
-    write_text(written[1], yaml.safe_dump(_variant(model, distilled=distilled)))
+    write_text(written[1], yaml.safe_dump(_variant(model, normalisation, distilled=distilled)))
     return written
 
 
@@ -103,7 +120,6 @@ def _mmsegmentation_config(model: Segmenter) -> dict[str, Any]:
     """What `init_model` needs, in the fields of MMSegmentation 1.x."""
     config, width = model.config, model.encoder.width
     vit = model.encoder.vit
-    eps = next(module.eps for module in vit.modules() if isinstance(module, torch.nn.LayerNorm))
     encoder = {
         "type": "VisionTransformer",
         "img_size": config.image_size,
@@ -113,7 +129,7 @@ def _mmsegmentation_config(model: Segmenter) -> dict[str, Any]:
         "num_heads": model.encoder.heads,
         "mlp_ratio": _mlp_ratio(model),
         "drop_path_rate": config.drop_path,
-        "norm_cfg": {"type": "LN", "eps": eps},
+        "norm_cfg": {"type": "LN", "eps": _norm_eps(model)},
         "patch_bias": config.patch_bias,
         "final_norm": isinstance(vit.norm, torch.nn.LayerNorm),
         "interpolate_mode": "bilinear" if config.positions == "bilinear" else "bicubic",
@@ -156,10 +172,37 @@ def _head(model: Segmenter) -> dict[str, Any]:
     return {"type": "FCNHead", **shared, "num_convs": 0, "concat_input": False}
 
 
-def _variant(model: Segmenter, *, distilled: bool) -> dict[str, Any]:
+def _tell(path: Path, tool: str, changed: list[str]) -> None:
+    if changed:
+        warnings.warn(f"{path}: {tool} computes it a little otherwise: {'; '.join(changed)}", stacklevel=3)
+
+
+def _changed_positions(model: Segmenter, theirs: str) -> list[str]:
+    ours = model.config.positions
+    if ours == theirs or (theirs == "bicubic" and ours == "bilinear"):  # MMSegmentation can be told either
+        return []
+    height, width = model.config.image_size
+    return [f"position embeddings are resampled {theirs}, not {ours}, in windows of another size than {height}×{width}"]
+
+
+def _norm_eps(model: Segmenter) -> float:
+    return next(module.eps for module in model.encoder.vit.modules() if isinstance(module, torch.nn.LayerNorm))
+
+
+def _normalisation(model: Segmenter, folder: Path) -> str:
+    """The name that the authors have for the model's mean and deviation."""
+    for name, (mean, std) in NORMALISATIONS.items():
+        if np.allclose([*model.config.mean, *model.config.std], [*mean, *std], atol=1e-3):
+            return name
+    raise InputError(
+        f"{folder}: the model has mean {model.config.mean} and std {model.config.std}, and the authors' Segmenter "
+        f"knows those of {' and '.join(NORMALISATIONS)} only; write it for mmsegmentation"
+    )
+
+
+def _variant(model: Segmenter, kind: str, *, distilled: bool) -> dict[str, Any]:
     config, width = model.config, model.encoder.width
     window = config.image_size[0] if config.window is None else config.window
-    kind = "deit" if math.isclose(config.mean[0], 0.485, abs_tol=1e-3) else "vit"
     decoder: dict[str, Any] = {"name": "linear"}
     if isinstance(model.decoder, MaskTransformer):
         layers = len(model.decoder.blocks)
@@ -181,7 +224,7 @@ def _variant(model: Segmenter, *, distilled: bool) -> dict[str, Any]:
     reading = {
         "im_size": window if config.short_side is None else config.short_side,
         "window_size": window,
-        "window_stride": config.stride,
+        "window_stride": min(config.stride, window),
     }
     return {"net_kwargs": net, "inference_kwargs": reading, "dataset_kwargs": {"normalization": kind}}
 

@@ -41,6 +41,8 @@ class DataConfig:
 class ModelRecipe:
     """The model, and the weights it starts from."""
 
+    start: str | None = None
+    """A model to go on from, ours or another tool's: in place of all fields below but drop_path; null: a new one."""
     preset: str = "segmenter-ti16"
     """Preset; `meanshifter models` lists them. A segmenter preset gets the block of mean_shift or pixel_shift."""
     mean_shift: MeanShiftConfig | None = None

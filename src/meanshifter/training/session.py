@@ -18,17 +18,16 @@ from meanshifter.data.cache import Cached
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.doctor import check_sample
-from meanshifter.data.labels import LabelSpace
 from meanshifter.data.subset import Subset
 from meanshifter.errors import InputError
 from meanshifter.inference.precision import fused_attention_pays, resolve_precision
-from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.processes import Processes, create_fabric, launch, process_counts
 from meanshifter.training.batches import Batch, SampleStream, Share, batches, class_weights
 from meanshifter.training.optimizer import WeightAverage, create_optimizer
 from meanshifter.training.recipe import DataConfig, TrainConfig
 from meanshifter.training.resident import resident_batches
+from meanshifter.training.start import build_model
 from meanshifter.training.state import Progress, RunFolder, pack, unpack
 from meanshifter.training.stochastic_depth import StochasticDepth
 
@@ -111,7 +110,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     optimizer = create_optimizer(model, config.optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
     stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
-    _calibrate(model, stream, config.crops_per_step)
+    if config.model.start is None:
+        _calibrate(model, stream, config.crops_per_step)
     average = None
     if config.ema is not None:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
@@ -199,36 +199,6 @@ def _set_attention(model: Segmenter, config: TrainConfig, device: torch.device) 
 def _compiled(model: Segmenter) -> nn.Module:
     compiled: Any = torch.compile(model)
     return cast(nn.Module, compiled)
-
-
-def build_model(config: TrainConfig, labels: LabelSpace) -> Segmenter:
-    """The model of a recipe; a segmenter preset with `mean_shift` given becomes the meanshifter of that size."""
-    recipe = config.model
-    preset = recipe.preset
-    if recipe.mean_shift is not None:
-        if preset.startswith("jointshifter"):  # a recipe's block is whole, and would undo the preset's
-            raise InputError(
-                f"model.mean_shift: given beside preset {preset!r}, whose block has settings of its own; leave it out, "
-                f"or use {preset.replace('joint', 'mean', 1)!r} and give them all"
-            )
-        preset = preset.replace("segmenter", "meanshifter", 1)
-    elif recipe.pixel_shift is not None:
-        preset = preset.replace("segmenter", "pixelshifter", 1)
-    torch.manual_seed(config.seed)
-    return create_model(
-        preset,
-        labels=labels,
-        image_size=config.augment.crop if recipe.image_size is None else recipe.image_size,
-        mean_shift=recipe.mean_shift,
-        pixel_shift=recipe.pixel_shift,
-        decoder_layers=recipe.decoder_layers,
-        drop_path=recipe.drop_path,
-        backbone=recipe.backbone,
-        backbone_args=recipe.backbone_args,
-        backbone_weights=recipe.backbone_weights,
-        mean=recipe.mean,
-        std=recipe.std,
-    ).train()
 
 
 def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None) -> Progress:

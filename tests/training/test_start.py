@@ -1,0 +1,101 @@
+"""Trainings that go on from a model that is there already."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import meanshifter as ms
+from meanshifter.data import Shapes
+from meanshifter.training.loop import train
+from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.start import build_model
+from tests.interop.foreign import Toy, mmsegmentation_state
+from tests.interop.test_checkpoints import save_mmsegmentation
+
+K = Shapes().labels.num_classes
+
+
+def recipe(tmp_path: Path, start: Path, **fields: Any) -> TrainConfig:
+    given = {
+        "model.start": start,
+        "data.workers": 0,
+        "steps": 1,
+        "batch_size": 2,
+        "optimizer.lr": 1e-4,
+        "optimizer.min_lr": 0,
+        "augment.crop": [48, 48],
+        "augment.base": "null",
+        "evaluation.window": 48,
+        "evaluation.stride": 40,
+        "evaluation.short_side": "null",
+        "evaluation.limit": 1,
+        **fields,
+    }
+    (tmp_path / "recipe.yaml").write_text("data: {name: shapes}\n")
+    return parse_recipe(
+        tmp_path / "recipe.yaml", [*(f"--{name}={value}" for name, value in given.items()), f"--out={tmp_path / 'run'}"]
+    )
+
+
+@pytest.mark.parametrize("head", ["linear", "mask", "shift"])
+def test_a_checkpoint_of_another_tool_goes_on(head: str, tmp_path: Path) -> None:
+    toy = Toy()._replace(K=K)
+    facts = {"dataset_meta": {"classes": list(Shapes().labels.names)}}
+    path = save_mmsegmentation(tmp_path / "theirs.pth", mmsegmentation_state(toy, head), toy, **facts)
+    source = ms.load_model(path, mean_shift_layers=1) if head == "shift" else ms.load_model(path)
+    assert isinstance(source, ms.Segmenter)
+    config = recipe(tmp_path, path)
+    with pytest.warns(UserWarning, match="1 mean shift step") if head == "shift" else nullcontext():
+        model = build_model(config, Shapes().labels)
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert (model.config.positions, model.config.norm_eps) == (source.config.positions, source.config.norm_eps)
+    assert (model.config.window, model.config.stride, model.config.short_side) == (48, 40, None)
+    if head == "linear":
+        train(config, quiet=True)
+        trained = ms.load_model(tmp_path / "run")
+        assert isinstance(trained, ms.Segmenter)
+        change = (trained.state_dict()["decoder.head.weight"] - source.state_dict()["decoder.head.weight"]).abs().max()
+        assert 0 < change < 1e-2
+
+
+@pytest.mark.parametrize("preset", ["segmenter-ti16", "segmenter-mask-ti16", "meanshifter-ti16", "pixelshifter-ti16"])
+def test_what_depends_on_the_number_of_classes_starts_anew(preset: str, tmp_path: Path) -> None:
+    source = ms.create_model(preset, num_classes=3, image_size=48, backbone_args={"depth": 1})
+    source.save(tmp_path / "source")
+    with pytest.warns(UserWarning, match=f"has 3 classes and the data {K}: .* start anew"):
+        model = build_model(recipe(tmp_path, tmp_path / "source"), Shapes().labels)
+    same = {name for name, value in source.state_dict().items() if torch.equal(value, model.state_dict()[name])}
+    assert all(name.startswith("decoder.") for name in source.state_dict().keys() - same)
+    assert model(torch.zeros(1, 3, 48, 48)).shape[1] == K
+
+
+def test_a_bandwidth_that_was_learnt_is_kept(tmp_path: Path) -> None:
+    shift = {"layers": 1, "neighbors": 4.0}
+    source = ms.create_model(
+        "meanshifter-ti16", labels=Shapes().labels, image_size=48, backbone_args={"depth": 1}, mean_shift=shift
+    )
+    source.save(tmp_path / "source")
+    train(recipe(tmp_path, tmp_path / "source", **{"optimizer.lr": 1e-12}), quiet=True)
+    trained = ms.load_model(tmp_path / "run")
+    assert isinstance(trained, ms.Segmenter)
+    assert trained.mean_shift is not None
+    assert source.mean_shift is not None
+    torch.testing.assert_close(trained.mean_shift.project.weight, source.mean_shift.project.weight, atol=1e-6, rtol=0)
+
+
+def test_contradictions_and_renamed_classes_are_told(tmp_path: Path) -> None:
+    names = ["sky", *Shapes().labels.names[1:]]
+    source = ms.create_model("segmenter-ti16", classes=names, image_size=48, backbone_args={"depth": 1})
+    source.save(tmp_path / "source")
+    with pytest.warns(UserWarning, match="class 'sky' of .*source goes on as 'background' of the data"):
+        build_model(recipe(tmp_path, tmp_path / "source"), Shapes().labels)
+    config = recipe(tmp_path, tmp_path / "source", **{"model.mean_shift.layers": 1})
+    with pytest.raises(ms.InputError, match=r"model\.mean_shift: given beside model\.start"):
+        build_model(config, Shapes().labels)
