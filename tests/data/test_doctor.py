@@ -169,3 +169,14 @@ def test_every_planted_kind_is_found_in_camvid(shared: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nothing else found" in done.stdout
+
+
+def test_names_of_files_cannot_forge_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make(tmp_path / "data", {"train": 8, "val": 4})
+    (folder / "images/train/train00.jpg").rename(folder / "images/train/a\nno faults\x1b[2J.jpg")
+    page = tmp_path / "page.html"
+    assert main(["data", "check", str(folder), "--out", str(page)]) == 2
+    out = capsys.readouterr().out
+    assert "a no faults\\x1b[2J.jpg: no mask" in out
+    assert "\x1b" not in out
+    assert "\nno faults" not in out

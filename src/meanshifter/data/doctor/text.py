@@ -7,6 +7,7 @@ from typing import Final
 
 from meanshifter.data.doctor.findings import KINDS
 from meanshifter.data.doctor.report import Report
+from meanshifter.errors import one_line
 
 SHOWN: Final = 3
 """Cases of each kind that are named."""
@@ -18,13 +19,13 @@ BAR: Final = 12
 def report_lines(report: Report) -> list[str]:
     """What was checked, the table of values, and the findings by kind."""
     splits = ", ".join(f"{split} {len(pairs):,}" for split, pairs in report.pairs.items())
-    lines = [f"{report.root}: {splits} pairs"]
+    lines = [f"{one_line(str(report.root))}: {splits} pairs"]
     lines += [f"{row.masks:,} mask{'s'[: row.masks != 1]}: {row.mode}; {row.reading}" for row in report.modes]
     lines += ["", *value_lines(report)]
     for kind, found in report.by_kind.items():
         about = KINDS[kind]
         lines += ["", f"{'fault' if about.fault else 'notice'}: {about.title} ({len(found):,}): {about.remedy}"]
-        lines += [f"  {finding.message}" for finding in found[:SHOWN]]
+        lines += [f"  {one_line(finding.message)}" for finding in found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"  … and {len(found) - SHOWN:,} more")
     return lines
