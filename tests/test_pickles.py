@@ -139,3 +139,15 @@ def largest(value: object) -> int:
 
 def elements(value: object) -> int:
     return 1 + sum(elements(item) for item in value) if isinstance(value, tuple) else 1
+
+
+def test_what_is_asked_for_in_operations_that_torch_does_not_know_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"w": Command("false")}, 4))
+        file.writestr("archive/version", "3\n")
+    with pytest.raises(ms.InputError, match=r"refused, nothing of it ran: it asks for (posix|nt)\.system;"):
+        read_pickle(path)
+    path.write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    with pytest.raises(ms.InputError, match=r"it is no file of torch\.save"):
+        read_pickle(path)

@@ -1,4 +1,4 @@
-"""How large the tuples of a pickle are, without building them.
+"""What a pickle would build, without building it: how large its tuples are, and which names it asks for.
 
 A tuple may hold another twice, that one a third twice, and so on: thirty such lines are a billion elements, which cost
 nothing until the tuple is hashed as the key of a dict, or printed.
@@ -68,3 +68,16 @@ def _taken(stack: list[int], op: pickletools.OpcodeInfo) -> list[int]:
         left = len(op.stack_before)
     taken += [stack.pop() for _ in range(left)]
     return taken
+
+
+def names_asked(stream: IO[bytes]) -> Iterator[str]:
+    """The names of modules and their members in the first pickle of `stream`, as far as it is one."""
+    texts: list[str] = []
+    with suppress(Exception):  # as above
+        for op, arg, _ in pickletools.genops(stream):
+            if "UNICODE" in op.name or "STRING" in op.name:
+                texts.append(str(arg))
+            elif op.name in ("GLOBAL", "INST"):
+                yield ".".join(str(arg).split(" "))
+            elif op.name == "STACK_GLOBAL":
+                yield ".".join(texts[-2:])

@@ -10,14 +10,17 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from meanshifter.errors import InputError
 from meanshifter.files import require_file
-from meanshifter.pickle_sizes import LIMIT, largest_tuple
+from meanshifter.pickle_sizes import LIMIT, largest_tuple, names_asked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Inert:
@@ -65,7 +68,7 @@ def read_pickle(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {asked[1]}" if asked else _last_words(error)
+        what = f"it asks for {asked[1]}" if asked else _asked(path)
         raise InputError(
             f"{path}: refused, nothing of it ran: {what}; only tensors and plain containers as torch.save writes them "
             "are read, so ask for the weights as safetensors, or for a file of the state_dict alone"
@@ -112,6 +115,39 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
             if name.endswith("data.pkl"):
                 with archive.open(name) as stream:
                     yield stream
+
+
+def _asked(path: Path) -> str:
+    """What a pickle with operations that torch.save does not use asks for."""
+    for stream in _pickles(path):
+        for name in names_asked(stream):
+            return f"it asks for {name}"
+    return "it is no file of torch.save"
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not plain numbers, each stored once.
+
+    Raises:
+        InputError: a tensor without data, sparse, quantised, of integers or complex numbers, with values that are not
+            finite, or that repeats what the file holds once (and would fill a disk when it is written).
+    """
+    import torch
+
+    for name, value in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            wrong = f"of layout {value.layout}" if value.layout != torch.strided else "quantised or without data"
+        elif value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            wrong = f"of {value.dtype}"
+        elif value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            wrong = f"{tuple(value.shape)} made from {value.untyped_storage().nbytes():,} bytes"
+        elif not torch.isfinite(value).all():
+            wrong = "not finite everywhere"
+        else:
+            continue
+        raise InputError(f"{path}: {name} is {wrong}; weights are dense floating-point numbers: save them again so")
 
 
 def _last_words(error: BaseException) -> str:

@@ -220,3 +220,66 @@ def test_what_the_other_tool_computes_otherwise_is_said(tmp_path: Path) -> None:
     with pytest.raises(ms.InputError, match="knows those of vit and deit only; write it for mmsegmentation"):
         write_segmenter(odd, tmp_path / "odd")
     assert not (tmp_path / "odd").exists()
+
+
+ODD = {
+    "sparse": lambda weight: weight.to_sparse(),
+    "rows": lambda weight: weight.to_sparse_csr(),
+    "empty": lambda weight: weight.to("meta"),
+    "whole numbers": lambda weight: weight.long(),
+    "complex": lambda weight: weight.to(torch.complex64),
+    "nan": lambda weight: weight / 0,
+    "repeated": lambda weight: weight[:1, :1].expand(50_000, 20_000),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_numbers_are_named_and_refused(kind: str, tmp_path: Path) -> None:
+    odd = ODD[kind](torch.zeros(64, 64))
+    theirs = mmsegmentation_state(TOY, "linear") | {"backbone.layers.0.ln1.weight": odd}
+    with pytest.raises(ms.InputError, match=r"backbone\.layers\.0\.ln1\.weight is .*save them again so"):
+        read_checkpoint(save_mmsegmentation(tmp_path / "theirs.pth", theirs, TOY))
+    official = segmenter_state(TOY, "linear") | {"encoder.head.weight": odd}
+    with pytest.raises(ms.InputError, match=r"encoder\.head\.weight is .*save them again so"):
+        read_checkpoint(save_segmenter(tmp_path, official, TOY))
+    torch.save({"blocks.0.norm1.weight": odd}, tmp_path / "vit.pth")
+    with pytest.raises(ms.InputError, match=r"backbone_weights: .*blocks\.0\.norm1\.weight is"):
+        ms.create_model("segmenter-ti16", num_classes=2, backbone_weights=tmp_path / "vit.pth")
+
+
+def test_what_a_configuration_leaves_out_is_the_tools_own_default(tmp_path: Path) -> None:
+    toy = TOY._replace(D=96, heads=12)
+    text = "model = dict(backbone=dict(type='VisionTransformer', img_size=48), test_cfg=dict({}))"
+    windows = "mode='slide', crop_size=(256, 512), stride=(300, 200)"
+    path = save_mmsegmentation(
+        tmp_path / "model.pth", mmsegmentation_state(toy, "linear"), toy, config=text.replace("{}", windows)
+    )
+    with pytest.warns(UserWarning, match=r"127\.5; crop_size 256, as \[256, 512\] is not square; stride 200"):
+        model = read_checkpoint(path)
+    assert model.config.norm_eps == 1e-5  # of mmcv's build_norm_layer
+    assert model.encoder.heads == 12
+    assert (model.config.window, model.config.stride) == (256, 200)
+
+
+@pytest.mark.parametrize("field", ["to_rgb=False", "bgr_to_rgb=False"])
+def test_encoders_of_bgr_images_are_refused(field: str, tmp_path: Path) -> None:
+    text = f"img_norm_cfg = dict(mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0], {field})"
+    path = save_mmsegmentation(tmp_path / "model.pth", mmsegmentation_state(TOY, "linear"), TOY, config=text)
+    with pytest.raises(ms.InputError, match=f"says {field}: the encoder takes BGR images"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_names_of_classes_are_text(name: object, tmp_path: Path) -> None:
+    state = mmsegmentation_state(TOY, "linear")
+    path = save_mmsegmentation(tmp_path / "model.pth", state, TOY, CLASSES=["a", name, "c", "d", "e", "f", "g"])
+    with pytest.raises(ms.InputError, match="names are text, and not empty"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_file_of_a_model_is_not_the_model(file: str, tmp_path: Path) -> None:
+    ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(tmp_path)
+    with pytest.raises(ms.InputError, match=f"{file}: one file of a model; give its folder"):
+        ms.load_model(tmp_path / file)

@@ -23,7 +23,7 @@ from meanshifter.interop.official import describe_segmenter
 from meanshifter.model.building import build
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.pickles import read_pickle
+from meanshifter.pickles import check_tensors, read_pickle
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -36,13 +36,15 @@ class Tool:
     naming: Naming
     encoder: str
     """The beginning of its encoder's tensors."""
+    decoder: str
+    """The beginning of its decoder's."""
     describe: Callable[[Mapping[str, Tensor], Mapping[str, Any], Path], tuple[ModelConfig, LabelSpace, list[str]]]
     """Tensors, the whole file and its path → configuration, classes, and what had to be assumed."""
 
 
 TOOLS = (
-    Tool("MMSegmentation", MMSEGMENTATION, "backbone.", describe_mmsegmentation),
-    Tool("Segmenter", SEGMENTER, "encoder.", describe_segmenter),
+    Tool("MMSegmentation", MMSEGMENTATION, "backbone.", "decode_head.", describe_mmsegmentation),
+    Tool("Segmenter", SEGMENTER, "encoder.", "decoder.", describe_segmenter),
 )
 
 
@@ -71,6 +73,7 @@ def read_checkpoint(
     path = Path(path)
     whole = read_pickle(path)
     tool, state = _recognise(whole, path)
+    check_tensors(state, path)
     config, labels, assumed = _described(tool, state, whole, path)
     if mean_shift_layers is not None:
         config = _with_steps(config, mean_shift_layers, path)
@@ -93,8 +96,7 @@ def _recognise(whole: Any, path: Path) -> tuple[Tool, dict[str, Tensor]]:
             continue
         tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
         for tool in TOOLS:
-            decoder = "decode_head." if tool.encoder == "backbone." else "decoder."
-            if all(any(key.startswith(part) for key in tensors) for part in (tool.encoder, decoder)):
+            if all(any(key.startswith(part) for key in tensors) for part in (tool.encoder, tool.decoder)):
                 return tool, tensors
     keys = [str(key) for state in places[::-1] if isinstance(state, Mapping) for key in state][:3]
     raise InputError(
@@ -131,7 +133,7 @@ def _check(unfit: Unfit, tool: Tool, path: Path, *, partial: bool) -> None:
         return
     what = f"{path}, read as a checkpoint of {tool.name}, {'; '.join(parts)}"
     if not partial:
-        raise InputError(f"{what}; `partial` (--partial) takes what fits")
+        raise InputError(f"{what}; `partial=True`, or `meanshifter convert {path} OUT --partial`, takes what fits")
     warnings.warn(what, stacklevel=3)
 
 

@@ -57,6 +57,8 @@ def load_segmenter(
     official = path / "checkpoint.pth"
     if path.is_dir() and official.is_file() and (path / "variant.yml").is_file():
         path = official
+    if path.is_file() and path.suffix not in SUFFIXES and (path.parent / checkpoint.CONFIG).is_file():
+        raise InputError(f"{path}: one file of a model; give its folder, {path.parent}")
     if path.is_file() or path.suffix in SUFFIXES:
         return read_checkpoint(path, partial=partial, mean_shift_layers=mean_shift_layers, device=device)
     for option, given in (("partial", partial), ("mean_shift_layers", mean_shift_layers is not None)):

@@ -25,6 +25,8 @@ NAMES = Names(
     "backbone.layers.",
     "ffn.layers.0.0.weight",
 )
+MMCV_EPS = 1e-5
+"""Of layer norms whose configuration does not state it (`build_norm_layer`)."""
 SYNONYMS = {"television receiver": "television"}
 """Where its name of an ADE20K class is not the first of the challenge's list, as ours are."""
 STEPS = ("num_layers", "n_layers", "layers", "num_iters", "iterations")
@@ -45,15 +47,15 @@ def describe_mmsegmentation(
     part, head = look_up(stated, "model", "backbone") or {}, look_up(stated, "model", "decode_head") or {}
     assumed = [] if part else ["one attention head for each 64 channels, layer norms with ε 1e-6"]
     encoder = encoder_of(state, NAMES, path)
-    heads = int(part.get("num_heads") or max(encoder.width // 64, 1))
+    heads = int(part.get("num_heads", 12)) if part else max(encoder.width // 64, 1)  # 12: the tool's own default
     name, arguments = backbone(encoder, heads)
     if part.get("with_cls_token") is False:
         raise InputError(f"{path}: backbone.with_cls_token is False; only encoders with a class token are read")
     if "backbone.ln1.weight" not in state:
         arguments["final_norm"] = False
     norm = look_up(part, "norm_cfg", "eps")
-    mean, std, how = _normalisation(stated)
-    window, stride = _windows(look_up(stated, "model", "test_cfg") or {})
+    mean, std, how = _normalisation(stated, path)
+    window, stride, squared = _windows(look_up(stated, "model", "test_cfg") or {})
     sides = _sides(stated.get("test_pipeline"))
     decoder, K, shift, more = _decoder(state, head, path)
     config = ModelConfig(
@@ -66,7 +68,7 @@ def describe_mmsegmentation(
         drop_path=float(part.get("drop_path_rate") or 0.0),
         backbone_args=arguments,
         positions=_positions(part.get("interpolate_mode", "bicubic"), path),
-        norm_eps=1e-6 if norm is None else float(norm),
+        norm_eps=float(norm) if norm is not None else MMCV_EPS if part else 1e-6,
         patch_bias=encoder.patch_bias,
         window=window,
         stride=stride,
@@ -75,7 +77,7 @@ def describe_mmsegmentation(
         mean=mean,
         std=std,
     )
-    return config, _labels(meta, K, path), assumed + how + more
+    return config, _labels(meta, K, path), assumed + how + squared + more
 
 
 def _configuration(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,15 +85,21 @@ def _configuration(meta: Mapping[str, Any]) -> dict[str, Any]:
     return read_config(text) if isinstance(text, str) else {}
 
 
-def _windows(test: Mapping[str, Any]) -> tuple[int | None, int]:
-    """Side and stride of square windows; those of the Segmenter configurations where nothing of the kind is stated."""
+def _windows(test: Mapping[str, Any]) -> tuple[int | None, int, list[str]]:
+    """Side and stride of square windows, and what is not square.
+
+    Those of the Segmenter configurations where nothing of the kind is stated.
+    """
     if test.get("mode") == "whole":
-        return None, 480
-    found = []
-    for size, default in ((test.get("crop_size"), 512), (test.get("stride"), 480)):
-        sides = [size] if isinstance(size, int) else list(size or [])
-        found.append(int(sides[0]) if sides and all(side == sides[0] for side in sides) else default)
-    return found[0], found[1]
+        return None, 480, []
+    found, told = [], []
+    for name, default in (("crop_size", 512), ("stride", 480)):
+        size = test.get(name)
+        sides = [size] if isinstance(size, int) else list(size or [default])
+        found.append(int(min(sides)))
+        if len(set(sides)) > 1:
+            told.append(f"{name} {found[-1]}, as {size} is not square")
+    return found[0], min(found), told
 
 
 def _sides(pipeline: Any) -> tuple[int, int]:
@@ -110,16 +118,21 @@ def _positions(mode: Any, path: Path) -> Any:
     return mode
 
 
-def _normalisation(stated: Mapping[str, Any]) -> tuple[Triple, Triple, list[str]]:
+def _normalisation(stated: Mapping[str, Any], path: Path) -> tuple[Triple, Triple, list[str]]:
     """Mean and standard deviation of RGB in 0..1."""
     found = look_up(stated, "model", "data_preprocessor") or stated.get("data_preprocessor")
     found = found or stated.get("img_norm_cfg") or {}
     mean, std = found.get("mean"), found.get("std")
     if mean is None or std is None or not (_is_triple(mean) and _is_triple(std)):
         return (0.5,) * 3, (0.5,) * 3, ["pixels normalised with mean and std 127.5"]
-    order = 1 if found.get("to_rgb", found.get("bgr_to_rgb", True)) else -1
-    red, green, blue = (float(value) / 255 for value in mean[::order])
-    r, g, b = (float(value) / 255 for value in std[::order])
+    for name in ("to_rgb", "bgr_to_rgb"):
+        if found.get(name) is False:
+            raise InputError(
+                f"{path}: its configuration says {name}=False: the encoder takes BGR images, which is not read; "
+                "reverse the channels of backbone.patch_embed.projection.weight, mean and std, and say True"
+            )
+    red, green, blue = (float(value) / 255 for value in mean)
+    r, g, b = (float(value) / 255 for value in std)
     return (red, green, blue), (r, g, b), []
 
 
@@ -153,7 +166,10 @@ def _labels(meta: Mapping[str, Any], K: int, path: Path) -> LabelSpace:
         return LabelSpace.unnamed(K)
     if len(names) != K:
         raise InputError(f"{path}: {len(names)} class names for {K} classes; the file is not of one model")
-    clean = [str(name).strip() for name in names]
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{path}: class name {name!r:.40}; names are text, and not empty")
+    clean = [name.strip() for name in names]
     palette = data.get("palette", data.get("PALETTE"))
     colors: tuple[Color, ...] = ()
     if isinstance(palette, Sequence) and len(palette) == K and all(_is_triple(color) for color in palette):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from meanshifter.errors import InputError
 from meanshifter.model.vit_names import timm_names
-from meanshifter.pickles import read_pickle
+from meanshifter.pickles import check_tensors, read_pickle
 
 Grid = tuple[int, int]
 _ARGUMENTS = {*signature(VisionTransformer).parameters} - {"img_size", "num_classes", "fc_norm", "dynamic_img_size"}
@@ -162,9 +162,9 @@ def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
         InputError: a missing or unreadable file, or tensors that do not fit; nothing is loaded then.
     """
     path = Path(path)
-    state = timm_names(_read_tensors(path))
+    state = _read_tensors(path)
     try:
-        state = checkpoint_filter_fn(state, encoder.vit)
+        state = checkpoint_filter_fn(timm_names(state), encoder.vit)
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"backbone_weights: {path} holds no ViT in timm's names: {_one_line(error)}") from error
     own = encoder.vit.state_dict()
@@ -194,8 +194,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    plain = isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values())
+    if not plain or not all(isinstance(name, str) for name in loaded):
         raise InputError(f"backbone_weights: {path} is no plain file of tensors; give a state dict in timm's names")
+    try:
+        check_tensors(loaded, path)
+    except InputError as error:
+        raise InputError(f"backbone_weights: {error}") from error
     return loaded
 
 
