@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -184,8 +185,10 @@ def checkpoints(store: Path, model: Path) -> list[Subject]:
 
     plain = tiny()
     (store / "foreign").mkdir()
-    write_mmsegmentation(plain, store / "foreign/mm.pth")
-    write_segmenter(plain, store / "official")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what those tools compute otherwise
+        write_mmsegmentation(plain, store / "foreign/mm.pth")
+        write_segmenter(plain, store / "official")
     torch.save(torch.load(store / "foreign/mm.pth"), store / "legacy.pth", _use_new_zipfile_serialization=False)
     beside = store / "official_frame"
     shutil.copytree(store / "official", beside)

@@ -106,3 +106,19 @@ def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert main(command) == 2
     assert "a checkpoint of 7 classes, but folder all has 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (["--window", "64"], "--window: for a model that reads images"),
+        (["--flip"], "--flip: for a model that reads images"),
+        (["--mean-shift-layers", "1"], "--mean-shift-layers: for a model"),
+        (["--limit", "-1"], "--limit: -1; score at least 1 image"),
+    ],
+)
+def test_label_maps_take_no_options_of_models(
+    option: list[str], line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "shapes", "--predictions", str(tmp_path), *option]) == 2
+    assert line in capfd.readouterr().err

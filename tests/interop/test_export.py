@@ -228,6 +228,31 @@ def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "out"]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("format", [], "its runtime is not one of onnx, openvino, torch"),
+        ("stride", 4, r"runtime\.stride is 4, but the program makes 5×6 logits of 37×46 pixels"),
+        ("stride", 16, r"runtime\.stride is 16, but"),
+        ("reading", {"window": "x"}, r"reading\.window is 'x'"),
+        ("reading", {"flip": 3}, r"reading\.flip is 3"),
+    ],
+)
+def test_a_description_that_does_not_fit_its_program(tmp_path: Path, field: str, value: Any, line: str) -> None:
+    export_model(tiny(), tmp_path / "out", format="torch")
+    config = tmp_path / "out" / "config.json"
+    described = json.loads(config.read_text())
+    described["runtime"][field] = value
+    config.write_text(json.dumps(described))
+
+    def use() -> None:
+        ms.load_model(tmp_path / "out")(torch.zeros(1, 3, 37, 46))
+        runtime.reading_of(tmp_path / "out")
+
+    with pytest.raises(ms.InputError, match=line):
+        use()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run of a recipe that reads images whole, at their own size."""

@@ -49,12 +49,28 @@ def test_a_round_trip_keeps_label_space_protocol_and_scores(model: ms.Segmenter,
     assert read_results(tmp_path / "twice") == kept
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"results": [{"mIoU": 3}]}'])
+SCORE = {"protocol": {"dataset": "shapes"}, "mIoU": "high"}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"results": [{"mIoU": 3}]}', json.dumps({"results": [SCORE]})])
 def test_what_is_no_scores_is_refused(model: ms.Segmenter, text: str, tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(ms.InputError, match=r"scores\.json: no scores of `meanshifter evaluate --out`"):
         model.save_pretrained(tmp_path / "hub", results=tmp_path / "scores.json")
+    with pytest.raises(ms.InputError, match="results: no scores"):
+        model.save_pretrained(tmp_path / "hub", results=[{"a": 1}])
     assert not (tmp_path / "hub").exists()
+
+
+def test_nothing_of_an_earlier_model_stays(model: ms.Segmenter, tmp_path: Path) -> None:
+    scores = [{"protocol": {"dataset": "shapes"}, "mIoU": 3.0}]
+    model.carried = {"encoder.head.bias": torch.zeros(3)}
+    model.save_pretrained(tmp_path, results=scores, licence="mit")
+    assert "license: mit" in (tmp_path / "README.md").read_text()
+    model.carried = {}
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert "license" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_model_without_scores_says_so(model: ms.Segmenter, tmp_path: Path) -> None:

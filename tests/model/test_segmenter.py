@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import meanshifter as ms
+from meanshifter.model.config import ModelConfig
 
 SMALL = {
     "backbone": "vit_tiny_patch16_224",
@@ -193,3 +194,17 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused(tmp_path: Path, monkey
     with pytest.raises(ms.InputError, match=r"evil\.pth"):
         small(backbone_weights=tmp_path / "evil.pth")
     assert not (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("backbone_args", {"device": "meta"}, "backbone_args: .*device.* is not arguments of a ViT"),
+        ("norm_eps", -1.0, "norm_eps: -1.0 is not above 0"),
+        ("norm_eps", float("inf"), "norm_eps: inf is not above 0"),
+        ("stride", 600, "stride: 600 is above window 512"),
+    ],
+)
+def test_configurations_that_make_no_model(field: str, value: object, line: str) -> None:
+    with pytest.raises(ms.InputError, match=line):
+        ModelConfig("vit_tiny_patch16_384", **{field: value})  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partial", action="store_true", help="take what fits of a file that lacks or adds tensors")
     parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="trained steps of a foreign MeanShifter")
     parser.add_argument("--results", type=Path, metavar="FILE", help="for the hub: what `evaluate --out` wrote")
+    parser.add_argument("--licence", metavar="NAME", help="for the hub: of the weights, such as apache-2.0 or mit")
     parser.add_argument("--overwrite", action="store_true", help="write over what an earlier conversion left in OUT")
 
 
@@ -47,8 +48,9 @@ def run(args: argparse.Namespace) -> None:
     """Read and write."""
     from meanshifter.interop.loading import load_segmenter
 
-    if args.results is not None and args.to != "hub":
-        raise InputError(f"--results: {args.results} is for a model card; add --to hub")
+    for option, given in (("results", args.results), ("licence", args.licence)):
+        if given is not None and args.to != "hub":
+            raise InputError(f"--{option}: {given} is for a model card; add --to hub")
     _check_place(args)
     model = load_segmenter(args.source, partial=args.partial, mean_shift_layers=args.mean_shift_layers)
     model.config = replace(model.config, **_reading(args.source))
@@ -96,7 +98,8 @@ def _write(model: Segmenter, args: argparse.Namespace) -> list[Path]:
         if args.to == "meanshifter":
             model.save(beside)
         elif args.to == "hub":
-            model.save_pretrained(beside, results=() if args.results is None else args.results)
+            results = () if args.results is None else args.results
+            model.save_pretrained(beside, results=results, licence=args.licence)
         else:
             written = WRITERS[args.to](model, beside)
             return [args.out / path.name for path in written]

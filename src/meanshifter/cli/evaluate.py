@@ -91,9 +91,17 @@ def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
 def _score_predictions(args: argparse.Namespace) -> None:
     from meanshifter.evaluation import save_results
     from meanshifter.evaluation.predictions import evaluate_predictions
+    from meanshifter.interop.runtime import READING
 
     if args.model is not None:
         raise InputError(f"--predictions: given beside the model {args.model}; leave one of the two out")
+    given = [name for name in (*READING, "mean_shift_layers", "device") if getattr(args, name, None) is not None]
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')}: for a model that reads images; leave it out with --predictions"
+        )
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: {args.limit}; score at least 1 image")
     dataset = open_scored(args.dataset, args.root, args.split, None)
     result = evaluate_predictions(
         args.predictions, dataset, first=args.first_id, partial=args.partial, limit=args.limit

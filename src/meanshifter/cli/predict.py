@@ -267,7 +267,6 @@ def add_resizing_options(group: argparse._ArgumentGroup) -> None:
 
 LARGE = 2048
 """Rows from which on an image has a bar of its own."""
-READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size", "protocol")
 
 
 def load_predictor(
@@ -284,7 +283,7 @@ def load_predictor(
 
 def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """How images are read: as the command line says, else as the recipe of run or export `name` does."""
-    from meanshifter.interop.runtime import reading_of
+    from meanshifter.interop.runtime import READING, reading_of
     from meanshifter.training.state import recipe_reading
 
     given = {name: value for name, value in vars(args).items() if name in READING}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_text
-from meanshifter.interop import label_graph
+from meanshifter.interop.label_graph import FILE, write_label_graph
 from meanshifter.interop.program import PatchLogits, exported
 from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_export, load_export, require
 from meanshifter.model.checkpoint import CONFIG, describe
@@ -68,7 +68,7 @@ def export_model(
     with folder_beside(folder) as beside:
         FORMATS[format].write(program, beside, precision, calibration=calibration)
         if label_graph:
-            _write_label_graph(model, layers, beside)
+            write_label_graph(model, layers, beside / FILE)
         write_text(beside / CONFIG, json.dumps(described, indent=2) + "\n")
         if check is not None:
             check(load_export(beside))
@@ -96,10 +96,6 @@ def check_export(
     if taken and not (overwrite and is_export(folder)):
         remedy = "replace it with --overwrite" if is_export(folder) else "name an empty or a new folder"
         raise InputError(f"{folder}: is taken; {remedy}")
-
-
-def _write_label_graph(model: Segmenter, layers: int, folder: Path) -> None:
-    label_graph.write_label_graph(model, layers, folder / label_graph.FILE)
 
 
 def _example(model: Segmenter) -> Tensor:

@@ -8,9 +8,12 @@ scale, as reported there and not measured by us, unless the name says another da
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from meanshifter.data.fetch import check_digest, fetch_file
 from meanshifter.errors import InputError
@@ -76,12 +79,20 @@ def load_published(name: str) -> Segmenter:
         InputError: no network, a file whose hash is not the published one, or a model whose hash nobody published;
             the message says what to fetch and where to put it.
     """
-    from meanshifter.interop.checkpoints import read_checkpoint
-    from meanshifter.model.checkpoint import load_model, save_model
+    from meanshifter.model.checkpoint import load_model
 
     entry, folder = PUBLISHED[name], cache_folder(name)
-    if (folder / "config.json").is_file():
-        return load_model(folder)
+    with _alone(folder):
+        if not (folder / "config.json").is_file():
+            _convert(entry, folder)
+    return load_model(folder)
+
+
+def _convert(entry: Published, folder: Path) -> None:
+    """Fetch, unless the file was put there by hand, and keep as a model folder."""
+    from meanshifter.interop.checkpoints import read_checkpoint
+    from meanshifter.model.checkpoint import save_model
+
     file = folder / entry.url.rpartition("/")[2]
     if not file.is_file():
         _fetch(entry, file)
@@ -89,10 +100,24 @@ def load_published(name: str) -> Segmenter:
         check_digest(file, f"sha256:{entry.digest}", entry.url, "its name there")
     if entry.digest is None and not (folder / "variant.yml").is_file():
         raise InputError(f"{folder / 'variant.yml'}: missing; fetch {_variant_url(entry)} and put it there")
-    model = read_checkpoint(file)
-    save_model(model, folder)
+    save_model(read_checkpoint(file), folder)
     file.unlink()
-    return model
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, such as those of a training on several devices; the others find its work done."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f".{folder.name}.lock")
+        lock.acquire()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{folder}: cannot be written ({reason}); set HF_HOME to a folder of yours") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder(name: str) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +27,18 @@ from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import normalized
 
 RUNTIME = "runtime"
-READING = ("window", "stride", "short_side", "long_side", "scales", "flip", "precision", "batch_size", "protocol")
-"""What an export may say of how images are read."""
+READING: dict[str, type | tuple[type, ...]] = {
+    "window": (int, NoneType),
+    "stride": int,
+    "short_side": (int, NoneType),
+    "long_side": int,
+    "scales": list,
+    "flip": bool,
+    "precision": str,
+    "batch_size": (int, NoneType),
+    "protocol": (str, NoneType),
+}
+"""What an export may say of how images are read, and of which kind it is."""
 
 
 class Engine(Protocol):
@@ -120,8 +131,15 @@ class RuntimeModel:
         for count in layers:
             self.steps(count)
         H, W = images.shape[-2:]
-        logits = self._engine.run(images)[..., : -(-H // self.stride), : -(-W // self.stride)]
-        return [logits for _ in layers]
+        whole = self._engine.run(images)
+        h, w = -(-H // self.stride), -(-W // self.stride)
+        padding = 0 if self.config.pixel_shift is None else self.config.pixel_shift.factor - 1
+        if not (h <= whole.shape[-2] <= h + padding and w <= whole.shape[-1] <= w + padding):
+            raise InputError(
+                f"{self._folder / CONFIG}: runtime.stride is {self.stride}, but the program makes {whole.shape[-2]}×"
+                f"{whole.shape[-1]} logits of {H}×{W} pixels; export the model again"
+            )
+        return [whole[..., :h, :w] for _ in layers]
 
     def evaluating(self) -> AbstractContextManager[object]:
         """Nothing to do."""
@@ -166,7 +184,8 @@ def load_export(folder: Path, device: str | torch.device = "cpu") -> RuntimeMode
     stated = stated if isinstance(stated, dict) else {}
     config, labels = read_model_config(folder)
     lacking = [key for key in ("format", "file", "precision", "mean_shift_layers", "stride") if key not in stated]
-    if lacking or stated["format"] not in FORMATS:
+    texts = all(isinstance(stated.get(key), str) for key in ("format", "file", "precision"))
+    if lacking or not texts or stated["format"] not in FORMATS:
         raise InputError(f"{folder / CONFIG}: its runtime is not one of {', '.join(FORMATS)}; export the model again")
     form = FORMATS[stated["format"]]
     steps, side = stated["mean_shift_layers"], stated["stride"]
@@ -207,9 +226,8 @@ def reading_of(path: str | Path) -> dict[str, Any]:
     stated = read_description(Path(path))[RUNTIME]
     reading = stated.get("reading", {}) if isinstance(stated, dict) else {}
     for name, value in reading.items() if isinstance(reading, dict) else ():
-        plain = isinstance(value, int | str | None) or (
-            isinstance(value, list) and all(isinstance(entry, int | float) for entry in value)
-        )
-        if name not in READING or not plain:
+        entries = value if isinstance(value, list) else []
+        numbers = all(isinstance(entry, int | float) for entry in entries)
+        if not (name in READING and isinstance(value, READING[name]) and numbers):
             raise InputError(f"{Path(path) / CONFIG}: reading.{name} is {value!r:.40}; export the model again")
     return dict(reading)

@@ -31,10 +31,16 @@ CARRIED = "carried.safetensors"
 def save_model(model: Segmenter, folder: str | Path) -> None:
     """Write configuration, classes and weights of `model` into `folder`, each file beside and renamed into place."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{folder}: cannot be made ({reason}); choose a place with write access") from error
     save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
     if model.carried:
         save_tensors(folder / CARRIED, model.carried, {"format": "pt"})
+    else:
+        (folder / CARRIED).unlink(missing_ok=True)  # of a model that was there before
     write_text(folder / CONFIG, json.dumps(describe(model), indent=2) + "\n")
 
 
@@ -104,7 +110,7 @@ def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS, CARRIED]))
+        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS, CARRIED, "results.json"]))
     except Exception as error:  # the Hub client raises errors of requests, httpx and its own
         raise InputError(
             f"{repo}: no such folder here, and the Hub did not give it ({type(error).__name__}); "
@@ -123,7 +129,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     version = described.get("format_version") if isinstance(described, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}, so update the "
+            f"{path}: format_version {version!r}; this version of meanshifter reads {FORMAT_VERSION}, so update the "
             "package or save the model again"
         )
     return dict(described)
@@ -141,7 +147,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # besides its own error, what torch says of kinds of numbers that it lacks
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: cannot be read as safetensors ({reason}); it is damaged or of another kind"
+            f"{path}: cannot be read as safetensors ({reason}); it is damaged or of another kind: copy it again"
         ) from error
 
 

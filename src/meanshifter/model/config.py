@@ -14,6 +14,8 @@ Triple = tuple[float, float, float]
 
 
 MOST_STEPS = 1000
+ELSEWHERE = {"device", "dtype", "pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir", "features_only"}
+"""Arguments of timm.create_model that are no part of an architecture."""
 
 
 def _is_steps(value: object) -> bool:
@@ -24,11 +26,17 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value) and value > 0
+
+
 def _are_arguments(values: Any) -> bool:
     if not isinstance(values, Mapping):
         return False
     numbers = [value for value in values.values() if isinstance(value, int | float)]
-    return all(isinstance(name, str) for name in values) and all(0 <= number < 2**31 for number in numbers)
+    return all(isinstance(name, str) and name not in ELSEWHERE for name in values) and all(
+        0 <= number < 2**31 for number in numbers
+    )
 
 
 def _is_triple(value: object) -> bool:
@@ -158,6 +166,8 @@ class ModelConfig:
         if min(self.std) <= 0:
             raise InputError(f"std: {self.std}; every channel must be above 0")
 
+        if self.window is not None and self.stride > self.window:
+            raise InputError(f"stride: {self.stride} is above window {self.window}; images would be read in part only")
         if self.mean_shift is not None and self.pixel_shift is not None:
             raise InputError("pixel_shift: given beside mean_shift; a model has one of the two")
 
@@ -168,7 +178,12 @@ class ModelConfig:
         rules = [
             ("decoder_layers", self.decoder_layers, isinstance(self.decoder_layers, int), "a whole number"),
             ("backbone", self.backbone, isinstance(self.backbone, str), "a name"),
-            ("backbone_args", self.backbone_args, _are_arguments(self.backbone_args), "names with values from 0 on"),
+            (
+                "backbone_args",
+                self.backbone_args,
+                _are_arguments(self.backbone_args),
+                "arguments of a ViT, from 0 on",
+            ),
             ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
             *((name, value, _is_count(value), "a whole number from 1 on") for name, value in whole.items()),
             *(
@@ -180,7 +195,7 @@ class ModelConfig:
                 for name, value in (("mean", self.mean), ("std", self.std))
             ),
             ("drop_path", self.drop_path, isinstance(self.drop_path, int | float), "a number"),
-            ("norm_eps", self.norm_eps, self.norm_eps is None or isinstance(self.norm_eps, int | float), "a number"),
+            ("norm_eps", self.norm_eps, self.norm_eps is None or _is_positive(self.norm_eps), "above 0, or null"),
         ]
         wrong = [f"{name}: {value!r:.80} is not {rule}" for name, value, right, rule in rules if not right]
         if wrong:

@@ -22,7 +22,12 @@ Scores = Sequence[Mapping[str, Any]]
 
 
 def save_pretrained(
-    model: Segmenter, folder: str | Path, *, results: str | Path | Scores = (), licence: str = "apache-2.0"
+    model: Segmenter,
+    folder: str | Path,
+    *,
+    results: str | Path | Scores = (),
+    licence: str | None = None,
+    name: str = "owner/name",
 ) -> None:
     """Write `model` as `Segmenter.save` does, its scores as `results.json`, and a model card.
 
@@ -30,17 +35,20 @@ def save_pretrained(
         model: the model.
         folder: where; made if needed.
         results: what `evaluate --out` wrote, or the dictionaries of `Result.to_dict`: scores with their protocols.
-        licence: the card's, by its name on the Hub.
+        licence: the card's, by its name on the Hub; None: the card names none.
+        name: what the card's example loads, the model's id on the Hub.
 
     Raises:
         InputError: results that are no scores, or a place that cannot be written.
     """
-    scores = read_results(results) if isinstance(results, str | Path) else [dict(entry) for entry in results]
+    scores = read_results(results) if isinstance(results, str | Path) else _checked(list(results), "results")
     folder = Path(folder)
     save_model(model, folder)
     if scores:
         write_text(folder / RESULTS, json.dumps({"format_version": 1, "results": scores}, indent=1) + "\n")
-    write_text(folder / CARD, card(model, scores, licence))
+    else:
+        (folder / RESULTS).unlink(missing_ok=True)  # of a model that was there before
+    write_text(folder / CARD, card(model, scores, licence, name))
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
@@ -56,16 +64,33 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
             return []
     try:
         found = parse_json(read_text(path, LARGEST_RESULTS), path)["results"]
-        for entry in found:
-            entry["protocol"]["dataset"], entry["mIoU"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: no scores of `meanshifter evaluate --out` ({type(error).__name__}: {error}); give such a file"
-        ) from error
-    return list(found)
+    except (KeyError, TypeError):
+        found = None
+    return _checked(found, str(path))
 
 
-def push_to_hub(model: Segmenter, repo: str, *, results: str | Path | Scores = (), private: bool = False) -> str:
+def _checked(found: object, source: str) -> list[dict[str, Any]]:
+    entries: list[Any] = found if isinstance(found, list) else [None]
+    if not all(isinstance(entry, Mapping) and _is_score(entry) for entry in entries):
+        raise InputError(f"{source}: no scores of `meanshifter evaluate --out`; give such a file")
+    return [dict(entry) for entry in entries]
+
+
+def _is_score(entry: Mapping[str, Any]) -> bool:
+    protocol, others = entry.get("protocol"), (entry.get(name) for name in ("aAcc", "mAcc"))
+    described = isinstance(protocol, Mapping) and "dataset" in protocol
+    numbers = isinstance(entry.get("mIoU"), int | float) and all(isinstance(x, int | float | None) for x in others)
+    return described and numbers
+
+
+def push_to_hub(
+    model: Segmenter,
+    repo: str,
+    *,
+    results: str | Path | Scores = (),
+    licence: str | None = None,
+    private: bool = False,
+) -> str:
     """Upload what `save_pretrained` writes as `repo` ("owner/name"); returns its address.
 
     Raises:
@@ -77,7 +102,7 @@ def push_to_hub(model: Segmenter, repo: str, *, results: str | Path | Scores = (
 
     api = HfApi()
     with TemporaryDirectory() as folder:
-        save_pretrained(model, folder, results=results)
+        save_pretrained(model, folder, results=results, licence=licence, name=repo)
         try:
             address = api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Model with scores and protocol")
@@ -90,7 +115,7 @@ def push_to_hub(model: Segmenter, repo: str, *, results: str | Path | Scores = (
     return str(address)
 
 
-def card(model: Segmenter, scores: Scores, licence: str) -> str:
+def card(model: Segmenter, scores: Scores, licence: str | None, name: str) -> str:
     """The model card: what the model is, what it scored under which protocol, and how to use it."""
     config, K = model.config, model.labels.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -99,7 +124,7 @@ def card(model: Segmenter, scores: Scores, licence: str) -> str:
     block = block if config.pixel_shift is None else f"from pixels, {config.pixel_shift.layers} steps"
     lines = [
         "---",
-        f"license: {licence}",
+        *([] if licence is None else [f"license: {licence}"]),
         "library_name: meanshifter",
         "pipeline_tag: image-segmentation",
         "tags: [semantic-segmentation, vision-transformer, segmenter]",
@@ -114,7 +139,7 @@ def card(model: Segmenter, scores: Scores, licence: str) -> str:
         "```python",
         "import meanshifter as ms",
         "",
-        'seg = ms.Predictor(ms.load_model("owner/name"))("photo.jpg")',
+        f'seg = ms.Predictor(ms.load_model("{name}"))("photo.jpg")',
         'seg.save("mask.png")',
         "```",
         "",

@@ -170,7 +170,7 @@ class Segmenter(nn.Module):
 
         save_model(self, folder)
 
-    def save_pretrained(self, folder: str | Path, *, results: Any = (), licence: str = "apache-2.0") -> None:
+    def save_pretrained(self, folder: str | Path, *, results: Any = (), licence: str | None = None) -> None:
         """`save`, with a model card and, of `results` (a file of `evaluate --out`), the scores with their protocols."""
         from meanshifter.model.hub import save_pretrained
 
@@ -183,11 +183,11 @@ class Segmenter(nn.Module):
 
         return load_model(name, device=device)
 
-    def push_to_hub(self, repo: str, *, results: Any = (), private: bool = False) -> str:
+    def push_to_hub(self, repo: str, *, results: Any = (), licence: str | None = None, private: bool = False) -> str:
         """Upload what `save_pretrained` writes as `repo` ("owner/name"); returns its address."""
         from meanshifter.model.hub import push_to_hub
 
-        return push_to_hub(self, repo, results=results, private=private)
+        return push_to_hub(self, repo, results=results, licence=licence, private=private)
 
 
 def normalized(
