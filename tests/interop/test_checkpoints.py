@@ -278,6 +278,11 @@ def test_names_of_classes_are_text(name: object, tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_the_nearest_published_name_is_told() -> None:
+    with pytest.raises(ms.InputError, match="did you mean 'segmenter-mask-ti16-ade20k-openmmlab'"):
+        ms.load_model("segmenter-mask-ti16-ade20k-openmlab")
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_file_of_a_model_is_not_the_model(file: str, tmp_path: Path) -> None:
     ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(tmp_path)

@@ -55,7 +55,7 @@ def evaluate_predictions(
         try:
             labels = read_mask(found[index], space)
         except InputError as error:
-            raise InputError(f"{error}; for ids that count from another number give --first-id") from error
+            raise InputError(f"{error}; --first-id, the value of class 0 in label maps, is {first}") from error
         if truth.shape != labels.shape:
             raise InputError(
                 f"{found[index]}: {labels.shape} pixels (height, width), but the truth has {truth.shape}; write label "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,4 +67,6 @@ def load_segmenter(
             raise InputError(f"{option}: given for {name}, a model of ours, whose file says all; leave it out")
     if str(name) in PUBLISHED and not path.exists():
         return load_published(str(name)).to(device)
+    if not path.exists() and (near := get_close_matches(str(name), PUBLISHED, n=1, cutoff=0.8)):
+        raise InputError(f"{name}: no model of that name; did you mean {near[0]!r}?")
     return checkpoint.load_model(name, device=device)
