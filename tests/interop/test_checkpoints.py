@@ -156,6 +156,8 @@ def test_known_data_sets_of_the_authors_give_the_names_of_their_classes(tmp_path
     model = read_checkpoint(path)
     assert model.labels.names[:2] == ("wall", "building")
     assert (model.config.window, model.config.stride) == (768, 512)
+    write_segmenter(model, tmp_path / "back")
+    assert read_checkpoint(tmp_path / "back" / "checkpoint.pth").labels == model.labels
 
 
 def test_what_is_missing_or_left_over_is_named_and_refused(tmp_path: Path) -> None:

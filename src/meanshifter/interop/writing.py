@@ -21,6 +21,7 @@ from torch import Tensor
 from meanshifter.errors import InputError
 from meanshifter.files import write_beside, write_text
 from meanshifter.interop.naming import MMSEGMENTATION, SEGMENTER, TIMM, Naming, to_foreign
+from meanshifter.interop.official import DATASETS
 from meanshifter.model.checkpoint import save_tensors
 from meanshifter.model.decoder import MaskTransformer
 from meanshifter.model.segmenter import Segmenter
@@ -226,7 +227,11 @@ def _variant(model: Segmenter, kind: str, *, distilled: bool) -> dict[str, Any]:
         "window_size": window,
         "window_stride": min(config.stride, window),
     }
-    return {"net_kwargs": net, "inference_kwargs": reading, "dataset_kwargs": {"normalization": kind}}
+    trained: dict[str, Any] = {"normalization": kind}
+    for name, known in DATASETS.items():
+        if known.names == model.labels.names:
+            trained["dataset"] = name  # the only way in which the file tells the names of classes
+    return {"net_kwargs": net, "inference_kwargs": reading, "dataset_kwargs": trained}
 
 
 def _mlp_ratio(model: Segmenter) -> float | int:
