@@ -196,6 +196,29 @@ def test_another_architecture_is_refused(content: Any, message: str, tmp_path: P
         read_checkpoint(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("backbone.cls_token", torch.tensor(1.0), "is a single number"),
+        ("backbone.cls_token", torch.zeros(1, 1, 0), "is empty"),
+        ("backbone.pos_embed", torch.zeros(1, 0, 64), "is empty"),
+    ],
+)
+def test_tensors_that_tell_no_architecture(name: str, value: Tensor, line: str, tmp_path: Path) -> None:
+    state = mmsegmentation_state(TOY, "linear") | {name: value}
+    with pytest.raises(ms.InputError, match=line):
+        read_checkpoint(save_mmsegmentation(tmp_path / "model.pth", state, TOY))
+
+
+def test_heads_and_variants_that_do_not_fit_their_tensors(tmp_path: Path) -> None:
+    path = save_mmsegmentation(tmp_path / "model.pth", mmsegmentation_state(TOY, "linear"), TOY._replace(heads=3))
+    with pytest.raises(ms.InputError, match=r"model\.pth: 3 attention heads do not divide the width 64"):
+        read_checkpoint(path)
+    path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY, n_cls=9)
+    with pytest.raises(ms.InputError, match=r"variant\.yml: net_kwargs\.n_cls is 9, but the tensors beside it show 7"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['false']", "a: [", "net_kwargs: {n_heads: {}"])
 def test_a_variant_that_wants_more_than_values_is_refused(text: str, tmp_path: Path) -> None:
     path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)

@@ -52,8 +52,14 @@ def encoder_of(state: Mapping[str, Tensor], names: Names, path: object) -> Encod
         patch = state[f"{names.patches}weight"].shape[-1]
         positions = state[names.positions].shape[1]
         hidden = state[f"{names.layer}0.{names.hidden}"].shape[0]
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
         raise InputError(f"{path}: no {error} in the file, so it holds no plain ViT; give a Segmenter") from error
+    except IndexError as error:
+        raise InputError(
+            f"{path}: {names.cls_token}, {names.positions} or a weight is a single number; give a Segmenter"
+        ) from error
+    if min(width, patch, positions, hidden) < 1:
+        raise InputError(f"{path}: {names.cls_token}, {names.positions} or a weight is empty; copy the file again")
     depth = count_layers(state, names.layer)
     return Encoder(width, depth, patch, positions, hidden / width, f"{names.patches}bias" in state)
 
@@ -65,11 +71,18 @@ def count_layers(keys: Iterable[str], beginning: str) -> int:
 
 
 def backbone(encoder: Encoder, heads: int, *, distilled: bool = False) -> tuple[str, dict[str, Any]]:
-    """timm's name of such a ViT, and the arguments in which it differs from that name."""
+    """timm's name of such a ViT, and the arguments in which it differs from that name.
+
+    Raises:
+        InputError: heads that do not share the width out evenly.
+    """
+    if heads < 1 or encoder.width % heads:
+        raise InputError(f"{heads} attention heads do not divide the width {encoder.width}; correct the configuration")
     family = ("deit_", "_distilled") if distilled else ("vit_", "")
     size = SIZES.get((encoder.width, encoder.depth, heads))
     resolution = 384 if not distilled or size == "base" else 224
-    if size is not None and size != "large" * distilled and encoder.patch == 16 and encoder.mlp_ratio == 4:
+    named = size is not None and not (distilled and size == "large")  # there is no large DeiT
+    if named and encoder.patch == 16 and encoder.mlp_ratio == 4:
         return f"{family[0]}{size}{family[1]}_patch16_{resolution}", {}
     arguments = {
         "embed_dim": encoder.width,

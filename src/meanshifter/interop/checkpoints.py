@@ -112,7 +112,7 @@ def _described(
     try:
         return tool.describe(state, whole, path)
     except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+        raise error if str(error).startswith(str(path.parent)) else InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(

@@ -54,6 +54,13 @@ def describe_segmenter(
         raise InputError(f"{path.parent / 'variant.yml'}: normalization {kind!r}; 'vit' and 'deit' are known")
     mean, std = NORMALISATIONS[kind]
     mask, K, shift, assumed = _decoder(state, path)
+    shown = {"n_cls": K, "n_layers": encoder.depth, "d_model": encoder.width, "patch_size": encoder.patch}
+    for field, value in shown.items():
+        if net.get(field, value) != value:
+            raise InputError(
+                f"{path.parent / 'variant.yml'}: net_kwargs.{field} is {net[field]!r:.40}, but the tensors beside it "
+                f"show {value}; put the two files of one model together"
+            )
     reading = variant.get("inference_kwargs")
     reading = reading if isinstance(reading, Mapping) else {}
     side = int(reading.get("im_size", 512))

@@ -21,18 +21,13 @@ from torch import Tensor
 from meanshifter.errors import InputError
 from meanshifter.files import write_beside, write_text
 from meanshifter.interop.naming import MMSEGMENTATION, SEGMENTER, TIMM, Naming, to_foreign
-from meanshifter.interop.official import DATASETS
+from meanshifter.interop.official import DATASETS, NORMALISATIONS
 from meanshifter.model.checkpoint import save_tensors
 from meanshifter.model.decoder import MaskTransformer
 from meanshifter.model.segmenter import Segmenter
 
 AUTHORS_EPS = 1e-5
 """torch's default, which their ViT leaves as it is."""
-NORMALISATIONS = {
-    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "deit": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""Mean and deviation by the authors' names."""
 
 
 def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
