@@ -104,6 +104,7 @@ def test_names_of_255_bytes_can_be_written(tmp_path: Path) -> None:
         (("model", "backbone_args", "embed_dim"), 192 * 4000, "describes a model of .* bytes, but its weights have"),
         (("model", "backbone_args", "embed_dim"), 25, "cannot be built"),
         (("model", "backbone_args", "checkpoint_path"), "evil.pth", "'checkpoint_path' is no argument of a ViT"),
+        (("model", "backbone_args", "device"), "meta", "'device' is no argument of a ViT"),
         (("model", "mean_shift", "layers"), 10**9, "whole number from 0 to 1000"),
     ],
 )

@@ -14,8 +14,6 @@ Triple = tuple[float, float, float]
 
 
 MOST_STEPS = 1000
-ELSEWHERE = {"device", "dtype", "pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir", "features_only"}
-"""Arguments of timm.create_model that are no part of an architecture."""
 
 
 def _is_steps(value: object) -> bool:
@@ -34,9 +32,7 @@ def _are_arguments(values: Any) -> bool:
     if not isinstance(values, Mapping):
         return False
     numbers = [value for value in values.values() if isinstance(value, int | float)]
-    return all(isinstance(name, str) and name not in ELSEWHERE for name in values) and all(
-        0 <= number < 2**31 for number in numbers
-    )
+    return all(isinstance(name, str) for name in values) and all(0 <= number < 2**31 for number in numbers)
 
 
 def _is_triple(value: object) -> bool:
@@ -182,7 +178,7 @@ class ModelConfig:
                 "backbone_args",
                 self.backbone_args,
                 _are_arguments(self.backbone_args),
-                "arguments of a ViT, from 0 on",
+                "names with values from 0 on",
             ),
             ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
             *((name, value, _is_count(value), "a whole number from 1 on") for name, value in whole.items()),

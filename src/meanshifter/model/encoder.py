@@ -26,7 +26,14 @@ from meanshifter.model.vit_names import timm_names
 from meanshifter.pickles import check_tensors, read_pickle
 
 Grid = tuple[int, int]
-_ARGUMENTS = {*signature(VisionTransformer).parameters} - {"img_size", "num_classes", "fc_norm", "dynamic_img_size"}
+_ARGUMENTS = {*signature(VisionTransformer).parameters} - {
+    "img_size",
+    "num_classes",
+    "fc_norm",
+    "dynamic_img_size",
+    "device",
+    "dtype",
+}
 """What `backbone_args` may hold: timm.create_model also takes addresses and files, which are not a configuration's."""
 
 
