@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,9 @@ from meanshifter.errors import InputError
 
 SIZES = {(192, 12, 3): "tiny", (384, 12, 6): "small", (768, 12, 12): "base", (1024, 24, 16): "large"}
 """(width, depth, heads) → the name that timm gives such a ViT."""
+
+UNTOLD_STEPS = "1 mean shift step (`mean_shift_layers` says otherwise)"
+"""What is assumed of a MeanShifter whose configuration states no number."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class Names:
     """Beginning of a layer's tensors, before its number."""
     hidden: str
     """The first weight of a layer's MLP, after its number."""
+    classes: str
+    """The class embeddings of a mask transformer."""
+    classifier: str
+    """The weight of a point-wise linear decoder."""
+    shift: str
+    """The weight of a mean shift block's linear layer."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,32 @@ class Encoder:
     """Number of position embeddings, prefix tokens included."""
     mlp_ratio: float
     patch_bias: bool
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What follows the encoder, as far as shapes tell it."""
+
+    mask: bool
+    """A mask transformer; else point-wise linear."""
+    classes: int
+    channels: int | None
+    """d_ms of the mean shift block in front; None: there is none."""
+
+
+@dataclass
+class Notes:
+    """What whoever reads a checkpoint should know of it."""
+
+    assumed: list[str] = field(default_factory=list)
+    """As the file does not say."""
+    otherwise: list[str] = field(default_factory=list)
+    """What the file says and is not followed."""
+
+    def __str__(self) -> str:
+        """In one line; empty where there is nothing to know."""
+        parts = (("assumed, as the file does not say", self.assumed), ("unlike what the file says", self.otherwise))
+        return "; ".join(f"{what}: {'; '.join(notes)}" for what, notes in parts if notes)
 
 
 def encoder_of(state: Mapping[str, Tensor], names: Names, path: object) -> Encoder:
@@ -62,6 +97,22 @@ def encoder_of(state: Mapping[str, Tensor], names: Names, path: object) -> Encod
         raise InputError(f"{path}: {names.cls_token}, {names.positions} or a weight is empty; copy the file again")
     depth = count_layers(state, names.layer)
     return Encoder(width, depth, patch, positions, hidden / width, f"{names.patches}bias" in state)
+
+
+def decoder_of(state: Mapping[str, Tensor], names: Names, path: object) -> Decoder:
+    """The decoder of a checkpoint.
+
+    Raises:
+        InputError: neither of the two that Segmenter has.
+    """
+    channels = state[names.shift].shape[0] if names.shift in state else None
+    if names.classes in state:
+        return Decoder(True, state[names.classes].shape[1], channels)
+    if names.classifier in state:
+        return Decoder(False, state[names.classifier].shape[0], channels)
+    raise InputError(
+        f"{path}: its decoder has neither {names.classifier} nor {names.classes}; give a Segmenter or a MeanShifter"
+    )
 
 
 def count_layers(keys: Iterable[str], beginning: str) -> int:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.interop.architecture import UNTOLD_STEPS, Notes
 from meanshifter.interop.mmsegmentation import describe_mmsegmentation
 from meanshifter.interop.naming import MMSEGMENTATION, SEGMENTER, Naming, Unfit, from_foreign
 from meanshifter.interop.official import describe_segmenter
 from meanshifter.model.building import build
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.stored import load_stored
 from meanshifter.pickles import check_tensors, read_pickle
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
@@ -38,8 +40,8 @@ class Tool:
     """The beginning of its encoder's tensors."""
     decoder: str
     """The beginning of its decoder's."""
-    describe: Callable[[Mapping[str, Tensor], Mapping[str, Any], Path], tuple[ModelConfig, LabelSpace, list[str]]]
-    """Tensors, the whole file and its path → configuration, classes, and what had to be assumed."""
+    describe: Callable[[Mapping[str, Tensor], Mapping[str, Any], Path], tuple[ModelConfig, LabelSpace, Notes]]
+    """Tensors, the whole file and its path → configuration, classes, and what to know of it."""
 
 
 TOOLS = (
@@ -74,17 +76,18 @@ def read_checkpoint(
     whole = read_pickle(path)
     tool, state = _recognise(whole, path)
     check_tensors(state, path)
-    config, labels, assumed = _described(tool, state, whole, path)
+    config, labels, notes = _described(tool, state, whole, path)
     if mean_shift_layers is not None:
         config = _with_steps(config, mean_shift_layers, path)
-        assumed = [entry for entry in assumed if "mean_shift_layers" not in entry]
+        notes.assumed = [note for note in notes.assumed if note != UNTOLD_STEPS]
     model = build(config, labels, path, tensors=len(state), size=path.stat().st_size)
     found, unfit = from_foreign(state, model.state_dict(), tool.naming)
     _check(unfit, tool, path, partial=partial)
-    model.load_state_dict(found, strict=False)
+    load_stored(model, found, strict=False)
     model.carried = {key: state[key].contiguous() for key in state if key.startswith(tool.naming.carried)}
-    if assumed:
-        warnings.warn(f"{path}: assumed, as the file does not say: {'; '.join(assumed)}", stacklevel=2)
+    _note_tensors(model, tool, state, notes)
+    if told := str(notes):
+        warnings.warn(f"{path}: {told}", stacklevel=2)
     return model.to(device).eval()
 
 
@@ -107,12 +110,13 @@ def _recognise(whole: Any, path: Path) -> tuple[Tool, dict[str, Tensor]]:
 
 def _described(
     tool: Tool, state: Mapping[str, Tensor], whole: Any, path: Path
-) -> tuple[ModelConfig, LabelSpace, list[str]]:
+) -> tuple[ModelConfig, LabelSpace, Notes]:
     """What the tool's own description says, which may hold anything in any place."""
     try:
         return tool.describe(state, whole, path)
     except InputError as error:
-        raise error if str(error).startswith(str(path.parent)) else InputError(f"{path}: {error}") from error
+        beside = (str(path), str(path.parent / "variant.yml"))
+        raise error if str(error).startswith(beside) else InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
@@ -124,6 +128,14 @@ def _with_steps(config: ModelConfig, layers: int, path: Path) -> ModelConfig:
     if config.mean_shift is None:
         raise InputError(f"mean_shift_layers: {layers}, but {path} has no mean shift block; leave it out")
     return replace(config, mean_shift=replace(config.mean_shift, layers=layers))
+
+
+def _note_tensors(model: Segmenter, tool: Tool, state: Mapping[str, Tensor], notes: Notes) -> None:
+    """Tensors that are not what the model computes with, besides the classifier that every file of the authors has."""
+    parts = sorted({key.partition(".")[0] for key in state if key.startswith(tool.naming.unused)} - {"encoder"})
+    notes.otherwise += [f"{part} is not used" for part in parts]
+    if torch.float64 in model.kinds.values():
+        notes.otherwise.append("float64 is rounded to float32")
 
 
 def _check(unfit: Unfit, tool: Tool, path: Path, *, partial: bool) -> None:

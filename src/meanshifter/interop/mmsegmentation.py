@@ -14,9 +14,20 @@ from torch import Tensor
 
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.interop.architecture import Names, backbone, count_layers, encoder_of, image_size
+from meanshifter.interop.architecture import (
+    UNTOLD_STEPS,
+    Decoder,
+    Names,
+    Notes,
+    backbone,
+    count_layers,
+    decoder_of,
+    encoder_of,
+    image_size,
+)
 from meanshifter.interop.literals import look_up, read_config
-from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
+from meanshifter.interop.mmsegmentation_pipeline import is_triple, reading_of
+from meanshifter.model.config import MeanShiftConfig, ModelConfig
 
 NAMES = Names(
     "backbone.cls_token",
@@ -24,7 +35,11 @@ NAMES = Names(
     "backbone.pos_embed",
     "backbone.layers.",
     "ffn.layers.0.0.weight",
+    "decode_head.cls_emb",
+    "decode_head.conv_seg.weight",
+    "decode_head.q.weight",
 )
+LINEAR_HEAD, MASK_HEAD = "FCNHead", "SegmenterMaskTransformerHead"
 MMCV_EPS = 1e-5
 """Of layer norms whose configuration does not state it (`build_norm_layer`)."""
 SYNONYMS = {"television receiver": "television"}
@@ -35,49 +50,43 @@ STEPS = ("num_layers", "n_layers", "layers", "num_iters", "iterations")
 
 def describe_mmsegmentation(
     state: Mapping[str, Tensor], whole: Mapping[str, Any], path: Path
-) -> tuple[ModelConfig, LabelSpace, list[str]]:
-    """Configuration and classes of the model, and what had to be assumed.
+) -> tuple[ModelConfig, LabelSpace, Notes]:
+    """Configuration and classes of the model, and what to know of it.
 
     Raises:
         InputError: no plain ViT with a head of Segmenter or MeanShifter.
     """
     meta = whole.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
-    stated = _configuration(meta)
+    stated, notes = _configuration(meta), Notes()
     part, head = look_up(stated, "model", "backbone") or {}, look_up(stated, "model", "decode_head") or {}
-    assumed = [] if part else ["one attention head for each 64 channels, layer norms with ε 1e-6"]
+    if not part:
+        notes.assumed.append("one attention head for each 64 channels, layer norms with ε 1e-6")
     encoder = encoder_of(state, NAMES, path)
     heads = int(part.get("num_heads", 12)) if part else max(encoder.width // 64, 1)  # 12: the tool's own default
     name, arguments = backbone(encoder, heads)
-    if part.get("with_cls_token") is False:
-        raise InputError(f"{path}: backbone.with_cls_token is False; only encoders with a class token are read")
+    _check_backbone(part, head, encoder.depth, path)
     if "backbone.ln1.weight" not in state:
         arguments["final_norm"] = False
     norm = look_up(part, "norm_cfg", "eps")
-    mean, std, how = _normalisation(stated, path)
-    window, stride, squared = _windows(look_up(stated, "model", "test_cfg") or {})
-    sides = _sides(stated.get("test_pipeline"))
-    decoder, K, shift, more = _decoder(state, head, path)
+    decoder = decoder_of(state, NAMES, path)
+    _check_head(head, decoder, notes, path)
+    shift = _mean_shift(decoder, head, notes)
     config = ModelConfig(
         backbone=name,
         image_size=image_size(encoder, 1, part.get("img_size"), path),
-        decoder="mask" if decoder else "linear",
+        decoder="mask" if decoder.mask else "linear",
         decoder_layers=count_layers(state, "decode_head.layers."),
-        decoder_heads=head.get("num_heads") if decoder else None,
+        decoder_heads=head.get("num_heads") if decoder.mask else None,
         mean_shift=shift,
         drop_path=float(part.get("drop_path_rate") or 0.0),
         backbone_args=arguments,
         positions=_positions(part.get("interpolate_mode", "bicubic"), path),
         norm_eps=float(norm) if norm is not None else MMCV_EPS if part else 1e-6,
         patch_bias=encoder.patch_bias,
-        window=window,
-        stride=stride,
-        short_side=sides[0],
-        long_side=sides[1],
-        mean=mean,
-        std=std,
+        **reading_of(stated, path, notes)._asdict(),
     )
-    return config, _labels(meta, K, path), assumed + how + squared + more
+    return config, _labels(meta, decoder.classes, path), notes
 
 
 def _configuration(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,77 +94,55 @@ def _configuration(meta: Mapping[str, Any]) -> dict[str, Any]:
     return read_config(text) if isinstance(text, str) else {}
 
 
-def _windows(test: Mapping[str, Any]) -> tuple[int | None, int, list[str]]:
-    """Side and stride of square windows, and what is not square.
+def _check_backbone(part: Mapping[str, Any], head: Mapping[str, Any], depth: int, path: Path) -> None:
+    """Refuse what no tensor tells and would give other logits."""
+    if part.get("with_cls_token") is False:
+        raise InputError(f"{path}: backbone.with_cls_token is False; only encoders with a class token are read")
+    activation = look_up(part, "act_cfg", "type")
+    if activation not in (None, "GELU"):
+        raise InputError(f"{path}: backbone.act_cfg is {activation!r:.40}; only encoders with GELU are read")
+    taken, index = part.get("out_indices", -1), head.get("in_index", -1)
+    layers = [depth - 1 if i == -1 else i for i in ([taken] if isinstance(taken, int) else taken)]
+    wanted = [layers[i] for i in ([index] if isinstance(index, int) else index)]
+    if wanted != [depth - 1]:
+        raise InputError(
+            f"{path}: its head reads layer {wanted} of {depth} (backbone.out_indices {taken}, decode_head.in_index "
+            f"{index}); only heads on the last layer are read"
+        )
 
-    Those of the Segmenter configurations where nothing of the kind is stated.
-    """
-    if test.get("mode") == "whole":
-        return None, 480, []
-    found, told = [], []
-    for name, default in (("crop_size", 512), ("stride", 480)):
-        size = test.get(name)
-        sides = [size] if isinstance(size, int) else list(size or [default])
-        found.append(int(min(sides)))
-        if len(set(sides)) > 1:
-            told.append(f"{name} {found[-1]}, as {size} is not square")
-    return found[0], min(found), told
+
+def _check_head(head: Mapping[str, Any], decoder: Decoder, notes: Notes, path: Path) -> None:
+    """As `_check_backbone`; a head by another name than its tensors' is told of."""
+    kind = head.get("type")
+    named = MASK_HEAD if decoder.mask else LINEAR_HEAD
+    if kind is not None and kind != named and decoder.channels is None:
+        notes.otherwise.append(f"its head, a {kind!r:.60}, is read as a {named}, whose tensors it has")
+    if head.get("align_corners"):
+        notes.otherwise.append("logits are upsampled with align_corners False")
+    outputs = head.get("out_channels")
+    if outputs is not None and outputs != head.get("num_classes", outputs):
+        raise InputError(
+            f"{path}: decode_head.out_channels is {outputs!r:.20} for {head['num_classes']!r:.20} classes; heads with "
+            "a threshold are not read, so train one with an output for each class"
+        )
+    eps = look_up(head, "norm_cfg", "eps")
+    if decoder.mask and eps not in (None, MMCV_EPS):
+        raise InputError(f"{path}: decode_head.norm_cfg.eps is {eps!r:.20}; mask transformers with {MMCV_EPS} are read")
 
 
-def _sides(pipeline: Any) -> tuple[int, int]:
-    """The shorter and longer side into which images are fitted: `scale` of 1.x or `img_scale` of 0.x."""
-    for step in pipeline if isinstance(pipeline, list) else []:
-        if isinstance(step, Mapping):
-            scale = step.get("scale", step.get("img_scale"))
-            if isinstance(scale, list) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
-                return min(scale), max(scale)
-    return 512, 2048
+def _mean_shift(decoder: Decoder, head: Mapping[str, Any], notes: Notes) -> MeanShiftConfig | None:
+    if decoder.channels is None:
+        return None
+    layers = next((head[key] for key in STEPS if isinstance(head.get(key), int) and not decoder.mask), None)
+    if layers is None:
+        notes.assumed.append(UNTOLD_STEPS)
+    return MeanShiftConfig(1 if layers is None else layers, decoder.channels)
 
 
 def _positions(mode: Any, path: Path) -> Any:
     if mode not in ("bicubic", "bilinear"):
         raise InputError(f"{path}: backbone.interpolate_mode is {mode!r}; 'bicubic' and 'bilinear' are read")
     return mode
-
-
-def _normalisation(stated: Mapping[str, Any], path: Path) -> tuple[Triple, Triple, list[str]]:
-    """Mean and standard deviation of RGB in 0..1."""
-    found = look_up(stated, "model", "data_preprocessor") or stated.get("data_preprocessor")
-    found = found or stated.get("img_norm_cfg") or {}
-    mean, std = found.get("mean"), found.get("std")
-    if mean is None or std is None or not (_is_triple(mean) and _is_triple(std)):
-        return (0.5,) * 3, (0.5,) * 3, ["pixels normalised with mean and std 127.5"]
-    for name in ("to_rgb", "bgr_to_rgb"):
-        if found.get(name) is False:
-            raise InputError(
-                f"{path}: its configuration says {name}=False: the encoder takes BGR images, which is not read; "
-                "reverse the channels of backbone.patch_embed.projection.weight, mean and std, and say True"
-            )
-    red, green, blue = (float(value) / 255 for value in mean)
-    r, g, b = (float(value) / 255 for value in std)
-    return (red, green, blue), (r, g, b), []
-
-
-def _is_triple(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 3 and all(isinstance(entry, int | float) for entry in value)
-
-
-def _decoder(
-    state: Mapping[str, Tensor], head: Mapping[str, Any], path: Path
-) -> tuple[bool, int, MeanShiftConfig | None, list[str]]:
-    """Whether it is a mask transformer, K, the mean shift block, and what was assumed."""
-    if "decode_head.cls_emb" in state:
-        mask, K = True, state["decode_head.cls_emb"].shape[1]
-    elif "decode_head.conv_seg.weight" in state:
-        mask, K = False, state["decode_head.conv_seg.weight"].shape[0]
-    else:
-        raise InputError(f"{path}: decode_head has neither conv_seg nor cls_emb; give a Segmenter or a MeanShifter")
-    if "decode_head.q.weight" not in state:
-        return mask, K, None, []
-    channels = state["decode_head.q.weight"].shape[0]
-    layers = next((head[key] for key in STEPS if isinstance(head.get(key), int) and not mask), None)
-    assumed = [] if layers is not None else ["1 mean shift step (`mean_shift_layers` says otherwise)"]
-    return mask, K, MeanShiftConfig(1 if layers is None else layers, channels), assumed
 
 
 def _labels(meta: Mapping[str, Any], K: int, path: Path) -> LabelSpace:
@@ -172,6 +159,6 @@ def _labels(meta: Mapping[str, Any], K: int, path: Path) -> LabelSpace:
     clean = [name.strip() for name in names]
     palette = data.get("palette", data.get("PALETTE"))
     colors: tuple[Color, ...] = ()
-    if isinstance(palette, Sequence) and len(palette) == K and all(_is_triple(color) for color in palette):
+    if isinstance(palette, Sequence) and len(palette) == K and all(is_triple(color) for color in palette):
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
     return LabelSpace(tuple(SYNONYMS.get(name, name) for name in clean), colors)

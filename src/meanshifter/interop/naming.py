@@ -31,7 +31,7 @@ class Naming(NamedTuple):
     unused: tuple[str, ...] = ()
     """Beginnings of their names that segmentation has no use for."""
     carried: tuple[str, ...] = ()
-    """Those of them that their files cannot do without; they are kept beside the model."""
+    """Those of them that are kept beside the model, so that a file is written back as it was."""
 
     def place(self, name: str) -> str | None:
         """Their name of our tensor `name`; None if they have no such tensor."""
@@ -141,6 +141,7 @@ MMSEGMENTATION = Naming(
     ),
     shapes={r"decoder\.head\.weight": (_pointwise, _linear)},
     unused=("auxiliary_head.", "data_preprocessor."),
+    carried=("auxiliary_head.", "data_preprocessor."),
 )
 
 SEGMENTER = Naming(

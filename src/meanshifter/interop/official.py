@@ -17,11 +17,27 @@ from meanshifter.data.catalog import ade20k, cityscapes
 from meanshifter.data.labels import LabelSpace
 from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
-from meanshifter.interop.architecture import Names, backbone, count_layers, encoder_of, image_size
+from meanshifter.interop.architecture import (
+    UNTOLD_STEPS,
+    Names,
+    Notes,
+    backbone,
+    count_layers,
+    decoder_of,
+    encoder_of,
+    image_size,
+)
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
 
 NAMES = Names(
-    "encoder.cls_token", "encoder.patch_embed.proj.", "encoder.pos_embed", "encoder.blocks.", "mlp.fc1.weight"
+    "encoder.cls_token",
+    "encoder.patch_embed.proj.",
+    "encoder.pos_embed",
+    "encoder.blocks.",
+    "mlp.fc1.weight",
+    "decoder.cls_emb",
+    "decoder.head.weight",
+    "decoder.q.weight",
 )
 DATASETS: dict[Any, LabelSpace] = {"ade20k": ade20k.LABELS, "cityscapes": cityscapes.LABELS}
 """Its names of data sets whose classes are in the catalogue."""
@@ -36,8 +52,8 @@ MAX_RATIO = 4
 
 def describe_segmenter(
     state: Mapping[str, Tensor], _whole: Mapping[str, Any], path: Path
-) -> tuple[ModelConfig, LabelSpace, list[str]]:
-    """Configuration of the model, classes without names, and what had to be assumed.
+) -> tuple[ModelConfig, LabelSpace, Notes]:
+    """Configuration of the model, its classes, and what to know of it.
 
     Raises:
         InputError: no plain ViT with a linear or mask-transformer decoder, or a `variant.yml` that cannot be read.
@@ -53,8 +69,8 @@ def describe_segmenter(
     if kind not in NORMALISATIONS:
         raise InputError(f"{path.parent / 'variant.yml'}: normalization {kind!r}; 'vit' and 'deit' are known")
     mean, std = NORMALISATIONS[kind]
-    mask, K, shift, assumed = _decoder(state, path)
-    shown = {"n_cls": K, "n_layers": encoder.depth, "d_model": encoder.width, "patch_size": encoder.patch}
+    decoder = decoder_of(state, NAMES, path)
+    shown = {"n_cls": decoder.classes, "n_layers": encoder.depth, "d_model": encoder.width, "patch_size": encoder.patch}
     for field, value in shown.items():
         if net.get(field, value) != value:
             raise InputError(
@@ -64,14 +80,19 @@ def describe_segmenter(
     reading = variant.get("inference_kwargs")
     reading = reading if isinstance(reading, Mapping) else {}
     side = int(reading.get("im_size", 512))
+    notes = Notes()
     if not net:
-        assumed = ["one attention head for each 64 channels", f"the normalisation of {kind!r}", *assumed]
+        notes.assumed += ["one attention head for each 64 channels", f"the normalisation of {kind!r}"]
+    if not reading:
+        notes.assumed.append("windows of 512 every 512 pixels, images fitted into 2048×512")
+    if decoder.channels is not None:
+        notes.assumed.append(UNTOLD_STEPS)
     config = ModelConfig(
         backbone=name,
         image_size=image_size(encoder, 2 if distilled else 1, net.get("image_size"), path),
-        decoder="mask" if mask else "linear",
+        decoder="mask" if decoder.mask else "linear",
         decoder_layers=count_layers(state, "decoder.blocks."),
-        mean_shift=shift,
+        mean_shift=None if decoder.channels is None else MeanShiftConfig(1, decoder.channels),
         drop_path=float(net.get("drop_path_rate") or 0.0),
         backbone_args=arguments,
         positions="bilinear",
@@ -83,21 +104,7 @@ def describe_segmenter(
         mean=mean,
         std=std,
     )
-    return config, _labels(variant, K), assumed
-
-
-def _decoder(state: Mapping[str, Tensor], path: Path) -> tuple[bool, int, MeanShiftConfig | None, list[str]]:
-    """Whether it is a mask transformer, K, the mean shift block, and what was assumed."""
-    if "decoder.cls_emb" in state:
-        mask, K = True, state["decoder.cls_emb"].shape[1]
-    elif "decoder.head.weight" in state:
-        mask, K = False, state["decoder.head.weight"].shape[0]
-    else:
-        raise InputError(f"{path}: decoder has neither head nor cls_emb; give a Segmenter with one of the two")
-    if "decoder.q.weight" not in state:
-        return mask, K, None, []
-    shift = MeanShiftConfig(1, state["decoder.q.weight"].shape[0])
-    return mask, K, shift, ["1 mean shift step (`mean_shift_layers` says otherwise)"]
+    return config, _labels(variant, decoder.classes), notes
 
 
 def _labels(variant: Mapping[str, Any], K: int) -> LabelSpace:

@@ -25,6 +25,7 @@ from meanshifter.interop.official import DATASETS, NORMALISATIONS
 from meanshifter.model.checkpoint import save_tensors
 from meanshifter.model.decoder import MaskTransformer
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.stored import stored_state
 
 AUTHORS_EPS = 1e-5
 """torch's default, which their ViT leaves as it is."""
@@ -76,7 +77,7 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     for head in ("head", "head_dist")[: 1 + distilled]:
         for name, shape in (("weight", (1000, model.encoder.width)), ("bias", (1000,))):
             key = f"encoder.{head}.{name}"
-            state[key] = model.carried[key] if key in model.carried else torch.zeros(shape)
+            state.setdefault(key, torch.zeros(shape))
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "checkpoint.pth", folder / "variant.yml"]
     _save(written[0], {"model": OrderedDict(state), "n_cls": model.labels.num_classes})
@@ -87,7 +88,7 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
 def write_timm(model: Segmenter, path: str | Path) -> list[Path]:
     """The encoder alone under timm's names, as .safetensors or as a .pth of its state dict."""
     path = Path(path)
-    state = to_foreign(model.state_dict(), TIMM)
+    state = to_foreign(stored_state(model), TIMM)
     if not model.config.patch_bias:
         state["patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
     if path.suffix == ".safetensors":
@@ -98,14 +99,15 @@ def write_timm(model: Segmenter, path: str | Path) -> list[Path]:
 
 
 def _foreign_state(model: Segmenter, naming: Naming, tool: str, path: Path) -> dict[str, Tensor]:
-    own = model.state_dict()
+    own = stored_state(model)
     homeless = [name for name in own if naming.place(name) is None]
     shift = model.config.mean_shift
     if shift is not None and (shift.kernel, shift.spatial, shift.blurring, shift.step_size) != ("dot", None, True, 1.0):
         homeless.append("mean_shift, which is not the published block")
     if homeless:
         raise InputError(f"{path}: {tool} has no place for {', '.join(homeless[:3])}; write a model folder instead")
-    return to_foreign(own, naming)
+    carried = {name: value for name, value in model.carried.items() if name.startswith(naming.carried)}
+    return to_foreign(own, naming) | carried
 
 
 def _save(path: Path, content: Any) -> None:

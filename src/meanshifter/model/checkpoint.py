@@ -22,6 +22,7 @@ from meanshifter.files import require_file, write_beside, write_text
 from meanshifter.model.building import build
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.stored import load_stored, stored_state
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CARRIED = "carried.safetensors"
@@ -36,7 +37,7 @@ def save_model(model: Segmenter, folder: str | Path) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{folder}: cannot be made ({reason}); choose a place with write access") from error
-    save_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt"})
+    save_tensors(folder / WEIGHTS, stored_state(model), {"format": "pt"})
     if model.carried:
         save_tensors(folder / CARRIED, model.carried, {"format": "pt"})
     else:
@@ -159,7 +160,7 @@ def _load_weights(model: Segmenter, state: Mapping[str, Tensor], path: Path) -> 
             f"{path}: {len(wrong)} tensors do not fit config.json ({', '.join(wrong[:3])}); "
             "the two files are not of one model"
         )
-    model.load_state_dict(state)
+    load_stored(model, state)
 
 
 def _fits(own: Tensor, stored: Tensor) -> bool:

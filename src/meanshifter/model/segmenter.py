@@ -32,6 +32,8 @@ class Segmenter(nn.Module):
         self.labels = labels
         self.carried: dict[str, Tensor] = {}
         """Tensors of another tool's file that segmentation does not use, under its names, to be written back."""
+        self.kinds: dict[str, torch.dtype] = {}
+        """Kinds of numbers in which a file held tensors, by our name, where it was not float32."""
         self.encoder = Encoder(
             config.backbone,
             config.image_size,

@@ -75,7 +75,8 @@ def _started(name: str, recipe: ModelRecipe, labels: LabelSpace) -> Segmenter:
     weights, own = source.state_dict(), model.state_dict()
     anew = [key for key, value in own.items() if weights[key].shape != value.shape]
     model.load_state_dict({**weights, **{key: own[key] for key in anew}})
-    model.carried = source.carried
+    # an auxiliary head belongs to the classes and the encoder that it was trained with
+    model.carried = {key: value for key, value in source.carried.items() if not key.startswith("auxiliary_head.")}
     if anew:
         warnings.warn(
             f"model.start: {name} has {source.labels.num_classes} classes and the data {labels.num_classes}: "
