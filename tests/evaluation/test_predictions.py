@@ -53,6 +53,29 @@ def test_label_maps_of_every_spelling_give_the_same_scores(
         assert "however they were made" in str(result.protocol)
 
 
+@pytest.mark.parametrize(("first", "nothing"), [(0, 255), (1, 255), (1, 0)])
+def test_pixels_without_a_class_are_wrong(
+    first: int, nothing: int, tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]
+) -> None:
+    truths, written = [], []
+    for name, labels in maps.items():
+        values = labels + first
+        values[:3] = nothing
+        Image.fromarray(values.astype(np.uint8)).save(tmp_path / "out" / f"{name}.png")
+        truth = dataset[NAMES.index(name)].labels
+        truths.append(truth[truth != 255])
+        written.append(np.where(values == nothing, -1, values.astype(int) - first)[truth != 255])
+    true, said = np.concatenate(truths), np.concatenate(written)
+    result = evaluate_predictions(tmp_path / "out", dataset, first=first)
+    for k, name in enumerate(dataset.labels.names):  # as `intersect_and_union` of MMSegmentation counts
+        both = np.sum((true == k) & (said == k))
+        assert result.per_class[name].IoU == pytest.approx(100 * both / np.sum((true == k) | (said == k)))
+        assert result.per_class[name].Acc == pytest.approx(100 * both / np.sum(true == k))
+    assert result.aAcc == pytest.approx(100 * np.mean(true == said))
+    assert f"without a class, and so wrong: {np.sum(said == -1)} pixels" in result.table()
+    assert sum(result.to_dict()["missed"]) == np.sum(said == -1)
+
+
 def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
     out = tmp_path / "out"
     with pytest.raises(ms.InputError, match=r"lacks 3 of 3 label maps \(a, b, c\)"):
@@ -66,7 +89,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str,
     with pytest.raises(ms.InputError, match=r"c\.png: \(11, 5\) pixels .* the truth has \(11, 13\)"):
         evaluate_predictions(out, dataset)
     Image.fromarray(maps["c"] + 9).save(out / "c.png")
-    with pytest.raises(ms.InputError, match=r"c\.png: values .* outside the label map \(0-3\).*--first-id"):
+    with pytest.raises(ms.InputError, match=r"c\.png: values .* outside the label map \(0-3, 255\).*--first-id"):
         evaluate_predictions(out, dataset)
     with pytest.raises(ms.InputError, match="is no folder"):
         evaluate_predictions(tmp_path / "nowhere", dataset)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import meanshifter as ms
+from meanshifter.cli.main import main
 from meanshifter.data import Shapes
-from meanshifter.evaluation import save_results
+from meanshifter.evaluation import save_results, weights_hash
 from meanshifter.model.hub import read_results
 
 SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
@@ -60,6 +61,18 @@ def test_what_is_no_scores_is_refused(model: ms.Segmenter, text: str, tmp_path: 
     with pytest.raises(ms.InputError, match="results: no scores"):
         model.save_pretrained(tmp_path / "hub", results=[{"a": 1}])
     assert not (tmp_path / "hub").exists()
+
+
+def test_scores_of_other_weights_are_refused(model: ms.Segmenter, tmp_path: Path) -> None:
+    score = {"protocol": {"dataset": "shapes", "weights": "0123456789ab"}, "mIoU": 3.0}
+    (tmp_path / "scores.json").write_text(json.dumps({"results": [score]}))
+    with pytest.raises(ms.InputError, match=r"scores\.json: scores of weights '0123456789ab', but the model's are"):
+        model.save_pretrained(tmp_path / "hub", results=tmp_path / "scores.json")
+    assert not (tmp_path / "hub").exists()
+    score["protocol"] = {"dataset": "shapes", "weights": weights_hash(model)}
+    model.save_pretrained(tmp_path / "hub", results=[score])
+    assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "again"), "--to", "hub"]) == 0
+    assert read_results(tmp_path / "again") == [score]
 
 
 def test_nothing_of_an_earlier_model_stays(model: ms.Segmenter, tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def _reading(source: str) -> dict[str, Any]:
     return recipe_reading(source)
 
 
+def _scores_beside(source: str) -> Any:
+    """The scores that lie with a model of ours; none of a model of others."""
+    from meanshifter.model.checkpoint import model_folder
+    from meanshifter.model.hub import read_results
+
+    try:
+        folder = model_folder(source)
+    except InputError:
+        return ()
+    return read_results(folder)
+
+
 def _write(model: Segmenter, args: argparse.Namespace) -> list[Path]:
     from meanshifter.files import folder_beside
     from meanshifter.interop.writing import WRITERS
@@ -98,7 +110,7 @@ def _write(model: Segmenter, args: argparse.Namespace) -> list[Path]:
         if args.to == "meanshifter":
             model.save(beside)
         elif args.to == "hub":
-            results = () if args.results is None else args.results
+            results = _scores_beside(args.source) if args.results is None else args.results
             model.save_pretrained(beside, results=results, licence=args.licence)
         else:
             written = WRITERS[args.to](model, beside)

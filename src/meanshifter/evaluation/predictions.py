@@ -11,10 +11,11 @@ import meanshifter
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import MASK_SUFFIXES, read_mask
 from meanshifter.errors import InputError
-from meanshifter.evaluation.confusion import confusion_matrix
+from meanshifter.evaluation.confusion import Confusion, confusion_matrix
 from meanshifter.evaluation.protocol import Protocol
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.files import read_ahead
+from meanshifter.interop.weights import UNKNOWN
 
 if TYPE_CHECKING:
     from meanshifter.data.datasets import Dataset
@@ -26,7 +27,8 @@ def evaluate_predictions(
     """The scores of the label maps in `folder`, named as the images of `dataset` are.
 
     Args:
-        folder: index images of train ids, 8 or 16 bits, or RGB images in the colours of the data set's palette.
+        folder: index images of train ids, 8 or 16 bits, or RGB images in the colours of the data set's palette. The
+            value that the truth ignores (255), and 0 below a `first` of 1, are no class: wrong where they are counted.
         dataset: the truth; compared at its own size.
         first: the value that stands for class 0, 1 where the tool counts from 1.
         partial: score the images that are there; the protocol says how many.
@@ -50,7 +52,8 @@ def evaluate_predictions(
         )
     space, K = _space(dataset.labels, first), dataset.labels.num_classes
 
-    def pair(index: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    def pair(index: int) -> Confusion:
+        """(K, K + 1): the last column is no class."""
         truth = dataset.read_labels(index)
         try:
             labels = read_mask(found[index], space)
@@ -61,10 +64,12 @@ def evaluate_predictions(
                 f"{found[index]}: {labels.shape} pixels (height, width), but the truth has {truth.shape}; write label "
                 "maps at the size of the images"
             )
-        return np.asarray(confusion_matrix(truth, labels, K, ignore=dataset.labels.ignore))
+        ignore = dataset.labels.ignore
+        named = np.where(labels == ignore, K, labels.astype(np.int64))
+        return confusion_matrix(truth, named, K + 1, ignore=ignore)[:K]
 
-    total = sum((future.result() for _, future in read_ahead(pair, list(found))), np.zeros((K, K), np.int64))
-    return Result(total, dataset.labels.names, _protocol(folder, dataset, len(found)))
+    total = sum((future.result() for _, future in read_ahead(pair, list(found))), np.zeros((K, K + 1), np.int64))
+    return Result(total[:, :K], dataset.labels.names, _protocol(folder, dataset, len(found)), total[:, K])
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -73,7 +78,8 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _space(labels: LabelSpace, first: int) -> LabelSpace:
     """How such files spell the classes."""
-    raw = {k + first: k for k in range(labels.num_classes)}
+    nothing = {labels.ignore: labels.ignore, **({0: labels.ignore} if first == 1 else {})}
+    raw = nothing | {k + first: k for k in range(labels.num_classes)}
     colors = {color: k for k, color in enumerate(labels.palette)}
     return LabelSpace(labels.names, labels.palette, raw, colors, labels.ignore)
 
@@ -92,7 +98,7 @@ def _protocol(folder: Path, dataset: Dataset, images: int) -> Protocol:
         scales=(),
         mean_shift_layers=0,
         precision="unknown",
-        weights="unknown",
+        weights=UNKNOWN,
         version=meanshifter.__version__,
         predictions=str(folder),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,13 @@ class Result:
     """The K class names."""
     protocol: Protocol
     """What the scores were measured under."""
+    missed: Confusion = field(default_factory=lambda: np.zeros(1, np.int64))
+    """(K,) counted pixels by true class for which label maps say no class: wrong, and of no prediction; or one 0."""
 
     @property
     def aAcc(self) -> float:  # noqa: N802
         """Percent of counted pixels that are right; NaN without any."""
-        total = int(self.confusion.sum())
+        total = int(self.truth.sum())
         return 100 * int(self.confusion.trace()) / total if total else math.nan
 
     @property
@@ -62,11 +64,17 @@ class Result:
         """Mean class IoU in percent."""
         return _mean([score.IoU for score in self.per_class.values()])
 
+    @property
+    def truth(self) -> Confusion:
+        """(K,) counted pixels by true class."""
+        pixels: Confusion = self.confusion.sum(1) + self.missed
+        return pixels
+
     @cached_property
     def per_class(self) -> dict[str, ClassScore]:
         """Scores by class name, in the order of the train ids."""
         right = self.confusion.diagonal()
-        truth, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        truth, predicted = self.truth, self.confusion.sum(0)
         return {
             name: ClassScore(
                 _percent(right[k], truth[k] + predicted[k] - right[k]),
@@ -93,6 +101,8 @@ class Result:
         lines += ["", f"aAcc {self.aAcc:.2f}   mAcc {self.mAcc:.2f}   mIoU {self.mIoU:.2f}"]
         if self.absent:
             lines.append(f"left out of the means, in neither truth nor prediction: {', '.join(self.absent)}")
+        if missed := int(self.missed.sum()):
+            lines.append(f"without a class, and so wrong: {missed:,} pixels, {100 * missed / self.truth.sum():.2f} %")
         return "\n".join([*lines, str(self.protocol)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +118,7 @@ class Result:
                 for name, score in self.per_class.items()
             },
             "confusion": self.confusion.tolist(),
+            **({"missed": self.missed.tolist()} if self.missed.any() else {}),
         }
 
     def save(self, path: str | Path) -> None:

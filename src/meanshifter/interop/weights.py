@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from meanshifter.interop.contract import PatchModel
 
+UNKNOWN = "unknown"
+"""In place of a hash, where label maps were scored and not a model."""
+
 
 def weights_hash(model: PatchModel) -> str:
     """The first 12 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors, by name."""

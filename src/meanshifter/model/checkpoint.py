@@ -67,7 +67,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
     Raises:
         InputError: nothing of that name, or files that are damaged or of another format.
     """
-    folder = _model_folder(name)
+    folder = model_folder(name)
     if "runtime" in read_description(folder):
         raise InputError(
             f"{folder}: an export, which is for prediction and evaluation only; give the model that it was made from"
@@ -95,7 +95,12 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, LabelSpace]:
         raise InputError(f"{folder / CONFIG}: not a model's configuration ({error}); save the model again") from error
 
 
-def _model_folder(name: str | Path) -> Path:
+def model_folder(name: str | Path) -> Path:
+    """The folder of the model that `load_model(name)` reads, fetched first if `name` is a Hub id.
+
+    Raises:
+        InputError: there is none.
+    """
     path = Path(name)
     for folder in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
         if (folder / CONFIG).is_file():

@@ -39,9 +39,10 @@ def save_pretrained(
         name: what the card's example loads, the model's id on the Hub.
 
     Raises:
-        InputError: results that are no scores, or a place that cannot be written.
+        InputError: results that are no scores or those of other weights, or a place that cannot be written.
     """
     scores = read_results(results) if isinstance(results, str | Path) else _checked(list(results), "results")
+    _check_weights(scores, model, results if isinstance(results, str | Path) else "results")
     folder = Path(folder)
     save_model(model, folder)
     if scores:
@@ -74,6 +75,19 @@ def _checked(found: object, source: str) -> list[dict[str, Any]]:
     if not all(isinstance(entry, Mapping) and _is_score(entry) for entry in entries):
         raise InputError(f"{source}: no scores of `meanshifter evaluate --out`; give such a file")
     return [dict(entry) for entry in entries]
+
+
+def _check_weights(scores: Scores, model: Segmenter, source: object) -> None:
+    from meanshifter.interop.weights import UNKNOWN, weights_hash
+
+    own = weights_hash(model) if scores else ""
+    for entry in scores:
+        scored = entry["protocol"].get("weights", UNKNOWN)
+        if scored not in (UNKNOWN, own):
+            raise InputError(
+                f"{source}: scores of weights {scored!r:.20}, but the model's are {own!r}; give those of this model, "
+                "as `meanshifter evaluate MODEL DATA --out FILE` makes them"
+            )
 
 
 def _is_score(entry: Mapping[str, Any]) -> bool:
