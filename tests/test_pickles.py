@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import meanshifter as ms
 from meanshifter.pickle_sizes import largest_tuple
@@ -85,7 +86,7 @@ class Looked:
         return getattr, (torch.Size, "numel")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 torn"])
+@pytest.mark.parametrize("content", [b"not a pickle", b"PK\x03\x04 torn"])
 def test_a_damaged_file_gets_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "torn.pth").write_bytes(content)
     with pytest.raises(ms.InputError, match=r"torn\.pth: (cannot be read|refused)") as caught:
@@ -148,6 +149,29 @@ def test_what_is_asked_for_in_operations_that_torch_does_not_know_is_named(tmp_p
         file.writestr("archive/version", "3\n")
     with pytest.raises(ms.InputError, match=r"refused, nothing of it ran: it asks for (posix|nt)\.system;"):
         read_pickle(path)
-    path.write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    path.write_bytes(b"\xfe\xd8 noise")
     with pytest.raises(ms.InputError, match=r"it is no file of torch\.save"):
         read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("photo.jpg", b"\xff\xd8\xff\xe0 more", "a JPEG image, no file of torch.save; give a model"),
+        ("model.pth", b"\n<!DOCTYPE html><html>", "a web page, .*; fetch the file itself"),
+        ("model.pth", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS, .* `git lfs pull`"),
+        ("model.pth", b"", "empty, no file of torch.save; copy it again"),
+        ("model.onnx", b"\x08\x07", "a program of ONNX, .*; give the folder that `meanshifter export` wrote"),
+        ("segmenter_vit-t.py", b"model = dict()", "a configuration, .*; give the checkpoint that was trained with it"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(name: str, content: bytes, line: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ms.InputError, match=line):
+        ms.load_model(tmp_path / name)
+
+
+def test_safetensors_alone_are_no_model(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, tmp_path / "vit.safetensors")
+    with pytest.raises(ms.InputError, match=r"without the config\.json .* use `backbone_weights`"):
+        ms.load_model(tmp_path / "vit.safetensors")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from meanshifter.errors import InputError
+from meanshifter.file_kinds import other_kind
 from meanshifter.files import require_file
 from meanshifter.pickle_sizes import LIMIT, largest_tuple, names_asked
 
@@ -34,6 +35,9 @@ class Inert:
 
     def __setstate__(self, _: Any) -> None: ...
 
+    def __repr__(self) -> str:
+        return "an object that is not read"
+
 
 STAND_INS = (
     "argparse.Namespace",
@@ -44,7 +48,10 @@ STAND_INS = (
     "numpy.dtype",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
 )
-"""Names that become `Inert`: what DeiT and MMEngine store beside the weights."""
+"""Names that become `Inert`: what DeiT and MMEngine store beside the weights.
+
+None is what it is called: `builtins.getattr`, by which members of enumerations are pickled, looks nothing up.
+"""
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -58,6 +65,9 @@ def read_pickle(path: str | Path) -> Any:
 
     path = Path(path)
     require_file(path)
+    with suppress(OSError):  # torch says it
+        if (kind := other_kind(path)) is not None:
+            raise InputError(f"{path}: {kind[0]}, no file of torch.save; {kind[1]}")
     _refuse_inflating(path)
     _refuse_nested(path)
     # one class each, as torch looks them up by identity
