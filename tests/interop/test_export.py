@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.torch_version import TorchVersion
 
 import meanshifter as ms
 from meanshifter.cli.main import main
@@ -27,7 +28,10 @@ from meanshifter.interop.program import PatchLogits, resample_grid
 from meanshifter.model import checkpoint
 
 # torch.export and ONNX's quantisers drop weak references in odd orders when their graphs are collected
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.skipif(torch.__version__ < TorchVersion(exporting.EXPORTING), reason="needs a newer torch"),
+]
 BACKBONE = {"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 
 

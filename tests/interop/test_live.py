@@ -12,6 +12,7 @@ import torch
 import meanshifter as ms
 from meanshifter.interop.checkpoints import read_checkpoint
 from meanshifter.interop.writing import write_mmsegmentation
+from tests.interop.foreign import Toy, mmsegmentation_state
 
 mmseg = pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,3 +39,28 @@ def test_it_loads_our_file_and_gives_our_label_map(preset: str, size: tuple[int,
     x = torch.randn(1, 3, 96, 160)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs.decode_head(theirs.backbone(x)), rtol=1e-5, atol=5e-5)
+
+
+CONFIGS = sorted((Path(mmseg.__file__).parent / ".mim" / "configs" / "segmenter").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_its_own_configurations_of_segmenter_leave_nothing_to_assume(path: Path, tmp_path: Path) -> None:
+    from mmengine.config import Config
+
+    config = Config.fromfile(path)
+    encoder, head = config.model.backbone, config.model.decode_head
+    toy = Toy(encoder.embed_dims, 1, encoder.num_heads, encoder.patch_size, encoder.img_size[0], head.num_classes, 1)
+    state = mmsegmentation_state(toy, "mask" if "mask" in path.stem else "linear")
+    torch.save({"meta": {"cfg": config.pretty_text}, "state_dict": state}, tmp_path / "model.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = read_checkpoint(tmp_path / "model.pth")
+    reading = config.model.test_cfg
+    assert (model.config.window, model.config.stride) == (reading.crop_size[0], reading.stride[0])
+    (resize,) = (step for step in config.test_pipeline if step.type == "Resize")
+    assert (model.config.short_side, model.config.norm_eps, model.encoder.heads) == (
+        min(resize.scale),
+        1e-6,
+        encoder.num_heads,
+    )

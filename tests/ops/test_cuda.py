@@ -16,6 +16,9 @@ from meanshifter.ops.cross_entropy import _reference as reference_sums  # noqa: 
 from meanshifter.ops.label_map import _reference as reference_label_map  # noqa: E402
 from meanshifter.ops.upsampling import upsampling_axes  # noqa: E402
 
+# of the interpreter in Triton before 3.3, with NumPy from 1.25 on
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+
 
 @pytest.mark.parametrize(
     ("length", "size", "window", "stride"), [((20, 24), (20, 24), 16, 12), ((14, 18), (21, 15), None, 8)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_text
@@ -18,6 +19,8 @@ from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_expor
 from meanshifter.model.checkpoint import CONFIG, describe
 from meanshifter.model.segmenter import Segmenter
 
+EXPORTING = "2.9"
+"""The first torch whose exporter leaves guards that it cannot solve to the program."""
 Check = Callable[[RuntimeModel], object]
 
 
@@ -82,6 +85,8 @@ def check_export(
     Raises:
         InputError: as `export_model`.
     """
+    if torch.__version__ < TorchVersion(EXPORTING):
+        raise InputError(f"export: needs torch {EXPORTING} or newer, and this is {torch.__version__}; update torch")
     if form not in FORMATS:
         raise InputError(f"format: {form!r}; use one of {', '.join(FORMATS)}")
     known = FORMATS[form].PRECISIONS

@@ -121,10 +121,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def cache_folder(name: str) -> Path:
-    """Where a published model is kept: beside what huggingface_hub keeps."""
-    from huggingface_hub.constants import HF_HOME
+    """Where a published model is kept: where huggingface_hub has libraries keep files that are not the Hub's."""
+    from huggingface_hub.constants import HF_ASSETS_CACHE
 
-    return Path(HF_HOME) / "meanshifter" / name
+    return Path(HF_ASSETS_CACHE) / "meanshifter" / "models" / name
 
 
 def table() -> Iterator[str]:
