@@ -25,12 +25,13 @@ from meanshifter.interop import runtime
 from meanshifter.interop.contract import PatchModel
 from meanshifter.interop.export import export_model
 from meanshifter.interop.program import PatchLogits, resample_grid
+from meanshifter.interop.torch_format import EXPORTER
 from meanshifter.model import checkpoint
 
 # torch.export and ONNX's quantisers drop weak references in odd orders when their graphs are collected
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.skipif(torch.__version__ < TorchVersion(exporting.EXPORTING), reason="needs a newer torch"),
+    pytest.mark.skipif(torch.__version__ < TorchVersion(EXPORTER), reason="needs a newer torch"),
 ]
 BACKBONE = {"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 

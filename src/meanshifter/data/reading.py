@@ -235,7 +235,8 @@ def rgb(picture: Image.Image, path: str | Path) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path}: floating-point values; export the image with 8 or 16 bits per channel")
     out = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
     for top in range(0, picture.height, _BAND):  # a conversion of the whole would hold it three times over
-        band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
+        with WITHOUT_PILLOWS_LIMIT:  # which cropping minds before Pillow 12
+            band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
         # Pillow warns when a palette's transparency has to vanish in one step
         band = band.convert("RGBA") if "transparency" in picture.info else band
         out[top : top + _BAND] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_text
 from meanshifter.interop.label_graph import FILE, write_label_graph
 from meanshifter.interop.program import PatchLogits, exported
 from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_export, load_export, require
+from meanshifter.interop.torch_format import require_exporter
 from meanshifter.model.checkpoint import CONFIG, describe
 from meanshifter.model.segmenter import Segmenter
 
-EXPORTING = "2.9"
-"""The first torch whose exporter leaves guards that it cannot solve to the program."""
 Check = Callable[[RuntimeModel], object]
 
 
@@ -85,8 +83,7 @@ def check_export(
     Raises:
         InputError: as `export_model`.
     """
-    if torch.__version__ < TorchVersion(EXPORTING):
-        raise InputError(f"export: needs torch {EXPORTING} or newer, and this is {torch.__version__}; update torch")
+    require_exporter("export")
     if form not in FORMATS:
         raise InputError(f"format: {form!r}; use one of {', '.join(FORMATS)}")
     known = FORMATS[form].PRECISIONS

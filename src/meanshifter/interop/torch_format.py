@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from meanshifter.errors import InputError
 
@@ -24,6 +25,8 @@ PACKAGES: tuple[str, ...] = ()
 WRITING: tuple[str, ...] = ()
 QUANTIZING: tuple[str, ...] = ()
 EXTRA = None
+EXPORTER = "2.9"
+"""The first torch whose exporter leaves guards that it cannot solve to the program, and reads such programs."""
 
 
 def write(program: ExportedProgram, folder: Path, precision: str, *, calibration: Sequence[Tensor]) -> None:
@@ -33,7 +36,14 @@ def write(program: ExportedProgram, folder: Path, precision: str, *, calibration
 
 def load(path: Path, precision: str, device: torch.device) -> Program:
     """The program in a file."""
+    require_exporter(path)
     return Program(path, device)
+
+
+def require_exporter(what: object) -> None:
+    """Raise `InputError` for `what` where torch is older than that."""
+    if torch.__version__ < TorchVersion(EXPORTER):
+        raise InputError(f"{what}: needs torch {EXPORTER} or newer, and this is {torch.__version__}; update torch")
 
 
 @contextmanager
