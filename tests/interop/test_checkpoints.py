@@ -185,7 +185,10 @@ def test_configuration_classes_and_windows_come_with_the_file(tmp_path: Path) ->
     state = mmsegmentation_state(TOY, "linear")
     old = save_mmsegmentation(tmp_path / "0.pth", state, TOY, CLASSES=tuple(names), PALETTE=palette)
     new = save_mmsegmentation(tmp_path / "1.pth", state, TOY, dataset_meta={"classes": names, "palette": palette})
-    for path in (old, new):
+    said = save_mmsegmentation(tmp_path / "2.pth", state, TOY, meta_info={"CLASSES": names, "PALETTE": palette})
+    apart = torch.load(save_mmsegmentation(tmp_path / "3.pth", state, TOY), weights_only=True)
+    torch.save(apart | {"meta_info": {"classes": names, "palette": palette}}, tmp_path / "3.pth")
+    for path in (old, new, said, tmp_path / "3.pth"):
         model = read_checkpoint(path)
         assert model.labels.names == ("wall", "bed", "television", "a", "b", "c", "d")
         assert model.labels.palette[2] == (2, 4, 6)

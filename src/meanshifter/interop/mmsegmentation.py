@@ -1,7 +1,7 @@
 """What an MMSegmentation checkpoint says of its model: shapes of tensors, `meta`, and the configuration in it.
 
 Source: `VisionTransformer`, `FCNHead`, `SegmenterMaskTransformerHead` and the Segmenter configurations of 1.2.2; `meta`
-of 0.x holds CLASSES, PALETTE and `config`, that of 1.x `dataset_meta` and `cfg`.
+of 0.x holds CLASSES, PALETTE and `config`, that of 1.x `dataset_meta` or `meta_info`, and `cfg`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def describe_mmsegmentation(
     """
     meta = whole.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
+    if "meta_info" in whole:
+        meta = {"meta_info": whole["meta_info"], **meta}
     stated, notes = _configuration(meta), Notes()
     part, head = look_up(stated, "model", "backbone") or {}, look_up(stated, "model", "decode_head") or {}
     if not part:
@@ -146,8 +148,8 @@ def _positions(mode: Any, path: Path) -> Any:
 
 
 def _labels(meta: Mapping[str, Any], K: int, path: Path) -> LabelSpace:
-    data = meta.get("dataset_meta", meta)
-    data = data if isinstance(data, Mapping) else {}
+    places = [meta.get("dataset_meta"), meta.get("meta_info"), meta]
+    data = next(place for place in places if isinstance(place, Mapping))
     names = data.get("classes", data.get("CLASSES"))
     if not isinstance(names, Sequence) or isinstance(names, str):
         return LabelSpace.unnamed(K)
