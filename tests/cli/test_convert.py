@@ -54,6 +54,16 @@ def test_a_foreign_file_is_read_by_predict_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels, predictor(tmp_path / "photo.png").labels)
 
 
+def test_predict_needs_a_model_and_a_photo_only(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save("photo.png")
+    assert main(["predict", str(ours), "photo.png"]) == 0
+    assert "1 of 1 label maps written to meanshifter-labels" in capfd.readouterr().out
+    assert np.asarray(Image.open("meanshifter-labels/photo.png")).shape == (20, 30)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -99,7 +109,7 @@ def ours(tmp_path: Path) -> Path:
     return tmp_path / "ours"
 
 
-@pytest.mark.filterwarnings("ignore:.*computes it a little otherwise")
+@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
 def test_nothing_is_written_over_unless_asked(ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script, checkpoint, folder = tmp_path / "train.py", tmp_path / "train.pth", tmp_path / "theirs"
     script.write_text("precious")

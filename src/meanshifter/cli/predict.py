@@ -35,7 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "these: s3://, gs://, https://, …",
     )
     parser.add_argument(
-        "--out", metavar="DIR", required=True, help="folder for the label maps, or its address, as s3://bucket/labels"
+        "--out",
+        metavar="DIR",
+        default="meanshifter-labels",  # "labels" may well be the truth of a data set
+        help="folder for the label maps, or its address, as s3://bucket/labels (default: %(default)s)",
     )
     parser.add_argument(
         "--overlay",

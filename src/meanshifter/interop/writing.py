@@ -39,13 +39,11 @@ def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if model.encoder.vit.num_prefix_tokens != 1:
-        raise InputError(
-            f"{path}: MMSegmentation's VisionTransformer has a class token and no other; give such a model"
-        )
-    state = _foreign_state(model, MMSEGMENTATION, "MMSegmentation", path)
-    _tell(path, "MMSegmentation", _changed_positions(model, "bicubic"))
+        raise InputError("model: MMSegmentation's VisionTransformer has a class token and no other; give such a model")
+    state = _foreign_state(model, MMSEGMENTATION, "MMSegmentation")
+    _tell("MMSegmentation", _changed_positions(model, "bicubic"))
     if model.mean_shift is not None:
-        warnings.warn(f"{path}: MMSegmentation has no MeanShifterHead; register one before init_model", stacklevel=2)
+        warnings.warn("MMSegmentation has no MeanShifterHead; register one before init_model", stacklevel=2)
     config = _mmsegmentation_config(model)
     labels = {"classes": list(model.labels.names), "palette": [list(color) for color in model.labels.palette]}
     text = "\n".join(f"{name} = {pformat(value, sort_dicts=False)}" for name, value in config.items()) + "\n"
@@ -65,12 +63,12 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
         InputError: a model with a part that it has not.
     """
     folder = Path(folder)
-    state = _foreign_state(model, SEGMENTER, "the authors' Segmenter", folder)
-    normalisation = _normalisation(model, folder)
+    state = _foreign_state(model, SEGMENTER, "the authors' Segmenter")
+    normalisation = _normalisation(model)
     changed = _changed_positions(model, "bilinear")
     if (eps := _norm_eps(model)) != AUTHORS_EPS:
         changed.append(f"its layer norms have ε {AUTHORS_EPS:g} for {eps:g}")
-    _tell(folder, "the authors' Segmenter", changed)
+    _tell("the authors' Segmenter", changed)
     if not model.config.patch_bias:
         state["encoder.patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
     distilled = getattr(model.encoder.vit, "dist_token", None) is not None
@@ -98,14 +96,14 @@ def write_timm(model: Segmenter, path: str | Path) -> list[Path]:
     return [path]
 
 
-def _foreign_state(model: Segmenter, naming: Naming, tool: str, path: Path) -> dict[str, Tensor]:
+def _foreign_state(model: Segmenter, naming: Naming, tool: str) -> dict[str, Tensor]:
     own = stored_state(model)
     homeless = [name for name in own if naming.place(name) is None]
     shift = model.config.mean_shift
     if shift is not None and (shift.kernel, shift.spatial, shift.blurring, shift.step_size) != ("dot", None, True, 1.0):
         homeless.append("mean_shift, which is not the published block")
     if homeless:
-        raise InputError(f"{path}: {tool} has no place for {', '.join(homeless[:3])}; write a model folder instead")
+        raise InputError(f"model: {tool} has no place for {', '.join(homeless[:3])}; write a model folder instead")
     carried = {name: value for name, value in model.carried.items() if name.startswith(naming.carried)}
     return to_foreign(own, naming) | carried
 
@@ -170,9 +168,9 @@ def _head(model: Segmenter) -> dict[str, Any]:
     return {"type": "FCNHead", **shared, "num_convs": 0, "concat_input": False}
 
 
-def _tell(path: Path, tool: str, changed: list[str]) -> None:
+def _tell(tool: str, changed: list[str]) -> None:
     if changed:
-        warnings.warn(f"{path}: {tool} computes it a little otherwise: {'; '.join(changed)}", stacklevel=3)
+        warnings.warn(f"{tool} computes the model a little otherwise: {'; '.join(changed)}", stacklevel=3)
 
 
 def _changed_positions(model: Segmenter, theirs: str) -> list[str]:
@@ -187,13 +185,13 @@ def _norm_eps(model: Segmenter) -> float:
     return next(module.eps for module in model.encoder.vit.modules() if isinstance(module, torch.nn.LayerNorm))
 
 
-def _normalisation(model: Segmenter, folder: Path) -> str:
+def _normalisation(model: Segmenter) -> str:
     """The name that the authors have for the model's mean and deviation."""
     for name, (mean, std) in NORMALISATIONS.items():
         if np.allclose([*model.config.mean, *model.config.std], [*mean, *std], atol=1e-3):
             return name
     raise InputError(
-        f"{folder}: the model has mean {model.config.mean} and std {model.config.std}, and the authors' Segmenter "
+        f"model: it has mean {model.config.mean} and std {model.config.std}, and the authors' Segmenter "
         f"knows those of {' and '.join(NORMALISATIONS)} only; write it for mmsegmentation"
     )
 
