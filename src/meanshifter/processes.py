@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -211,7 +212,25 @@ def _started() -> tuple[int | None, int | None]:
 
 def launch(fabric: Fabric) -> Processes:
     """Start the other processes, or join those that torchrun or SLURM started."""
-    fabric.launch()
-    if fabric.world_size == 1:
-        return Processes()
-    return Processes(fabric.global_rank, fabric.world_size, dist.new_group(backend="gloo"))
+    with _prints_on_stderr():
+        fabric.launch()
+        if fabric.world_size == 1:
+            return Processes()
+        return Processes(fabric.global_rank, fabric.world_size, dist.new_group(backend="gloo"))
+
+
+@contextmanager
+def _prints_on_stderr() -> Iterator[None]:
+    """Standard output is for results, and gloo greets there in some releases of torch (pytorch/gloo#462)."""
+    print(end="", flush=True)
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
