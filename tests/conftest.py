@@ -14,11 +14,16 @@ if not Path("/dev/nvidiactl").exists():
 import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Threads that wait for each other make small work slow on busy machines.
 torch.set_num_threads(1)
+
+# A busy machine is no fault of the code's.
+settings.register_profile("meanshifter", deadline=None)
+settings.load_profile("meanshifter")
 
 # Shapes in signatures are checked while tests run.
 with install_import_hook(["meanshifter.ops", "meanshifter.model"], "beartype.beartype"):

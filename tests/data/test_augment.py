@@ -42,7 +42,7 @@ def painted(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.stack([labels * 10, 255 - labels, np.full_like(labels, 77)], axis=2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     H=side, W=side, h=side, w=side, seed=st.integers(0, 999), flip=st.sampled_from([0.0, 0.5, 1.0]),
     low=st.floats(0.3, 1.0), high=st.floats(1.0, 2.5), base=st.sampled_from([None, (90, 40), (40, 90)]),
@@ -75,7 +75,7 @@ def test_shapes_padding_and_repeatability(
     assert set(np.unique(target[filled])) <= set(np.unique(labels))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(H=st.integers(8, 60), W=st.integers(8, 60), seed=st.integers(0, 999), flip=st.sampled_from([0.0, 1.0]))
 def test_image_and_labels_stay_in_step(H: int, W: int, seed: int, flip: float) -> None:
     config = AugmentConfig(crop=(24, 24), base=None, scale=(1, 1), max_class_share=1, flip=flip, distortion=False)
@@ -141,7 +141,7 @@ def test_16_bit_labels_keep_their_type() -> None:
     assert set(np.unique(out)) <= {300, 400, 65535}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(H=side, W=side, h=side, w=side, data=st.data())
 def test_nearest_of_a_crop_is_the_crop_of_the_nearest(H: int, W: int, h: int, w: int, data: st.DataObject) -> None:
     labels = np.random.default_rng(0).integers(0, 250, (H, W), dtype=np.uint8)
@@ -160,7 +160,7 @@ def test_nearest_is_pillow_s() -> None:
         np.testing.assert_array_equal(nearest(labels, size, (0, 0, *size)), pillow)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(H=side, W=side, h=side, w=side, data=st.data())
 def test_a_resampled_crop_is_cut_from_the_resampled_image(H: int, W: int, h: int, w: int, data: st.DataObject) -> None:
     image = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
@@ -210,7 +210,7 @@ def test_ignored_pixels_are_no_class_of_the_share() -> None:
     assert sum((pick == 0).mean() < 0.5 for pick in picks) > 30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pixel=st.tuples(*[st.integers(0, 255)] * 3), hue=st.integers(-18, 18), saturation=st.sampled_from([0.5, 1.0, 1.5])
 )
@@ -266,7 +266,7 @@ def test_check(fields: dict[str, Any], message: str) -> None:
         AugmentConfig(**fields).check()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), height=side, width=side, flip=st.sampled_from([0.0, 1.0]))
 def test_the_kernel_and_its_stand_in_give_one_sample(seed: int, height: int, width: int, flip: float) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

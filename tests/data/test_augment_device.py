@@ -38,7 +38,7 @@ def both(shapes: list[tuple[int, int]], config: AugmentConfig, seed: int) -> lis
 
 
 @given(st.lists(st.tuples(side, side), min_size=1, max_size=3), side, side, st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_crops_and_labels_are_those_of_the_workers(
     shapes: list[tuple[int, int]], height: int, width: int, seed: int
 ) -> None:
@@ -56,7 +56,7 @@ def test_images_of_their_own_size_are_cut_exactly() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_distortion_is_that_of_the_workers(seed: int) -> None:
     rng = np.random.default_rng(seed)
     batch = rng.integers(0, 256, (4, 3, 7, 9)).astype(np.float32)

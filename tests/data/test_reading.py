@@ -189,7 +189,7 @@ def test_32_bit_masks_go_through_the_raw_map(tmp_path: Path) -> None:
         read_mask(tmp_path / "a.tif", LabelSpace(("a", "b"), raw={7: 0, -1: 255}))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), classes=st.integers(1, 12), seed=st.integers(0, 999))
 def test_raw_and_colour_maps_agree_with_a_dictionary(
     tmp_path: Path, data: st.DataObject, classes: int, seed: int

@@ -63,7 +63,7 @@ def label_maps(draw: st.DrawFn) -> tuple[Maps, int, int]:
     return maps, classes, ignore
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(label_maps())
 def test_scores_agree_with_the_definitions(drawn: tuple[Maps, int, int]) -> None:
     maps, classes, ignore = drawn

@@ -223,7 +223,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
     assert counts(label(model, photos, tmp_path / "out")) == (2, 1, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.integers(0, 400))
 def test_a_manifest_cut_off_anywhere_keeps_its_whole_lines(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     out = tmp_path_factory.mktemp("cut")

@@ -24,7 +24,7 @@ def test_it_is_opencv_to_the_last_bit() -> None:
     np.testing.assert_array_equal(resize(image, (5, 7))[..., 0], GOLDEN)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 120), st.integers(1, 120), st.integers(0, 99))
 def test_it_is_bilinear_interpolation_up_to_one(H: int, W: int, h: int, w: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def test_it_is_bilinear_interpolation_up_to_one(H: int, W: int, h: int, w: int, 
     assert (found - exact).abs().max() <= 1.01
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 120), st.integers(1, 120), st.integers(0, 99))
 def test_it_is_opencv_where_that_is_installed(H: int, W: int, h: int, w: int, seed: int) -> None:
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from meanshifter.errors import InputError
@@ -55,7 +55,6 @@ def test_windows_that_skip_pixels_are_refused(window: int, stride: int, message:
         check_windows(window, stride)
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(1, 90),
     size=st.integers(1, 120),

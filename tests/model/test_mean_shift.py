@@ -42,7 +42,7 @@ def block(width: int, channels: int, seed: int, dtype: torch.dtype) -> MeanShift
     return module
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     layers=st.integers(0, 4),
     width=st.sampled_from([3, 8, 24, 192]),

@@ -76,7 +76,7 @@ def block_of(config: MeanShiftConfig, width: int = 6) -> MeanShift:
 
 
 @given(family, st.sampled_from([(3, 5), (1, 1), (4, 2)]), st.integers(0, 99))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_setting_is_its_definition(config: MeanShiftConfig, grid: tuple[int, int], seed: int) -> None:
     if grid == (1, 1) and config.restore:
         return  # one token has no spread to put back

@@ -31,7 +31,7 @@ def groups(labels: Iterable[int]) -> list[set[int]]:
     return [found[label] for label in sorted(found)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(N=st.integers(1, 30), seed=st.integers(0, 1000), radius=st.floats(0, 3))
 def test_modes_are_the_connected_components_from_the_largest_on(N: int, seed: int, radius: float) -> None:
     tokens = torch.randn(N, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_modes_are_the_connected_components_from_the_largest_on(N: int, seed: in
     assert count_modes(tokens, radius) == len(expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), radius=st.floats(0, 2), more=st.floats(0, 2))
 def test_a_larger_radius_only_merges_modes(seed: int, radius: float, more: float) -> None:
     tokens = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

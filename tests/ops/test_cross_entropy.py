@@ -26,7 +26,7 @@ def definition(full: torch.Tensor, labels: torch.Tensor, normalize: str, weight:
     ("name", "dtype", "tolerance"),
     [("kernels", torch.float32, 1e-5), ("reference", torch.float32, 1e-5), ("reference", torch.float64, 1e-10)],
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     case=cases(),
     normalize=st.sampled_from(["valid", "pixels"]),

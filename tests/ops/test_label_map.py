@@ -14,7 +14,7 @@ from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsamp
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=cases())
 def test_the_label_map_is_the_argmax_of_the_upsampled_logits(case: Case, name: str) -> None:
     full = upsample(case.logits.float(), case.size, case.padded)
@@ -65,7 +65,7 @@ def views(draw: st.DrawFn) -> list[View]:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(several=views())
 def test_scores_and_probabilities_are_those_of_the_averaged_softmax(several: list[View], name: str) -> None:
     dense = [view.rows.double() @ view.z.double() @ view.cols.double().T for view in several]
