@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import meanshifter
 from meanshifter.errors import InputError
+from meanshifter.packages import require_versions
 
 OBJECT_STORE: Final = 2**30
 """Bytes of a local cluster's object store; what lies there are samples of tars on their way to a worker."""
@@ -46,7 +47,7 @@ def require_ray() -> None:
     """Make sure that Ray can be imported, and sends nothing home.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not installed, or in a version that is not known to work.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -56,6 +57,7 @@ def require_ray() -> None:
         import ray.data  # noqa: F401
     except ImportError as error:
         raise InputError(f'--on ray: Ray Data is not installed ({error}); pip install "meanshifter[ray]"') from error
+    require_versions("--on ray", "ray", "ray")
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_text
 from meanshifter.interop.label_graph import FILE, write_label_graph
 from meanshifter.interop.program import PatchLogits, exported
-from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_export, load_export, require
+from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_export, load_export
 from meanshifter.interop.torch_format import require_exporter
 from meanshifter.model.checkpoint import CONFIG, describe
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.packages import require_installed, require_versions
 
 Check = Callable[[RuntimeModel], object]
 
@@ -51,7 +52,8 @@ def export_model(
         overwrite: replace an earlier export in `out`.
 
     Raises:
-        InputError: a format or precision that is not there, a package that is not installed, or a folder that is taken.
+        InputError: a format or precision that is not there, a package that is not installed or too old, or a folder
+            that is taken.
     """
     folder = Path(out)
     check_export(folder, format, precision, calibrated=bool(calibration), label_graph=label_graph, overwrite=overwrite)
@@ -93,7 +95,10 @@ def check_export(
         raise InputError(f"calibrate: given for precision {precision}; only int8 takes ranges from images")
     if label_graph and (form, precision) != ("onnx", "fp32"):
         raise InputError(f"label_map: given for format {form} in {precision}; it is written for onnx in fp32")
-    require(form, *FORMATS[form].WRITING, *(FORMATS[form].QUANTIZING if precision == "int8" else ()))
+    writer = FORMATS[form]
+    packages = (*writer.PACKAGES, *writer.WRITING, *(writer.QUANTIZING if precision == "int8" else ()))
+    require_installed(f"format: {form}", writer.EXTRA, *packages)
+    require_versions(f"format: {form}", writer.EXTRA, *packages)
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken and not (overwrite and is_export(folder)):
         remedy = "replace it with --overwrite" if is_export(folder) else "name an empty or a new folder"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from meanshifter.interop import onnx_format, openvino_format, torch_format
 from meanshifter.model.checkpoint import CONFIG, read_description, read_model_config
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import normalized
+from meanshifter.packages import require_installed
 
 RUNTIME = "runtime"
 READING: dict[str, type | tuple[type, ...]] = {
@@ -196,27 +196,12 @@ def load_export(folder: Path, device: str | torch.device = "cpu") -> RuntimeMode
             f"{folder / CONFIG}: its runtime names the file {stated['file']!r} in {stated['precision']!r}; "
             f"{stated['format']} has {form.FILE} in {', '.join(form.PRECISIONS)}: export the model again"
         )
-    require(stated["format"])
+    require_installed(f"format: {stated['format']}", form.EXTRA, *form.PACKAGES)
     missing = [name for name in form.FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder / missing[0]}: missing; copy the whole export again")
     engine = form.load(folder / stated["file"], stated["precision"], torch.device(device))
     return RuntimeModel(config, labels, stated, folder, engine)
-
-
-def require(name: str, *more: str) -> None:
-    """Make sure that the packages of a format, and `more` of them, are installed.
-
-    Raises:
-        InputError: one is not; the line says which and how to get it.
-    """
-    form = FORMATS[name]
-    for package in (*form.PACKAGES, *more):
-        if find_spec(package) is None:
-            raise InputError(
-                f"format: {name} needs the package {package}, which is not installed; "
-                f'pip install "meanshifter[{form.EXTRA}]"'
-            )
 
 
 def reading_of(path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,8 @@ class Program:
         from torch.export.passes import move_to_device_pass
 
         try:
-            with _tensors_only():
+            with _tensors_only(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of torch 2.9 about buffers that it made itself
                 program = torch.export.load(self._path)
         except Exception as error:  # zip, pickle and schema errors
             reason = " ".join(str(error).split())[:200]
