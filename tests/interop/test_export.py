@@ -65,7 +65,7 @@ def tiny(preset: str = "meanshifter-ti16", classes: int = 7, **more: Any) -> ms.
     """Logits far enough apart that rounding decides no pixel."""
     torch.manual_seed(0)
     labels = Shapes().labels if classes == Shapes().labels.num_classes else ms.LabelSpace.unnamed(classes)
-    model = ms.create_model(preset, labels=labels, image_size=32, drop_path=0.0, backbone_args=BACKBONE, **more)
+    model = ms.create_model(preset, labels=labels, image_size=32, drop_path=0.0, **{"backbone_args": BACKBONE, **more})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -99,6 +99,25 @@ def test_an_export_gives_the_same_logits_and_label_maps(tmp_path: Path, form: st
         read(model, picture(), window=None, flip=True, scales=(1.0, 1.5)),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@needs("openvino")
+def test_openvino_adds_few_products_at_a_time(tmp_path: Path) -> None:
+    import openvino
+
+    model = tiny(backbone_args={**BACKBONE, "mlp_ratio": 33.0})
+    export_model(model, tmp_path / "out", format="openvino")
+    program = openvino.Core().read_model(tmp_path / "out" / "model.xml")
+    sums = [
+        op.input_value(1).get_node().data.shape[1]
+        for op in program.get_ops()
+        if op.get_type_name() == "MatMul" and op.input_value(1).get_node().get_type_name() == "Constant"
+    ]
+    assert sums.count(264) == 2 * 3  # 792 inputs of two layers
+    assert max(sums) == 264
+    images = torch.randn(2, 3, 24, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(ms.load_model(tmp_path / "out")(images), model(images), atol=1e-4, rtol=1e-4)
 
 
 def test_torch_says_which_images_are_too_small(tmp_path: Path) -> None:

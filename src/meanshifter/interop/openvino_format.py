@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ QUANTIZING: tuple[str, ...] = ("nncf",)
 EXTRA = "openvino"
 _ARITHMETIC = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 """What is told to the runtime; left to itself it takes bfloat16 wherever the processor has units for it."""
+_PRODUCTS = 384
+"""The runtime adds the products of a linear layer one after the other; so many at a time round less."""
 
 
 def write(program: ExportedProgram, folder: Path, precision: str, *, calibration: Sequence[Tensor]) -> None:
@@ -35,12 +38,36 @@ def write(program: ExportedProgram, folder: Path, precision: str, *, calibration
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the converter's own deprecations
         model = openvino.convert_model(program)
+        if precision == "fp32":
+            _shorten_sums(model)
         if precision == "int8":
             with redirect_stdout(None):  # its bars
                 model = _quantize(model, calibration)
     model.inputs[0].tensor.set_names({"images"})
     model.outputs[0].tensor.set_names({"logits"})
     openvino.save_model(model, folder / FILE, compress_to_fp16=precision == "fp16")
+
+
+def _shorten_sums(model: Any) -> None:
+    """Make of each linear layer with many inputs several with few, and add what they give."""
+    import numpy as np
+    from openvino import opset13 as ops
+
+    for layer in model.get_ordered_ops():
+        if layer.get_type_name() != "MatMul" or not layer.get_attributes()["transpose_b"]:
+            continue
+        weight = layer.input_value(1).get_node()
+        if weight.get_type_name() != "Constant" or weight.data.ndim != 2 or weight.data.shape[1] <= _PRODUCTS:
+            continue
+        weights = np.array_split(weight.data, -(-weight.data.shape[1] // _PRODUCTS), axis=1)
+        inputs = ops.variadic_split(layer.input_value(0), -1, [part.shape[1] for part in weights]).outputs()
+        sums = [
+            ops.matmul(one, ops.constant(np.ascontiguousarray(part)), False, True)
+            for one, part in zip(inputs, weights, strict=True)
+        ]
+        total = reduce(ops.add, sums).output(0)
+        for user in layer.output(0).get_target_inputs():
+            user.replace_source_output(total)
 
 
 def _quantize(model: Any, calibration: Sequence[Tensor]) -> Any:
