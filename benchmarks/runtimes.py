@@ -37,6 +37,7 @@ WAYS = {
     "OpenVINO, int8": ("openvino", "int8", False),
     "OpenVINO, int8, calibrated": ("openvino", "int8", True),
 }
+PLAIN = "torch, fp32, patches not centred"
 EPSILON = 2.0**-24
 """What rounding to float32 changes a number by, at most, as a part of it."""
 
@@ -53,6 +54,15 @@ def exports(model: ms.Segmenter, calibration: list[torch.Tensor], place: Path) -
         )
         found[name] = ms.load_model(place / name)
     return found
+
+
+def uncentered(model: ms.Segmenter) -> ms.Segmenter:
+    """The model with the plain convolution for its patch embedding."""
+    plain = copy.deepcopy(model)
+    embed = plain.encoder.vit.patch_embed
+    projection, embed.proj = embed.proj, torch.nn.Conv2d(3, embed.proj.out_channels, plain.patch_size, plain.patch_size)
+    embed.proj.weight, embed.proj.bias = projection.weight, projection.bias
+    return plain
 
 
 def in_double(model: ms.Segmenter, nudge: float = 0.0) -> ms.Segmenter:
@@ -96,7 +106,12 @@ def latencies(model: ms.Segmenter, others: dict[str, PatchModel], rounds: int) -
         with model.attention(fused=False):
             return work(model, half=True)()
 
-    ways = {"torch, fp32": work(model), "torch, fp32, compiled": work(compiled), "torch, bf16": plain}
+    ways = {
+        "torch, fp32": work(model),
+        PLAIN: work(uncentered(model)),
+        "torch, fp32, compiled": work(compiled),
+        "torch, bf16": plain,
+    }
     ways |= {name: work(other) for name, other in others.items()}
     return table("Patch logits of 2 windows of 512×512", compare(ways, rounds=rounds, memory=False))
 
@@ -122,6 +137,7 @@ def main() -> None:
         others = exports(model, calibration, Path(place))
         more: dict[str, PatchModel] = {
             "torch, fp32": model,
+            PLAIN: uncentered(model),
             "torch, float64, pixels rounded to fp32": in_double(model, nudge=EPSILON),
             "torch, bf16": model,
         }

@@ -22,6 +22,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
+from meanshifter.model.projection import center_patches
 from meanshifter.model.vit_names import timm_names
 from meanshifter.pickles import check_tensors, read_pickle
 
@@ -61,6 +62,7 @@ class Encoder(nn.Module):
                     module.eps = norm_eps
         if not patch_bias:
             self.vit.patch_embed.proj.bias = None
+        center_patches(self.vit.patch_embed)
         self.patch_size: int = int(self.vit.patch_embed.patch_size[0])
         self.width: int = int(self.vit.embed_dim)
 
