@@ -5,10 +5,11 @@ Fabric starts them (`--devices`, `--num_nodes`), or torchrun or SLURM have; see 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -216,7 +217,15 @@ def launch(fabric: Fabric) -> Processes:
         fabric.launch()
         if fabric.world_size == 1:
             return Processes()
+        atexit.register(_leave)
         return Processes(fabric.global_rank, fabric.world_size, dist.new_group(backend="gloo"))
+
+
+def _leave() -> None:
+    """Take leave while the interpreter is whole: threads of gloo that outlive it abort the process now and then."""
+    with suppress(Exception):  # another process is gone
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager

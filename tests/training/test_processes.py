@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import meanshifter as ms
+from meanshifter.cli.main import main
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError
 from meanshifter.evaluation import save_results
@@ -102,6 +104,38 @@ def test_numbers_of_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_NNODES", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     assert process_counts(None, None) == (8, 2)
+
+
+def test_they_take_leave_before_the_interpreter_goes(tmp_path: Path) -> None:
+    script = """
+        import atexit, torch.distributed as dist
+        from meanshifter.processes import create_fabric, launch
+
+        if __name__ == "__main__":
+            processes = launch(create_fabric(accelerator="cpu", devices=2))
+            connected = dist.is_initialized()
+            atexit._run_exitfuncs()
+            print(processes.rank, connected, dist.is_initialized(), flush=True)
+    """
+    (tmp_path / "leave.py").write_text(dedent(script))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "leave.py"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0 True False" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("environment", "status"),
+    [({}, 2), ({"LOCAL_RANK": "0"}, 2), ({"LOCAL_RANK": "1"}, 0), ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, 2)],
+)
+def test_a_process_that_fabric_started_has_no_status_of_its_own(
+    environment: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["pretict"]) == status  # Fabric kills the others for any but 0
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_one_process_alone_needs_nobody() -> None:

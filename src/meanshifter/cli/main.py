@@ -39,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 2 the input or the command line is wrong; 130 and 143 for Ctrl-C and SIGTERM; 1 anything else.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    status = _run([word for word in words if word != "--debug"], debug="--debug" in words)
+    return 0 if _is_helper() and status != 1 else status
+
+
+def _run(words: list[str], *, debug: bool) -> int:
     _set_up()
     try:
         return _dispatch(words)
@@ -67,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_out_of_memory(error):
             return _fail("out of memory; use smaller windows, batches or images, or another device", 1, debug)
         return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
+
+
+def _is_helper() -> bool:
+    """Whether Fabric, and not torchrun, started this process beside one that leaves with the status of both.
+
+    A status of its own would make Fabric's watcher kill that one, which may still be saving.
+    """
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "LOCAL_WORLD_SIZE" not in os.environ
 
 
 def _set_up() -> None:
