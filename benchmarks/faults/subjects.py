@@ -24,7 +24,8 @@ from meanshifter.data.label_files import read_classes, read_labels_json
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, mask_values, read_image, read_mask, read_sample
 from meanshifter.data.rows import large_file
-from meanshifter.interop.writing import write_mmsegmentation, write_segmenter
+from meanshifter.interop.official_writing import write_segmenter
+from meanshifter.interop.writing import write_mmsegmentation
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.parsing import parse_recipe, recipe_names
 from meanshifter.training.recipe import OptimizerConfig

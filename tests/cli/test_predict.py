@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,34 @@ def test_images_above_max_pixels_are_passed_over(
     words = ["predict", str(model_folder), str(photos), "--out", str(tmp_path / "out"), "--max-pixels", "599"]
     assert main(words) == 2
     assert "30×20 is 600 pixels, above max_pixels 599" in capsys.readouterr().err
+
+
+def test_the_authors_segmenter_labels_and_scores_in_different_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    run, rng = tmp_path / "run", np.random.default_rng(0)
+    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=64, backbone_args=SMALL)
+    for parameter in model.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    model.config = replace(model.config, window=48, stride=40, short_side=40, long_side=160)
+    model.save(run / "checkpoints" / "best")
+    reading = "{window: 48, stride: 40, short_side: 40, long_side: 160}"
+    (run / "config.yaml").write_text(f"evaluation: {reading}\n")
+    image = rng.integers(0, 256, (70, 130, 3), dtype=np.uint8)
+    for folder, pixels in (("images", image), ("masks", image[..., 0] % 2)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    common = ["--protocol", "segmenter"]
+    for model_path in (run, run / "checkpoints" / "best"):
+        assert (
+            main(["predict", str(model_path), str(tmp_path / "images"), "--out", str(tmp_path / "out"), *common]) == 0
+        )
+        theirs = ms.Predictor(model, protocol="segmenter", window=48, stride=40, short_side=None)(image).labels
+        with Image.open(tmp_path / "out" / "a.png") as labels:
+            np.testing.assert_array_equal(np.asarray(labels), theirs)
+        evaluate = ["evaluate", str(model_path), "folder", "--root", str(tmp_path), "--split", "all", *common]
+        assert main(evaluate) == 0
+        assert "sides fitted into 160×40; window 64, stride 32" in capsys.readouterr().out
+        assert main([*evaluate, "--window", "50", "--stride", "20", "--short-side", "none"]) == 0
+        assert "not resized; window 50, stride 20" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import meanshifter as ms
 from meanshifter.inference.resizing import fitted_size, resize
+from meanshifter.interop.official import labelling, scoring_windows
 
 Make = Callable[..., ms.Segmenter]
 Pixels = npt.NDArray[np.uint8]
@@ -119,6 +121,26 @@ def test_so_are_they_on_real_images_at_full_size(shared: Path) -> None:
         images = normalised(model, np.asarray(seg.image), size)
         height, width = seg.labels.shape
         assert agreement(seg.labels, mmsegmentation(model, images, (height, width), 512, 480)) >= 0.9999
+
+
+@torch.inference_mode()
+def test_the_authors_score_and_label_in_windows_of_their_own(tiny_model: Make) -> None:
+    model = tiny_model("segmenter-ti16").eval()
+    model.config = replace(model.config, image_size=(48, 48), window=40, stride=30, short_side=43, long_side=90)
+    image = np.random.default_rng(0).integers(0, 256, (55, 130, 3), dtype=np.uint8)
+    size = fitted_size(55, 130, short_side=43, long_side=90, scale=1.0)
+    scored = segmenter(model, normalised(model, image, size), (55, 130), 48, 16)
+    assert agreement(ms.Predictor(model, protocol="segmenter")(image).labels, scored) >= 0.9999
+    labelled = segmenter(model, normalised(model, image, (55, 130)), (55, 130), 40, 30)
+    predictor = ms.Predictor(model, protocol="segmenter", **labelling(model.config))
+    assert agreement(predictor(image).labels, labelled) >= 0.9999
+    assert agreement(predictor(image).labels, scored) < 0.99
+    given = ms.Predictor(model, protocol="segmenter", window=40, stride=8)
+    assert (given.window, given.stride) == (40, 8)
+    wide = replace(model.config, image_size=(48, 64), window=None, stride=480)
+    assert scoring_windows(wide) == (None, 480)
+    assert labelling(wide) == {"window": 64, "stride": 64, "short_side": None}
+    assert scoring_windows(replace(wide, image_size=(32, 32))) == (32, 1)
 
 
 def test_windows_and_sides_come_from_the_model_unless_given(tiny_model: Make) -> None:

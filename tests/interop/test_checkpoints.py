@@ -12,7 +12,8 @@ from torch import Tensor
 
 import meanshifter as ms
 from meanshifter.interop.checkpoints import read_checkpoint
-from meanshifter.interop.writing import write_mmsegmentation, write_segmenter
+from meanshifter.interop.official_writing import write_segmenter
+from meanshifter.interop.writing import write_mmsegmentation
 from meanshifter.model import checkpoint
 from tests.interop.foreign import (
     TI16,
@@ -268,6 +269,15 @@ def test_heads_and_variants_that_do_not_fit_their_tensors(tmp_path: Path, monkey
     path = save_segmenter(Path(), segmenter_state(TOY, "linear"), TOY, n_cls=9)
     with pytest.raises(ms.InputError, match=r"^variant\.yml: net_kwargs\.n_cls is 9, but the tensors beside it show 7"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(("dataset", "ratio"), [("ade20k", 4), ("pascal_context", 8), ("cityscapes", 2), ("mine", 4)])
+def test_sides_of_the_authors_have_the_ratio_of_their_data_set(dataset: str, ratio: int, tmp_path: Path) -> None:
+    path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)
+    variant = yaml.unsafe_load((tmp_path / "variant.yml").read_text())
+    (tmp_path / "variant.yml").write_text(yaml.dump(variant | {"dataset_kwargs": {"dataset": dataset}}))
+    config = read_checkpoint(path).config
+    assert (config.short_side, config.long_side) == (512, ratio * 512)
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['false']", "a: [", "net_kwargs: {n_heads: {}"])

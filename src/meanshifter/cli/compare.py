@@ -7,7 +7,7 @@ from pathlib import Path
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.evaluate import add_dataset, open_scored
-from meanshifter.cli.predict import add_reading_options, load_predictor
+from meanshifter.cli.reading import add_reading_options, load_predictor
 from meanshifter.errors import InputError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
-from meanshifter.cli.predict import add_reading_options, load_predictor
 from meanshifter.cli.processes import add_process_options, start_processes
+from meanshifter.cli.reading import add_reading_options, load_predictor
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import SEGMENTER_HELP
-from meanshifter.cli.predict import add_reading_options, load_predictor, reading_settings
+from meanshifter.cli.reading import add_reading_options, load_predictor, reading_settings
 from meanshifter.errors import InputError, RunError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from meanshifter.cli import SEGMENTER_HELP
-from meanshifter.cli.predict import add_resizing_options, load_predictor
+from meanshifter.cli.reading import add_resizing_options, load_predictor
 from meanshifter.errors import InputError
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.processes import add_process_options, start_processes
+from meanshifter.cli.reading import add_reading_options, labelling_settings, load_predictor
 from meanshifter.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     out, maps = Path(args.out), [*args.scores, *args.probabilities]
     processes = start_processes(args)
     jobs = processes.together(lambda: plan(args.inputs, out, overlay=args.overlay, scores=maps))
-    predictor = processes.together(lambda: load_predictor(args.model, args, args.mean_shift_layers, **asked))
+    predictor = processes.together(
+        lambda: load_predictor(args.model, args, args.mean_shift_layers, labelling=True, **asked)
+    )
     mine = jobs[processes.rank :: processes.count]
     shares = processes.gather(processes.together(lambda: _predict(mine, predictor, args.alpha, maps, processes.first)))
     failed = [reason for share in shares for reason in share]
@@ -125,8 +128,8 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     from meanshifter.inference.archive import Work, in_process, label_archive
 
     runner = _runner(args)
-    settings = {"mean_shift_layers": args.mean_shift_layers, **reading_settings(args.model, args), **asked}
     model = meanshifter.load_model(args.model)
+    settings = {"mean_shift_layers": args.mean_shift_layers, **labelling_settings(model, args), **asked}
     if runner is None:
         runner = in_process(model.fastest_device if args.device is None else args.device)
     work = Work(model, settings, args.overlay, args.alpha)
@@ -204,6 +207,8 @@ class _Progress:
 
 EVERY = 60
 """Seconds between lines of progress that go to no terminal."""
+LARGE = 2048
+"""Rows from which on an image has a bar of its own."""
 
 
 def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str], shown: bool) -> list[str]:
@@ -232,71 +237,3 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str
             for name, path in zip(maps, job.scores, strict=True):
                 save_png(path, segmentation.map_image(name))
     return failed
-
-
-def add_reading_options(parser: argparse.ArgumentParser, *, precision: bool = True) -> None:
-    """The options of `Predictor` that predicting and evaluating share; those not given are left out."""
-    group = parser.add_argument_group(
-        "how images are read",
-        "What is not given is read as the run's recipe says, or as the model's configuration does: in windows of 512 "
-        "pixels with stride 480 of images fitted into 512 × 2048 pixels, unless another tool's checkpoint says "
-        "otherwise.",
-    )
-    left_out = argparse.SUPPRESS
-    group.add_argument(
-        "--window", type=_or_none, metavar="PIXELS", default=left_out, help="side of the windows; none: whole images"
-    )
-    group.add_argument("--stride", type=int, metavar="PIXELS", default=left_out, help="distance between windows")
-    add_resizing_options(group)
-    group.add_argument(
-        "--protocol", choices=("mmsegmentation", "segmenter"), default=left_out, help="read images as that tool does"
-    )
-    group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
-    group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
-    if precision:
-        group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
-    group.add_argument("--batch-size", type=int, metavar="WINDOWS", default=left_out, help="windows per pass")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
-
-
-def add_resizing_options(group: argparse._ArgumentGroup) -> None:
-    """The sides into which images are fitted; those not given are left out."""
-    left_out = argparse.SUPPRESS
-    group.add_argument(
-        "--short-side", type=_or_none, metavar="PIXELS", default=left_out, help="resize to fit; none: no resizing"
-    )
-    group.add_argument("--long-side", type=int, metavar="PIXELS", default=left_out, help="the longer of the two")
-
-
-LARGE = 2048
-"""Rows from which on an image has a bar of its own."""
-
-
-def load_predictor(
-    name: str, args: argparse.Namespace, mean_shift_layers: int | None = None, **asked: Any
-) -> Predictor:
-    """The predictor that the command line and, for a run folder, its recipe describe, with model `name` loaded."""
-    import meanshifter
-
-    model = meanshifter.load_model(name)
-    device = model.fastest_device if args.device is None else args.device
-    settings = {**reading_settings(name, args), **asked}
-    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
-
-
-def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """How images are read: as the command line says, else as the recipe of run or export `name` does."""
-    from meanshifter.interop.runtime import READING, reading_of
-    from meanshifter.training.state import recipe_reading
-
-    given = {name: value for name, value in vars(args).items() if name in READING}
-    return {**reading_of(name), **recipe_reading(name), **given}
-
-
-def _or_none(text: str) -> int | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; give a number of pixels or none") from None

@@ -31,6 +31,7 @@ from meanshifter.inference.resizing import enlarged_size, fitted_size, resize
 from meanshifter.inference.segmentation import Segmentation
 from meanshifter.inference.windows import Axis, axis, check_windows
 from meanshifter.interop.contract import PatchModel
+from meanshifter.interop.official import scoring_windows
 from meanshifter.ops import Score, View, label_map, pixel_scores
 
 Readable = Picture | LargeFile
@@ -58,8 +59,9 @@ class Predictor:
         short_side: with `long_side`, the sides into which the image is resized, keeping its ratio (bilinear
             without antialiasing, as mmcv's `imrescale`); None reads the image at its own size.
         long_side: the longer of the two, in pixels.
-        protocol: "mmsegmentation" or "segmenter" where another tool's label maps are to be repeated to the pixel;
-            see `Tool`.
+        protocol: "mmsegmentation" or "segmenter" where the label maps that another tool scores are to be repeated to
+            the pixel; see `Tool`. With "segmenter" windows default to those of its `segm.eval.miou`;
+            `interop.official.labelling(model.config)` has the arguments with which to repeat its `segm.inference`.
         scales: factors on that size; with several, softmax probabilities are averaged over them.
         flip: also read the mirrored image, and average.
         mean_shift_layers: mean shift steps; None is the trained number, 0 no shift.
@@ -99,8 +101,9 @@ class Predictor:
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
         own = model.config
-        self.window = own.window if window == "model" else window
-        self.stride = own.stride if stride == "model" else stride
+        windows = scoring_windows(own) if protocol == "segmenter" else (own.window, own.stride)
+        self.window = windows[0] if window == "model" else window
+        self.stride = windows[1] if stride == "model" else stride
         self.short_side = own.short_side if short_side == "model" else short_side
         self.long_side = own.long_side if long_side == "model" else long_side
         check_windows(self.window, self.stride)

@@ -1,7 +1,7 @@
 """What `variant.yml` and the tensors say of a model of the Segmenter's authors.
 
-Source: `segm/model/factory.py`, `segm/model/vit.py` and `segm/train.py` of github.com/rstrudel/segmenter. Its layer
-norms have PyTorch's ε of 1e-5, in the encoder too.
+Source: `segm/model/factory.py`, `segm/model/vit.py`, `segm/train.py`, `segm/inference.py`, `segm/eval/miou.py` and
+`segm/data/config` of github.com/rstrudel/segmenter. Its layer norms have PyTorch's ε of 1e-5, in the encoder too.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "deit": ((123.68 / 255, 116.28 / 255, 103.53 / 255), (58.4 / 255, 57.12 / 255, 57.38 / 255)),
 }
 """As `segm/data/base.py` rounds them, to hundredths of a level."""
-MAX_RATIO = 4
-"""How many times its shorter side an image's longer one may have, before the shorter is made smaller."""
+MAX_RATIOS: dict[Any, int] = {"ade20k": 4, "pascal_context": 8, "cityscapes": 2}
+"""How many times its shorter side an image's longer one may have, before the shorter is made smaller (`max_ratio`)."""
+OVERLAP = 32
+"""Pixels that windows share in `segm/eval/miou.py`."""
 
 
 def describe_segmenter(
@@ -100,18 +102,41 @@ def describe_segmenter(
         window=int(reading.get("window_size", 512)),
         stride=int(reading.get("window_stride", 512)),
         short_side=side,
-        long_side=MAX_RATIO * side,
+        long_side=MAX_RATIOS.get(_dataset(variant), MAX_RATIOS["ade20k"]) * side,
         mean=mean,
         std=std,
     )
     return config, _labels(variant, decoder.classes), notes
 
 
-def _labels(variant: Mapping[str, Any], K: int) -> LabelSpace:
-    """Names and palette of the data set that was trained on, where it is one of the catalogue with as many classes."""
+def scoring_windows(config: ModelConfig) -> tuple[int | None, int]:
+    """Window and stride of `segm/eval/miou.py`: the side of the training crops, and 32 pixels less.
+
+    It does not ask what `variant.yml` says of windows. Crops of those models are square; others keep what they say.
+    """
+    height, width = config.image_size
+    return (width, max(width - OVERLAP, 1)) if height == width else (config.window, config.stride)
+
+
+def labelling(config: ModelConfig) -> dict[str, Any]:
+    """How `segm/inference.py` reads images, as arguments of `Predictor`.
+
+    That is at their own size, whatever they were trained at, in the windows that `variant.yml` states.
+    """
+    window = config.image_size[1] if config.window is None else config.window
+    return {"window": window, "stride": min(config.stride, window), "short_side": None}
+
+
+def _dataset(variant: Mapping[str, Any]) -> str | None:
+    """The data set that was trained on, as that tool calls it."""
     trained = variant.get("dataset_kwargs")
     name = trained.get("dataset") if isinstance(trained, Mapping) else None
-    known = DATASETS.get(name) if isinstance(name, str) else None
+    return name if isinstance(name, str) else None
+
+
+def _labels(variant: Mapping[str, Any], K: int) -> LabelSpace:
+    """Names and palette of the data set that was trained on, where it is one of the catalogue with as many classes."""
+    known = DATASETS.get(_dataset(variant))
     if known is None or known.num_classes != K:
         return LabelSpace.unnamed(K)
     return LabelSpace(known.names, known.palette)

@@ -1,0 +1,89 @@
+"""What other tools would compute otherwise is refused or said; what their scripts ask of a file is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import meanshifter as ms
+from meanshifter.interop.checkpoints import read_checkpoint
+from meanshifter.interop.official_writing import write_segmenter
+from meanshifter.interop.writing import WRITERS, write_mmsegmentation
+from tests.interop.foreign import Toy, mmsegmentation_state
+
+SMALL = {"embed_dim": 64, "depth": 1, "num_heads": 1}
+
+
+def small(preset: str = "segmenter-ti16", *, side: int | tuple[int, int] = 64, **more: Any) -> ms.Segmenter:
+    arguments = {"backbone_args": {**SMALL, **more.pop("arguments", {})}, **more}
+    return ms.create_model(preset, num_classes=3, image_size=side, **arguments)
+
+
+ODD = {
+    "blocks.0.ls1.gamma": {"init_values": 0.1},
+    "reg_token": {"reg_tokens": 2},
+    "a class token without a position": {"no_embed_class": True},
+    "blocks.0.attn.k_norm": {"qk_norm": True},
+    "norm_pre.bias": {"pre_norm": True},
+    "no blocks.0.attn.qkv.bias": {"qkv_bias": False},
+    "no cls_token": {"class_token": False, "global_pool": "avg"},
+    "no pos_embed": {"pos_embed": "none"},
+    "the activation QuickGELU": {"act_layer": "quick_gelu"},
+    "the activation GELUTanh": {"act_layer": "gelu_tanh"},
+}
+
+
+@pytest.mark.parametrize("tool", ["mmsegmentation", "segmenter"])
+@pytest.mark.parametrize("part", ODD)
+def test_encoders_that_those_tools_would_build_otherwise_are_refused(tool: str, part: str, tmp_path: Path) -> None:
+    model = small(arguments=ODD[part])
+    with pytest.raises(ms.InputError, match=f"its encoder has {part}.* builds plain ViTs only"):
+        WRITERS[tool](model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_of_another_kind_are_refused(tmp_path: Path) -> None:
+    model = small()
+    block = model.encoder.vit.blocks[0]
+    block.__class__ = type("ResPostBlock", (type(block),), {})  # norms after the branches, in tensors of the same names
+    with pytest.raises(ms.InputError, match="layers of the kind ResPostBlock"):
+        write_mmsegmentation(model, tmp_path / "out.pth")
+
+
+def test_the_authors_take_sizes_from_the_width(tmp_path: Path) -> None:
+    with pytest.raises(ms.InputError, match="mlp_ratio is 2, but the authors' Segmenter has 4"):
+        write_segmenter(small(arguments={"mlp_ratio": 2.0}), tmp_path / "out")
+    toy = Toy(D=128, heads=2, K=3)
+    config = "model = dict(backbone=dict(num_heads=2), decode_head=dict(num_classes=3, num_heads=4))"
+    torch.save({"meta": {"cfg": config}, "state_dict": mmsegmentation_state(toy, "mask")}, tmp_path / "theirs.pth")
+    with pytest.warns(UserWarning, match="assumed"):
+        model = read_checkpoint(tmp_path / "theirs.pth")
+    with pytest.raises(ms.InputError, match=r"decoder_heads is 4, .* one for each 64 of 128 channels"):
+        write_segmenter(model, tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+def test_a_variant_has_what_the_scripts_of_the_authors_ask_for(tmp_path: Path) -> None:
+    for side, crop in ((64, 64), ((64, 96), 512)):
+        write_segmenter(small(side=side), tmp_path)
+        variant = yaml.safe_load((tmp_path / "variant.yml").read_text())
+        trained = variant["dataset_kwargs"]  # of segm.eval.miou
+        assert (trained["normalization"], trained["image_size"], trained["crop_size"]) == ("vit", 512, crop)
+        windows = variant["inference_kwargs"]  # of segm.inference
+        assert (windows["window_size"], windows["window_stride"]) == (512, 480)
+        # no name of which its loader would fetch weights of other shapes
+        assert variant["net_kwargs"]["backbone"] == "vit_64_patch16"
+    write_segmenter(ms.create_model("segmenter-ti16", num_classes=3), tmp_path)
+    variant = yaml.safe_load((tmp_path / "variant.yml").read_text())
+    assert variant["net_kwargs"]["backbone"] == "vit_tiny_patch16_384"
+
+
+@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+@pytest.mark.parametrize("tool", ["mmsegmentation", "segmenter"])
+def test_tools_without_the_block_are_told_of(tool: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="has no (mean shift block|MeanShifterHead)"):
+        WRITERS[tool](small("meanshifter-ti16"), tmp_path / "out")
