@@ -41,6 +41,34 @@ def test_it_loads_our_file_and_gives_our_label_map(preset: str, size: tuple[int,
         torch.testing.assert_close(ours(x), theirs.decode_head(theirs.backbone(x)), rtol=1e-5, atol=5e-5)
 
 
+@pytest.mark.parametrize("preset", ["segmenter-ti16", "segmenter-mask-ti16"])
+def test_photographs_too(preset: str, shared: Path, tmp_path: Path) -> None:
+    from mmseg.apis import inference_model, init_model
+
+    torch.manual_seed(0)
+    weights = next((shared / "weights").glob("*.safetensors"))
+    write_mmsegmentation(ms.create_model(preset, num_classes=150, backbone_weights=weights), tmp_path / "model.pth")
+    theirs = init_model(str(tmp_path / "model.py"), str(tmp_path / "model.pth"), device="cpu")
+    predictor = ms.Predictor(read_checkpoint(tmp_path / "model.pth"), protocol="mmsegmentation")
+    for path in sorted((shared / "data" / "ade20k_sample").rglob("*.jpg")):
+        expected = inference_model(theirs, str(path)).pred_sem_seg.data[0].numpy()
+        assert (predictor(path).labels == expected).mean() >= 0.9999
+
+
+def test_what_its_runner_stores_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
+    from mmengine.logging import MessageHub
+
+    state = mmsegmentation_state(Toy(), "linear")
+    hub = MessageHub.get_instance("meanshifter")
+    hub.update_scalar("train/loss", 0.25)
+    hub.update_info("iter", np.int64(3))
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(value) for value in state.values()])
+    whole = {"state_dict": state, "message_hub": hub.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**whole, "param_schedulers": [{"last_step": np.int64(3), "base_values": [0.1]}]}, tmp_path / "iter.pth")
+    model = read_checkpoint(tmp_path / "iter.pth")
+    assert torch.equal(model.encoder.vit.cls_token, state["backbone.cls_token"])
+
+
 CONFIGS = sorted((Path(mmseg.__file__).parent / ".mim" / "configs" / "segmenter").glob("*.py"))
 
 
