@@ -74,25 +74,48 @@ def write_text(path: str | Path, text: str) -> None:
     write_beside(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
+def require_replaceable(path: str | Path) -> Path:
+    """The folder that `path` names, behind links, if another can be renamed into its place.
+
+    Raises:
+        InputError: it is where the process stands, where a disk is mounted, or a loop of links.
+    """
+    try:
+        found = Path(path).resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be followed ({error}); name another place") from error
+    if found == Path.cwd():
+        raise InputError(f"{path}: is the current folder, which cannot be replaced; name a folder in it")
+    if found.is_mount():
+        raise InputError(f"{path}: is where a disk is mounted, which cannot be replaced; name a folder in it")
+    return found
+
+
 @contextmanager
 def folder_beside(path: str | Path) -> Iterator[Path]:
     """An empty folder beside `path`, renamed into its place, over an old one, unless the block raises.
 
+    A link stays, and the folder that it points to is replaced.
+
     Raises:
-        InputError: the folder cannot be made; nothing is left behind then.
+        InputError: the folder cannot be made, filled or put in place; nothing is left behind then, and what was there
+            before stays.
     """
-    path = Path(path)
-    temporary, old = (beside(path, f"{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    place = require_replaceable(path)
+    temporary, old = (beside(place, f"{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
-    try:
         yield temporary
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        if place.exists():
+            place.replace(old)
+        temporary.replace(place)
+    except OSError as error:
+        if not (error.filename is None or str(error.filename).startswith((str(temporary), str(place)))):
+            raise  # of a file that was read
+        reason = error.strerror or str(error) or type(error).__name__
+        raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
     finally:
+        if old.exists() and not place.exists():
+            old.replace(place)
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from meanshifter.cli.main import main
 from meanshifter.data import Shapes
 from meanshifter.inference.agreement import agreement
 from meanshifter.interop import export as exporting
-from meanshifter.interop import runtime
+from meanshifter.interop import label_graph, runtime, torch_format
 from meanshifter.interop.contract import PatchModel
 from meanshifter.interop.export import export_model
 from meanshifter.interop.program import PatchLogits, resample_grid
@@ -114,6 +117,19 @@ def test_on_a_photograph_with_real_weights_they_differ_by_rounding(shared: Path,
     assert found.percent < 0.01
 
 
+@pytest.mark.parametrize("form", [ONNX, OPENVINO, "torch"])
+@pytest.mark.parametrize("positions", ["bicubic", "bilinear"])
+def test_positions_stay_where_another_tool_counts_as_many_patches(form: str, positions: Any, tmp_path: Path) -> None:
+    model = tiny()
+    model.config, model.encoder.positions = replace(model.config, positions=positions), positions
+    export_model(model, tmp_path / "out", format=form)
+    exported = ms.load_model(tmp_path / "out")
+    for size in ((32, 32), (16, 64), (61, 15), (24, 40)):  # 4×4 patches are the model's own, 2×8 and 8×2 as many
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images), model(images), atol=1e-4, rtol=1e-4)
+
+
 @needs("openvino")
 def test_openvino_adds_few_products_at_a_time(tmp_path: Path) -> None:
     import openvino
@@ -135,7 +151,7 @@ def test_openvino_adds_few_products_at_a_time(tmp_path: Path) -> None:
 
 def test_torch_says_which_images_are_too_small(tmp_path: Path) -> None:
     export_model(tiny(), tmp_path / "out", format="torch")
-    with pytest.raises(ms.InputError, match="images of 3×30 pixels; the program takes sides above one patch"):
+    with pytest.raises(ms.InputError, match=r"^model\.pt2: images of 3×30 pixels; .* export with --format onnx$"):
         ms.load_model(tmp_path / "out")(torch.randn(1, 3, 3, 30))
 
 
@@ -253,15 +269,53 @@ def test_an_older_package_is_named_with_what_is_needed(
     assert not any(tmp_path.iterdir())
 
 
-def test_an_export_that_is_missing_a_file_or_damaged(tmp_path: Path) -> None:
+def test_an_export_that_is_missing_a_file_or_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export_model(tiny(), tmp_path / "out", format="torch")
     program = tmp_path / "out" / "model.pt2"
-    program.write_bytes(program.read_bytes()[:100])
+    program.write_bytes(program.read_bytes()[:3000])
     with pytest.raises(ms.InputError, match="torch cannot read it"):
         ms.load_model(tmp_path / "out")
+    assert capfd.readouterr().err == ""  # torch would log a traceback
     program.unlink()
     with pytest.raises(ms.InputError, match=r"model\.pt2: missing; copy the whole export again"):
         ms.load_model(tmp_path / "out")
+
+
+def test_the_files_of_two_exports_do_not_mix(tmp_path: Path) -> None:
+    for classes in (5, 7):
+        export_model(tiny(classes=classes), tmp_path / str(classes), format="torch")
+    (tmp_path / "5" / "model.pt2").replace(tmp_path / "7" / "model.pt2")
+    with pytest.raises(ms.InputError, match=r"config\.json: names 7 classes, but the program beside it makes 5"):
+        ms.load_model(tmp_path / "7")(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("form", [ONNX, OPENVINO, "torch"])
+def test_a_full_disk_is_said_in_one_line(
+    folder: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if form != "openvino" else RuntimeError("iostream error")
+
+    target = {"onnx": "onnx.save", "openvino": "openvino.save_model", "torch": f"{torch_format.__name__}.write_beside"}
+    monkeypatch.setattr(target[form], full)
+    before = sorted(tmp_path.iterdir())
+    assert main(["export", str(folder), str(tmp_path / "out"), "--format", form]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"meanshifter: {tmp_path / 'out'}: cannot be written (")
+    assert line.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("place", [".", "mount"])
+def test_folders_that_cannot_be_replaced_are_refused_before_any_work(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mount").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mount")
+    monkeypatch.setattr(exporting, "exported", lambda *_, **__: pytest.fail("it was worked on"))
+    with pytest.raises(ms.InputError, match=f"^{place}: is .*, which cannot be replaced; name a folder in it"):
+        export_model(tiny(), place, format="torch")
 
 
 def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) -> None:
@@ -286,6 +340,7 @@ def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) ->
         ("stride", 16, r"runtime\.stride is 16, but"),
         ("reading", {"window": "x"}, r"reading\.window is 'x'"),
         ("reading", {"flip": 3}, r"reading\.flip is 3"),
+        ("reading", 1, r"runtime\.reading is 1"),
     ],
 )
 def test_a_description_that_does_not_fit_its_program(tmp_path: Path, field: str, value: Any, line: str) -> None:
@@ -334,6 +389,34 @@ def test_the_commands_take_an_export_as_a_model(
 
 def scored(stored: Any) -> Any:
     return stored["results"][0] if isinstance(stored, dict) and "results" in stored else stored
+
+
+def test_another_precision_than_the_one_built_in_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, image = tmp_path / "out", str(tmp_path / "0.png")
+    export_model(tiny(classes=Shapes().labels.num_classes), out, format="torch")
+    for asked, status in (("fp32", 0), ("auto", 0), ("bf16", 2)):
+        command = ["predict", str(out), image, "--out", str(tmp_path / asked), "--precision", asked]
+        assert main(command) == status
+    assert "--precision: bf16, but the export has fp32 built in" in capsys.readouterr().err
+
+
+@needs("onnx", "onnxscript", "onnxruntime")
+def test_label_graphs_are_compared_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(folder), str(tmp_path / "out"), "--format", "onnx", "--label-map", "--images"]
+    command += [str(tmp_path / "1.png")]
+    monkeypatch.setattr(label_graph, "upsampling", lambda n, pixels, stride: torch.ones(pixels, n))
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert "labels.onnx on 41×60 pixels of the first image: " in out
+    assert "not written, as" in err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert "labels.onnx on 41×60 pixels of the first image: 100.0000 % agree" in capsys.readouterr().out
 
 
 def test_without_images_generated_ones_are_compared(

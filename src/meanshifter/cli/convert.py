@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import SEGMENTER_HELP
 from meanshifter.errors import InputError
+from meanshifter.files import require_replaceable
 
 if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
@@ -62,6 +63,7 @@ def _check_place(args: argparse.Namespace) -> None:
     """Refuse to write over anything that was not asked for."""
     suffixes = SUFFIXES.get(args.to)
     if suffixes is None:
+        require_replaceable(args.out)
         if args.out.is_file():
             raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
         found = {path.name for path in args.out.iterdir()} if args.out.is_dir() else set()

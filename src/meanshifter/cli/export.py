@@ -25,6 +25,8 @@ LIMIT = 0.1
 """Percent of the pixels that may differ in fp32."""
 WINDOWS = 64
 """That ranges of activations are taken from."""
+PART = 640
+"""Pixels of a side in which label graphs are compared."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -124,9 +126,30 @@ def _compare(
     settings: dict[str, Any] = reading_settings(args.model, args)
     found = agreement(predictor, Predictor(exported, **settings), images)
     print(f"{args.format} {args.arithmetic} on {len(images)} {described}: {found}")
+    _check_limit(found.percent, args)
+    if args.label_map:
+        _compare_graph(predictor, exported, images[0], args)
+
+
+def _compare_graph(predictor: Predictor, exported: RuntimeModel, image: Picture, args: argparse.Namespace) -> None:
+    """As `_compare`, for `labels.onnx`, which reads images whole: on a part of the first, in the same memory."""
+    import numpy as np
+
+    from meanshifter.inference.pictures import as_pixels
+    from meanshifter.inference.predictor import Predictor
+    from meanshifter.interop.label_graph import FILE, read_labels
+
+    part = np.ascontiguousarray(as_pixels(image, predictor.max_pixels)[:PART, :PART])
+    whole = Predictor(predictor.model, window=None, short_side=None, mean_shift_layers=predictor.mean_shift_layers)
+    different = 100 * float((read_labels(exported.folder / FILE, part) != whole(part).labels).mean())
+    print(f"{FILE} on {part.shape[0]}×{part.shape[1]} pixels of the first image: {100 - different:.4f} % agree")
+    _check_limit(different, args)
+
+
+def _check_limit(percent: float, args: argparse.Namespace) -> None:
     limit = (LIMIT if args.arithmetic == "fp32" else None) if args.max_difference is None else args.max_difference
-    if limit is not None and not found.percent <= limit:
+    if limit is not None and not percent <= limit:
         raise RunError(
-            f"{args.out}: not written, as {found.percent:.4f} % of the pixels get another label than the model's own, "
+            f"{args.out}: not written, as {percent:.4f} % of the pixels get another label than the model's own, "
             f"above {limit:g} %; use another precision, or allow it with --max-difference"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.processes import add_process_options, start_processes
-from meanshifter.cli.reading import add_reading_options, labelling_settings, load_predictor
+from meanshifter.cli.reading import add_reading_options, check_precision, labelling_settings, load_predictor
 from meanshifter.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
 
     runner = _runner(args)
     model = meanshifter.load_model(args.model)
+    check_precision(model, args)
     settings = {"mean_shift_layers": args.mean_shift_layers, **labelling_settings(model, args), **asked}
     if runner is None:
         runner = in_process(model.fastest_device if args.device is None else args.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from meanshifter.errors import InputError
+
 if TYPE_CHECKING:
     from meanshifter.inference.predictor import Predictor
     from meanshifter.interop.contract import PatchModel
@@ -56,6 +58,7 @@ def load_predictor(
     model = meanshifter.load_model(name)
     device = model.fastest_device if args.device is None else args.device
     settings = {**(labelling_settings(model, args) if labelling else reading_settings(name, args)), **asked}
+    check_precision(model, args)
     return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
 
 
@@ -78,6 +81,19 @@ def labelling_settings(model: PatchModel, args: argparse.Namespace) -> dict[str,
     if given.get("protocol") != "segmenter":
         return settings
     return {**settings, **official.labelling(model.config), **given}
+
+
+def check_precision(model: PatchModel, args: argparse.Namespace) -> None:
+    """Refuse a precision that was asked for and is not the one built in; to `Predictor` fp32 asks for nothing.
+
+    Raises:
+        InputError: as said.
+    """
+    asked, own = _given(args).get("precision"), model.own_precision
+    if own is not None and asked not in (None, "auto", own):
+        raise InputError(
+            f"--precision: {asked}, but the export has {own} built in; leave it out, or export the model again"
+        )
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

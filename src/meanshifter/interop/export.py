@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meanshifter.errors import InputError
-from meanshifter.files import folder_beside, write_text
+from meanshifter.files import folder_beside, require_replaceable, write_text
 from meanshifter.interop.label_graph import FILE, write_label_graph
 from meanshifter.interop.program import PatchLogits, exported
 from meanshifter.interop.runtime import FORMATS, RUNTIME, RuntimeModel, is_export, load_export
@@ -99,6 +99,7 @@ def check_export(
     packages = (*writer.PACKAGES, *writer.WRITING, *(writer.QUANTIZING if precision == "int8" else ()))
     require_installed(f"format: {form}", writer.EXTRA, *packages)
     require_versions(f"format: {form}", writer.EXTRA, *packages)
+    require_replaceable(folder)
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken and not (overwrite and is_export(folder)):
         remedy = "replace it with --overwrite" if is_export(folder) else "name an empty or a new folder"

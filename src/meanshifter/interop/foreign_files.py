@@ -12,6 +12,7 @@ from torch import Tensor
 from meanshifter.errors import InputError
 from meanshifter.files import write_beside
 from meanshifter.interop.naming import Naming, to_foreign
+from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.model.stored import stored_state
 
@@ -25,7 +26,7 @@ def foreign_state(model: Segmenter, naming: Naming, tool: str) -> dict[str, Tens
     own = stored_state(model)
     homeless = [name for name in own if naming.place(name) is None]
     shift = model.config.mean_shift
-    if shift is not None and (shift.kernel, shift.spatial, shift.blurring, shift.step_size) != ("dot", None, True, 1.0):
+    if shift is not None and shift != MeanShiftConfig(shift.layers, shift.channels, neighbors=shift.neighbors):
         homeless.append("mean_shift, which is not the published block")
     if homeless:
         raise InputError(f"model: {tool} has no place for {', '.join(homeless[:3])}; write a model folder instead")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,15 @@ def write_label_graph(model: Segmenter, layers: int, path: Path) -> None:
     graph = onnx_format.to_onnx(exported(parts, example, side=model.patch_size + 1, rows=1), ("images",), _PARTS)
     _append_argmax(graph.graph, model.labels.num_classes)
     onnx_format.save(graph, path)
+
+
+def read_labels(path: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """The label map (H, W) that a written graph gives for an image (H, W, 3)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    labels: npt.NDArray[np.unsignedinteger[Any]] = session.run(None, {"images": image[None]})[0][0]
+    return labels
 
 
 class _Parts(nn.Module):

@@ -45,7 +45,10 @@ def write(program: ExportedProgram, folder: Path, precision: str, *, calibration
                 model = _quantize(model, calibration)
     model.inputs[0].tensor.set_names({"images"})
     model.outputs[0].tensor.set_names({"logits"})
-    openvino.save_model(model, folder / FILE, compress_to_fp16=precision == "fp16")
+    try:
+        openvino.save_model(model, folder / FILE, compress_to_fp16=precision == "fp16")
+    except RuntimeError as error:  # its streams do not say why
+        raise OSError("OpenVINO could not write it, perhaps for want of space") from error
 
 
 def _shorten_sums(model: Any) -> None:

@@ -79,10 +79,20 @@ class _SizedEncoder(Encoder):
             return torch.cat([*prefix, patches], 1)
         stated = 0 if vit.no_embed_class else vit.num_prefix_tokens
         size = tuple(vit.patch_embed.grid_size)
-        position = resample_grid(vit.pos_embed[:, stated:], size, grid, self.positions)
+        own = vit.pos_embed[:, stated:]
+        position = resample_grid(own, size, grid, self.positions)
+        if self.positions != "antialias":  # of tools that compare numbers of patches, not their shapes
+            position = _as_it_is_where_as_many(own, position, grid)
         if vit.no_embed_class:
             return torch.cat([*prefix, patches + position], 1)
         return torch.cat([*prefix, patches], 1) + torch.cat([vit.pos_embed[:, :stated], position], 1)
+
+
+def _as_it_is_where_as_many(own: Tensor, resampled: Tensor, grid: Grid) -> Tensor:
+    """`own` (1, N, D) in place of `resampled` (1, h·w, D) where N = h·w, as `Encoder` has it; the program decides."""
+    N, count = own.shape[1], grid[0] * grid[1]
+    same = torch.scalar_tensor(count, dtype=torch.float32) == N
+    return torch.where(same, own[:, torch.arange(count).clamp(max=N - 1)], resampled)
 
 
 def resample_grid(values: Tensor, size: Grid, grid: Grid, mode: str = "antialias") -> Tensor:

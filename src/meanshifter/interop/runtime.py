@@ -68,12 +68,12 @@ class RuntimeModel:
         self, config: ModelConfig, labels: LabelSpace, stated: dict[str, Any], folder: Path, engine: Engine
     ) -> None:
         self.config, self.labels, self.stated = config, labels, stated
-        self._folder, self._engine = folder, engine
+        self.folder, self._engine = folder, engine
         self._layers = int(stated["mean_shift_layers"])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes load it from its folder, since engines are of one process."""
-        return load_export, (self._folder.absolute(), str(self.device))
+        return load_export, (self.folder.absolute(), str(self.device))
 
     def __call__(self, images: Tensor, mean_shift_layers: int | None = None) -> Tensor:
         """Patch logits (B, K, h, w) of normalised images (B, 3, H, W), as a `Segmenter` gives them."""
@@ -136,8 +136,13 @@ class RuntimeModel:
         padding = 0 if self.config.pixel_shift is None else self.config.pixel_shift.factor - 1
         if not (h <= whole.shape[-2] <= h + padding and w <= whole.shape[-1] <= w + padding):
             raise InputError(
-                f"{self._folder / CONFIG}: runtime.stride is {self.stride}, but the program makes {whole.shape[-2]}×"
+                f"{self.folder / CONFIG}: runtime.stride is {self.stride}, but the program makes {whole.shape[-2]}×"
                 f"{whole.shape[-1]} logits of {H}×{W} pixels; export the model again"
+            )
+        if whole.shape[1] != self.labels.num_classes:
+            raise InputError(
+                f"{self.folder / CONFIG}: names {self.labels.num_classes} classes, but the program beside it makes "
+                f"{whole.shape[1]}; put the files of one export together"
             )
         return [whole[..., :h, :w] for _ in layers]
 
@@ -162,7 +167,7 @@ class RuntimeModel:
     def state_dict(self) -> dict[str, Tensor]:
         """The bytes of the program's files."""
         names = FORMATS[self.stated["format"]].FILES
-        return {name: torch.from_numpy(np.fromfile(self._folder / name, np.uint8)) for name in names}
+        return {name: torch.from_numpy(np.fromfile(self.folder / name, np.uint8)) for name in names}
 
 
 def is_export(path: Path) -> bool:
@@ -210,7 +215,9 @@ def reading_of(path: str | Path) -> dict[str, Any]:
         return {}
     stated = read_description(Path(path))[RUNTIME]
     reading = stated.get("reading", {}) if isinstance(stated, dict) else {}
-    for name, value in reading.items() if isinstance(reading, dict) else ():
+    if not isinstance(reading, dict):
+        raise InputError(f"{Path(path) / CONFIG}: runtime.reading is {reading!r:.40}; export the model again")
+    for name, value in reading.items():
         entries = value if isinstance(value, list) else []
         numbers = all(isinstance(entry, int | float) for entry in entries)
         if not (name in READING and isinstance(value, READING[name]) and numbers):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from meanshifter.errors import InputError
+from meanshifter.files import write_beside
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -32,7 +35,9 @@ EXPORTER = "2.9"
 
 def write(program: ExportedProgram, folder: Path, precision: str, *, calibration: Sequence[Tensor]) -> None:
     """Write the program."""
-    torch.export.save(program, folder / FILE)
+    whole = BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, whole)
+    write_beside(folder / FILE, lambda file: file.write(whole.getbuffer()))
 
 
 def load(path: Path, precision: str, device: torch.device) -> Program:
@@ -62,6 +67,17 @@ def _tensors_only() -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch logs the traceback of a first attempt before it makes a second one."""
+    logger = logging.getLogger("torch.export")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 class Program:
     """An exported program as a module."""
 
@@ -79,7 +95,7 @@ class Program:
         from torch.export.passes import move_to_device_pass
 
         try:
-            with _tensors_only(), warnings.catch_warnings():
+            with _tensors_only(), _silent(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of torch 2.9 about buffers that it made itself
                 program = torch.export.load(self._path)
         except Exception as error:  # zip, pickle and schema errors
@@ -102,6 +118,7 @@ class Program:
         except AssertionError as error:
             H, W = images.shape[-2:]
             raise InputError(
-                f"{self._path}: images of {H}×{W} pixels; the program takes sides above one patch ({error})"
+                f"{FILE}: images of {H}×{W} pixels; programs of torch.export take sides above one patch: enlarge the "
+                "images, or export with --format onnx"
             ) from error
         return logits
