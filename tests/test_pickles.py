@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,16 @@ def test_safetensors_alone_are_no_model(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3)}, tmp_path / "vit.safetensors")
     with pytest.raises(ms.InputError, match=r"without the config\.json .* use `backbone_weights`"):
         ms.load_model(tmp_path / "vit.safetensors")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_names_that_are_harmless_are_not_what_is_blamed(
+    protocol: int, legacy: bool, trap: tuple[Command, Path], tmp_path: Path
+) -> None:
+    content = OrderedDict([(trap[0], torch.zeros(1))])
+    options: dict[str, Any] = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": not legacy}
+    torch.save(content, tmp_path / "evil.pth", **options)
+    with pytest.raises(ms.InputError, match=r"refused, nothing of it ran: it asks for (posix|nt)\.system;"):
+        read_pickle(tmp_path / "evil.pth")
+    assert not trap[1].exists()

@@ -52,7 +52,7 @@ def parse_json(text: str, source: object) -> Any:
     except RecursionError as error:
         raise InputError(f"{source}: no JSON that can be read (nested too deeply)") from error
     except ValueError as error:  # of numbers with thousands of digits too
-        raise InputError(f"{source}: no JSON ({_one_line(error)})") from error
+        raise InputError(f"{source}: no JSON ({_one_line(error)}); copy or write it again") from error
 
 
 def parse_yaml(text: str, source: object, loader: type[SafeLoader] | None = None) -> Any:
@@ -80,7 +80,7 @@ def parse_yaml(text: str, source: object, loader: type[SafeLoader] | None = None
     except RecursionError as error:
         raise InputError(f"{source}: not YAML that can be read (nested too deeply)") from error
     except Exception as error:  # besides its own errors, PyYAML raises whatever int, datetime or a dict do
-        raise InputError(f"{source}: not YAML: {_one_line(error)}") from error
+        raise InputError(f"{source}: not YAML of plain values ({_one_line(error)}); correct it") from error
 
 
 def _expansion(node: Node, known: dict[int, int], source: object) -> int:

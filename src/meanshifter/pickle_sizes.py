@@ -71,13 +71,19 @@ def _taken(stack: list[int], op: pickletools.OpcodeInfo) -> list[int]:
 
 
 def names_asked(stream: IO[bytes]) -> Iterator[str]:
-    """The names of modules and their members in the first pickle of `stream`, as far as it is one."""
-    texts: list[str] = []
+    """The names of modules and their members in the pickles at the start of `stream`, as far as it is some."""
     with suppress(Exception):  # as above
-        for op, arg, _ in pickletools.genops(stream):
-            if "UNICODE" in op.name or "STRING" in op.name:
-                texts.append(str(arg))
-            elif op.name in ("GLOBAL", "INST"):
-                yield ".".join(str(arg).split(" "))
-            elif op.name == "STACK_GLOBAL":
-                yield ".".join(texts[-2:])
+        for _ in range(PICKLES):
+            yield from _names(stream)
+
+
+def _names(stream: IO[bytes]) -> Iterator[str]:
+    """Those of one pickle. Texts that a pickle has put aside are not followed to where it takes them up again."""
+    texts: list[str] = []
+    for op, arg, _ in pickletools.genops(stream):
+        if "UNICODE" in op.name or "STRING" in op.name:
+            texts.append(str(arg))
+        elif op.name in ("GLOBAL", "INST"):
+            yield ".".join(str(arg).split(" "))
+        elif op.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,25 @@ def test_how_a_run_reads_images_goes_with_its_model(ours: Path, tmp_path: Path) 
     assert main(["convert", str(run), str(tmp_path / "hub"), "--to", "hub"]) == 0
     predictor = ms.Predictor(ms.load_model(tmp_path / "hub"))
     assert (predictor.window, predictor.short_side, predictor.long_side) == (None, 90, 200)
+
+
+@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+def test_the_source_is_not_written_over(ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    theirs, run, notes = tmp_path / "theirs", tmp_path / "run", tmp_path / "notes"
+    assert main(["convert", str(ours), str(theirs), "--to", "segmenter"]) == 0
+    shutil.copytree(ours, run / "checkpoints" / "best")
+    notes.mkdir()
+    (notes / "README.md").write_text("precious")
+    (tmp_path / "dir.pth").mkdir()
+    for source, out, line in (
+        (theirs / "checkpoint.pth", theirs, "is the model that is read"),
+        (theirs, theirs, "is the model that is read"),
+        (run, run / "checkpoints" / "best", "is the model that is read"),
+        (ours, notes, "holds README.md, which no conversion wrote"),
+    ):
+        before = sorted(path.name for path in out.iterdir())
+        assert main(["convert", str(source), str(out), "--overwrite"]) == 2
+        assert line in capfd.readouterr().err
+        assert sorted(path.name for path in out.iterdir()) == before
+    assert main(["convert", str(ours), str(tmp_path / "dir.pth"), "--to", "mmsegmentation", "--overwrite"]) == 2
+    assert "dir.pth: a folder, but mmsegmentation is written as a file" in capfd.readouterr().err

@@ -71,6 +71,8 @@ def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) ->
         (["shapes", "shapes", "--limit", "0"], "limit: 0 images"),
         (["shapes", "shapes", "--mean-shift-layers", "-1"], "mean_shift_layers: -1"),
         (["shapes", "shapes", "--out", "."], "--out: . is a folder"),
+        (["shapes", "shapes", "--first-id", "1"], "--first-id: is for label maps; add --predictions DIR"),
+        (["shapes", "shapes", "--partial"], "--partial: is for label maps; add --predictions DIR"),
     ],
 )
 def test_wrong_command_lines(

@@ -93,3 +93,15 @@ def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str,
         evaluate_predictions(out, dataset)
     with pytest.raises(ms.InputError, match="is no folder"):
         evaluate_predictions(tmp_path / "nowhere", dataset)
+
+
+def test_where_class_0_can_be(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
+    for name, labels in maps.items():
+        Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"{name}.png")
+    for first in (-1, 254, 300):
+        with pytest.raises(ms.InputError, match=rf"--first-id: {first}; class 0 is 0, 1 or a value from which"):
+            evaluate_predictions(tmp_path, dataset, first=first)
+    next(tmp_path.glob("*.png")).unlink()
+    some = evaluate_predictions(tmp_path, dataset, partial=True)
+    assert f"{len(maps) - 1} of {len(maps)} images" in str(some.protocol)
+    assert "first" not in str(some.protocol)

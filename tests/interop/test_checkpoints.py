@@ -265,7 +265,25 @@ def test_heads_and_variants_that_do_not_fit_their_tensors(tmp_path: Path, monkey
     path = save_mmsegmentation(tmp_path / "model.pth", mmsegmentation_state(TOY, "linear"), TOY._replace(heads=3))
     with pytest.raises(ms.InputError, match=r"model\.pth: 3 attention heads do not divide the width 64"):
         read_checkpoint(path)
+    toy = TOY._replace(D=128, heads=2)
+    text = CONFIG.format(heads=2, side=48, head="SegmenterMaskTransformerHead")
+    for wrong, line in (
+        (text.replace("num_classes=7, num_heads=2", "num_classes=7, num_heads=7"), "width 128 cannot be split into 7"),
+        (text.replace("num_classes=7", "num_classes=7, act_cfg=dict(type='ReLU')"), "act_cfg is 'ReLU'; only"),
+    ):
+        save_mmsegmentation(path, mmsegmentation_state(toy, "mask"), toy, config=wrong)
+        with pytest.raises(ms.InputError, match=rf"model\.pth: .*{line}"):
+            read_checkpoint(path)
     monkeypatch.chdir(tmp_path)
+    for kind, net, line in (
+        ("linear", {"distilled": True}, "distilled is True, but the tensors beside it show False"),
+        ("linear", {"decoder": {"name": "mask_transformer"}}, "decoder.name is 'mask_transformer', but .* linear"),
+        ("mask", {"decoder": {"name": "linear"}}, "decoder.name is 'linear', but .* mask_transformer"),
+        ("mask", {"decoder": {"n_layers": 4}}, "decoder.n_layers is 4, but .* show 2"),
+    ):
+        path = save_segmenter(Path(), segmenter_state(TOY, kind), TOY, **net)
+        with pytest.raises(ms.InputError, match=rf"^variant\.yml: net_kwargs\.{line}"):
+            read_checkpoint(path)
     path = save_segmenter(Path(), segmenter_state(TOY, "linear"), TOY, n_cls=9)
     with pytest.raises(ms.InputError, match=r"^variant\.yml: net_kwargs\.n_cls is 9, but the tensors beside it show 7"):
         read_checkpoint(path)
@@ -352,3 +370,12 @@ def test_a_file_of_a_model_is_not_the_model(file: str, tmp_path: Path) -> None:
     ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(tmp_path)
     with pytest.raises(ms.InputError, match=f"{file}: one file of a model; give its folder"):
         ms.load_model(tmp_path / file)
+
+
+def test_a_checkpoint_of_the_authors_without_its_variant(tmp_path: Path) -> None:
+    path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)
+    (tmp_path / "variant.yml").unlink()
+    with pytest.raises(ms.InputError, match=r"variant\.yml: missing; put it there, or give .*checkpoint\.pth"):
+        ms.load_model(tmp_path)
+    with pytest.warns(UserWarning, match="assumed"):
+        ms.load_model(path)

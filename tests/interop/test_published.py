@@ -105,3 +105,12 @@ def test_the_table_names_each_model_once_with_its_hash_as_in_the_file_name() -> 
     for entry in PUBLISHED.values():
         assert entry.digest is None or entry.url.endswith(f"-{entry.digest}.pth")
     assert sum(entry.digest is not None for entry in PUBLISHED.values()) == 5
+
+
+def test_what_was_converted_is_read_without_a_lock(served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, address = served
+    path = save_mmsegmentation(folder / "model.pth", mmsegmentation_state(TOY, "linear"), TOY)
+    name = publish(monkeypatch, f"{address}/model.pth", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    ms.load_model(name)
+    monkeypatch.setattr(published, "_alone", lambda _: pytest.fail("a shared cache may be for reading only"))
+    assert ms.load_model(name).labels.num_classes == TOY.K

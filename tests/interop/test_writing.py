@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,50 @@ def test_a_variant_has_what_the_scripts_of_the_authors_ask_for(tmp_path: Path) -
 def test_tools_without_the_block_are_told_of(tool: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="has no (mean shift block|MeanShifterHead)"):
         WRITERS[tool](small("meanshifter-ti16"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("field", [{"restore": True}, {"kernel": "gaussian"}, {"blurring": False}, {"spatial": 2.0}])
+def test_blocks_that_are_not_the_published_one_are_refused(field: dict[str, Any], tmp_path: Path) -> None:
+    for tool in ("mmsegmentation", "segmenter"):
+        with pytest.raises(ms.InputError, match="mean_shift, which is not the published block"):
+            WRITERS[tool](
+                small("meanshifter-ti16", mean_shift={"layers": 2, "channels": 16, **field}), tmp_path / "out"
+            )
+
+
+def test_what_a_variant_cannot_say_is_said(tmp_path: Path) -> None:
+    model = small()
+    model.config = replace(model.config, positions="bilinear", norm_eps=1e-5, window=None, short_side=None)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-5
+    model.labels = ms.LabelSpace(("sky", "road", "car"))
+    with pytest.warns(UserWarning, match="windows of 64, not whole; .* 256×64, not left at their size; .* no names$"):
+        write_segmenter(model, tmp_path)
+    model.config = replace(model.config, window=64, stride=32, short_side=40, long_side=100)
+    model.labels = ms.LabelSpace.unnamed(3)
+    with pytest.warns(UserWarning, match=r": scored images are fitted into 160×40, not into 100×40$"):
+        write_segmenter(model, tmp_path)
+    model.config = replace(model.config, long_side=160)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_segmenter(model, tmp_path)
+    config = read_checkpoint(tmp_path / "checkpoint.pth").config
+    assert (config.window, config.stride, config.short_side, config.long_side) == (64, 32, 40, 160)
+
+
+@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise", "ignore:.*has no mean shift block")
+def test_steps_of_a_mean_shifter_come_back(tmp_path: Path) -> None:
+    write_segmenter(small("meanshifter-ti16", mean_shift={"layers": 3, "channels": 16}), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = read_checkpoint(tmp_path / "checkpoint.pth")
+    assert model.mean_shift is not None
+    assert model.mean_shift.layers == 3
+
+
+def test_sizes_that_the_authors_cannot_build_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ms.InputError, match=r"image_size is \(60, 60\), .* multiples of its patches of 16"):
+        write_segmenter(small(side=60), tmp_path / "out")
+    with pytest.raises(ms.InputError, match="decoder_heads is 1, .* one for each 64 of 32 channels"):
+        write_segmenter(small("segmenter-mask-ti16", arguments={"embed_dim": 32}), tmp_path / "out")

@@ -68,6 +68,9 @@ def test_scores_of_other_weights_are_refused(model: ms.Segmenter, tmp_path: Path
     (tmp_path / "scores.json").write_text(json.dumps({"results": [score]}))
     with pytest.raises(ms.InputError, match=r"scores\.json: scores of weights '0123456789ab', but the model's are"):
         model.save_pretrained(tmp_path / "hub", results=tmp_path / "scores.json")
+    for unknown in ({"weights": "unknown", "predictions": "maps"}, {}):
+        with pytest.raises(ms.InputError, match="scores of weights 'unknown', but the model's are"):
+            model.save_pretrained(tmp_path / "hub", results=[{**score, "protocol": {"dataset": "shapes", **unknown}}])
     assert not (tmp_path / "hub").exists()
     score["protocol"] = {"dataset": "shapes", "weights": weights_hash(model)}
     model.save_pretrained(tmp_path / "hub", results=[score])
@@ -76,7 +79,7 @@ def test_scores_of_other_weights_are_refused(model: ms.Segmenter, tmp_path: Path
 
 
 def test_nothing_of_an_earlier_model_stays(model: ms.Segmenter, tmp_path: Path) -> None:
-    scores = [{"protocol": {"dataset": "shapes"}, "mIoU": 3.0}]
+    scores = [{"protocol": {"dataset": "shapes", "weights": weights_hash(model)}, "mIoU": 3.0}]
     model.carried = {"encoder.head.bias": torch.zeros(3)}
     model.save_pretrained(tmp_path, results=scores, licence="mit")
     assert "license: mit" in (tmp_path / "README.md").read_text()
@@ -89,4 +92,16 @@ def test_nothing_of_an_earlier_model_stays(model: ms.Segmenter, tmp_path: Path) 
 def test_a_model_without_scores_says_so(model: ms.Segmenter, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert "None were given" in (tmp_path / "README.md").read_text()
-    assert read_results(tmp_path) == []
+    with pytest.raises(ms.InputError, match=r"results\.json: no such file"):
+        read_results(tmp_path)
+
+
+def test_a_licence_is_a_name_and_goes_along(model: ms.Segmenter, tmp_path: Path) -> None:
+    for wrong in ("", "a\nb: c", "mit or so"):
+        with pytest.raises(ms.InputError, match="is no name of one; the Hub"):
+            model.save_pretrained(tmp_path / "hub", licence=wrong)
+    assert not (tmp_path / "hub").exists()
+    model.save_pretrained(tmp_path / "hub", licence="cc-by-4.0")
+    for again, option, named in (("kept", [], "cc-by-4.0"), ("other", ["--licence", "mit"], "mit")):
+        assert main(["convert", str(tmp_path / "hub"), str(tmp_path / again), "--to", "hub", *option]) == 0
+        assert f"\nlicense: {named}\n" in (tmp_path / again / "README.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,10 @@ WRITTEN = {
     "variant.yml",
 }
 """What the other formats put into their folder."""
+MARKS = {"config.json", "checkpoint.pth"}
+"""Those of them without which no conversion left it."""
+CHECKPOINTS = ("checkpoints/best", "checkpoints/last")
+"""Where the model of a run lies, in the order in which it is looked for."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +72,8 @@ def _check_place(args: argparse.Namespace) -> None:
         if args.out.is_file():
             raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
         found = {path.name for path in args.out.iterdir()} if args.out.is_dir() else set()
-        if strange := sorted(found - WRITTEN):
+        strange = sorted(found - WRITTEN) or sorted(found if found and not found & MARKS else ())
+        if strange:
             raise InputError(f"{args.out}: holds {strange[0]}, which no conversion wrote; name a folder of its own")
         taken = [args.out] if found else []
     else:
@@ -76,11 +82,22 @@ def _check_place(args: argparse.Namespace) -> None:
                 f"{args.out}: written for {args.to} as a file; let its name end in {' or '.join(suffixes)}"
             )
         files = [args.out, *([args.out.with_suffix(".py")] if args.to == "mmsegmentation" else [])]
+        if folders := [path for path in files if path.is_dir()]:
+            raise InputError(f"{folders[0]}: a folder, but {args.to} is written as a file; name another place")
         taken = [path for path in files if path.exists()]
-    if args.out.exists() and args.out.resolve() == Path(args.source).resolve():
+    if args.out.exists() and _is_read(args.out.resolve(), args.source):
         raise InputError(f"{args.out}: is the model that is read; name another place for OUT")
     if taken and not args.overwrite:
         raise InputError(f"{taken[0]}: is there already; write over it with --overwrite, or name another place")
+
+
+def _is_read(out: Path, source: str) -> bool:
+    """Whether `out` is the model that `source` names, or holds the file that it names."""
+    from meanshifter.model.checkpoint import CONFIG
+
+    path = Path(source).resolve()
+    best = next((path / name for name in CHECKPOINTS if (path / name / CONFIG).is_file()), path)
+    return out in (path, best, path.parent if path.is_file() else path)
 
 
 def _reading(source: str) -> dict[str, Any]:
@@ -93,13 +110,27 @@ def _reading(source: str) -> dict[str, Any]:
 def _scores_beside(source: str) -> Any:
     """The scores that lie with a model of ours; none of a model of others."""
     from meanshifter.model.checkpoint import model_folder
-    from meanshifter.model.hub import read_results
+    from meanshifter.model.hub import RESULTS, read_results
 
     try:
         folder = model_folder(source)
     except InputError:
         return ()
-    return read_results(folder)
+    return read_results(folder) if (folder / RESULTS).is_file() else ()
+
+
+def _licence_beside(source: str) -> str | None:
+    """The licence that the card of a model of ours names; none of a model of others."""
+    from meanshifter.documents import read_text
+    from meanshifter.model.checkpoint import model_folder
+    from meanshifter.model.hub import CARD
+
+    try:
+        card = read_text(model_folder(source) / CARD)
+    except InputError:
+        return None
+    named = re.match(r"---\n(?:[^\n]+\n)*?license: ([\w.+-]+)\n", card)
+    return None if named is None else named[1]
 
 
 def _write(model: Segmenter, args: argparse.Namespace) -> list[Path]:
@@ -113,7 +144,8 @@ def _write(model: Segmenter, args: argparse.Namespace) -> list[Path]:
             model.save(beside)
         elif args.to == "hub":
             results = _scores_beside(args.source) if args.results is None else args.results
-            model.save_pretrained(beside, results=results, licence=args.licence)
+            licence = _licence_beside(args.source) if args.licence is None else args.licence
+            model.save_pretrained(beside, results=results, licence=licence)
         else:
             written = WRITERS[args.to](model, beside)
             return [args.out / path.name for path in written]

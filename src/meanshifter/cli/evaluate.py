@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
     if args.predictions is not None:
         _score_predictions(args)
         return
+    for option, given in (("first-id", args.first_id != 0), ("partial", args.partial)):
+        if given:
+            raise InputError(f"--{option}: is for label maps; add --predictions DIR, or leave it out")
     if args.model is None:
         raise InputError("MODEL: missing; name a model, or a folder of label maps with --predictions")
     processes = start_processes(args)

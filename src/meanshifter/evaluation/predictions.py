@@ -50,6 +50,11 @@ def evaluate_predictions(
             f"--predictions: {folder} lacks {len(missing)} of {count} label maps ({few}); they are named as the images "
             "are, such as NAME.png; --partial scores those that are there"
         )
+    if not 0 <= first <= dataset.labels.ignore - dataset.labels.num_classes:
+        raise InputError(
+            f"--first-id: {first}; class 0 is 0, 1 or a value from which {dataset.labels.num_classes} classes stay "
+            f"below {dataset.labels.ignore}, which is no class"
+        )
     space, K = _space(dataset.labels, first), dataset.labels.num_classes
 
     def pair(index: int) -> Confusion:

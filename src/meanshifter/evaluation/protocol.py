@@ -50,6 +50,7 @@ class Protocol:
             else f"first {self.images} of {self.images_in_split}"
         )
         if self.predictions is not None:
+            images = images.removeprefix("first ")
             made = f"label maps in {self.predictions}, however they were made"
             return f"{self.dataset} {self.split}, {images} images; {made}; meanshifter {self.version}"
         parts = [

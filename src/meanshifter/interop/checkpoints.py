@@ -80,7 +80,10 @@ def read_checkpoint(
     if mean_shift_layers is not None:
         config = _with_steps(config, mean_shift_layers, path)
         notes.assumed = [note for note in notes.assumed if note != UNTOLD_STEPS]
-    model = build(config, labels, path, tensors=len(state), size=path.stat().st_size)
+    try:
+        model = build(config, labels, path, tensors=len(state), size=path.stat().st_size)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
     found, unfit = from_foreign(state, model.state_dict(), tool.naming)
     _check(unfit, tool, path, partial=partial)
     load_stored(model, found, strict=False)

@@ -58,6 +58,8 @@ def load_segmenter(
     official = path / "checkpoint.pth"
     if path.is_dir() and official.is_file() and (path / "variant.yml").is_file():
         path = official
+    elif path.is_dir() and official.is_file() and not (path / checkpoint.CONFIG).is_file():
+        raise InputError(f"{path / 'variant.yml'}: missing; put it there, or give {official} where there is none")
     if path.is_file() and path.suffix not in SUFFIXES and (path.parent / checkpoint.CONFIG).is_file():
         raise InputError(f"{path}: one file of a model; give its folder, {path.parent}")
     if path.is_file() or path.suffix in SUFFIXES:

@@ -108,8 +108,8 @@ def _check_backbone(part: Mapping[str, Any], head: Mapping[str, Any], depth: int
     wanted = [layers[i] for i in ([index] if isinstance(index, int) else index)]
     if wanted != [depth - 1]:
         raise InputError(
-            f"{path}: its head reads layer {wanted} of {depth} (backbone.out_indices {taken}, decode_head.in_index "
-            f"{index}); only heads on the last layer are read"
+            f"{path}: its head reads layer {wanted} of {depth} (backbone.out_indices {taken!r:.40}, "
+            f"decode_head.in_index {index!r:.40}); only heads on the last layer are read"
         )
 
 
@@ -126,6 +126,11 @@ def _check_head(head: Mapping[str, Any], decoder: Decoder, notes: Notes, path: P
         raise InputError(
             f"{path}: decode_head.out_channels is {outputs!r:.20} for {head['num_classes']!r:.20} classes; heads with "
             "a threshold are not read, so train one with an output for each class"
+        )
+    activation = look_up(head, "act_cfg", "type")
+    if decoder.mask and activation not in (None, "GELU"):
+        raise InputError(
+            f"{path}: decode_head.act_cfg is {activation!r:.40}; only mask transformers with GELU are read"
         )
     eps = look_up(head, "norm_cfg", "eps")
     if decoder.mask and eps not in (None, MMCV_EPS):

@@ -19,6 +19,7 @@ from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
 from meanshifter.interop.architecture import (
     UNTOLD_STEPS,
+    Decoder,
     Names,
     Notes,
     backbone,
@@ -27,6 +28,7 @@ from meanshifter.interop.architecture import (
     encoder_of,
     image_size,
 )
+from meanshifter.interop.literals import look_up
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
 
 NAMES = Names(
@@ -48,6 +50,8 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
 """As `segm/data/base.py` rounds them, to hundredths of a level."""
 MAX_RATIOS: dict[Any, int] = {"ade20k": 4, "pascal_context": 8, "cityscapes": 2}
 """How many times its shorter side an image's longer one may have, before the shorter is made smaller (`max_ratio`)."""
+STEPS = "mean_shift_layers"
+"""Where a `variant.yml` of ours states the steps of a MeanShifter, of which the authors' knows nothing."""
 OVERLAP = 32
 """Pixels that windows share in `segm/eval/miou.py`."""
 
@@ -72,13 +76,10 @@ def describe_segmenter(
         raise InputError(f"{path.parent / 'variant.yml'}: normalization {kind!r}; 'vit' and 'deit' are known")
     mean, std = NORMALISATIONS[kind]
     decoder = decoder_of(state, NAMES, path)
+    layers = count_layers(state, "decoder.blocks.")
     shown = {"n_cls": decoder.classes, "n_layers": encoder.depth, "d_model": encoder.width, "patch_size": encoder.patch}
-    for field, value in shown.items():
-        if net.get(field, value) != value:
-            raise InputError(
-                f"{path.parent / 'variant.yml'}: net_kwargs.{field} is {net[field]!r:.40}, but the tensors beside it "
-                f"show {value}; put the two files of one model together"
-            )
+    _check_same(shown | {"distilled": distilled}, net, path)
+    _check_same(_shown_decoder(decoder, layers, look_up(net, "decoder", "name")), net, path, "decoder")
     reading = variant.get("inference_kwargs")
     reading = reading if isinstance(reading, Mapping) else {}
     side = int(reading.get("im_size", 512))
@@ -87,14 +88,16 @@ def describe_segmenter(
         notes.assumed += ["one attention head for each 64 channels", f"the normalisation of {kind!r}"]
     if not reading:
         notes.assumed.append("windows of 512 every 512 pixels, images fitted into 2048×512")
-    if decoder.channels is not None:
+    steps = variant.get(STEPS)
+    if decoder.channels is not None and not isinstance(steps, int):
         notes.assumed.append(UNTOLD_STEPS)
+        steps = 1
     config = ModelConfig(
         backbone=name,
         image_size=image_size(encoder, 2 if distilled else 1, net.get("image_size"), path),
         decoder="mask" if decoder.mask else "linear",
-        decoder_layers=count_layers(state, "decoder.blocks."),
-        mean_shift=None if decoder.channels is None else MeanShiftConfig(1, decoder.channels),
+        decoder_layers=layers,
+        mean_shift=None if decoder.channels is None or steps is None else MeanShiftConfig(steps, decoder.channels),
         drop_path=float(net.get("drop_path_rate") or 0.0),
         backbone_args=arguments,
         positions="bilinear",
@@ -107,6 +110,26 @@ def describe_segmenter(
         std=std,
     )
     return config, _labels(variant, decoder.classes), notes
+
+
+def _shown_decoder(decoder: Decoder, layers: int, named: Any) -> dict[str, Any]:
+    """What tensors show of a decoder; its name where another one is stated (it counts what is in a name)."""
+    kind = "mask_transformer" if decoder.mask else "linear"
+    name = {"name": kind} if isinstance(named, str) and kind not in named else {}
+    return name | ({"n_layers": layers} if decoder.mask else {})
+
+
+def _check_same(shown: Mapping[str, Any], stated: Any, path: Path, *within: str) -> None:
+    """Refuse a description that contradicts what the tensors show; what it leaves out contradicts nothing."""
+    for key in within:
+        stated = stated.get(key) if isinstance(stated, Mapping) else None
+    for field, value in shown.items() if isinstance(stated, Mapping) else ():
+        if stated.get(field, value) != value:
+            name = ".".join(("net_kwargs", *within, field))
+            raise InputError(
+                f"{path.parent / 'variant.yml'}: {name} is {stated[field]!r:.40}, but the tensors beside it show "
+                f"{value}; put the two files of one model together"
+            )
 
 
 def scoring_windows(config: ModelConfig) -> tuple[int | None, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 import yaml
 
+from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.files import write_text
 from meanshifter.interop.foreign_files import changed_positions, foreign_state, mlp_ratio, norm_eps, save_pickle, tell
 from meanshifter.interop.naming import SEGMENTER
-from meanshifter.interop.official import DATASETS, NORMALISATIONS, labelling
+from meanshifter.interop.official import DATASETS, MAX_RATIOS, NORMALISATIONS, STEPS, labelling
 from meanshifter.interop.plain import check_plain
 from meanshifter.model.decoder import MaskTransformer
 from meanshifter.model.segmenter import Segmenter
@@ -47,14 +49,13 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     changed = changed_positions(model, "bilinear")
     if (eps := norm_eps(model)) != AUTHORS_EPS:
         changed.append(f"its layer norms have ε {AUTHORS_EPS:g} for {eps:g}")
-    tell("the authors' Segmenter", changed)
+    distilled = getattr(model.encoder.vit, "dist_token", None) is not None
+    variant = _variant(model, normalisation, distilled=distilled)
+    tell("the authors' Segmenter", changed + _lost(model, variant))
     if model.mean_shift is not None:
-        warnings.warn(
-            "the authors' Segmenter has no mean shift block; its load_model needs a fork that has", stacklevel=2
-        )
+        warnings.warn("the authors' Segmenter has no mean shift block; a fork that has one loads it", stacklevel=2)
     if not model.config.patch_bias:
         state["encoder.patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
-    distilled = getattr(model.encoder.vit, "dist_token", None) is not None
     for head in ("head", "head_dist")[: 1 + distilled]:
         for name, shape in (("weight", (1000, model.encoder.width)), ("bias", (1000,))):
             key = f"encoder.{head}.{name}"
@@ -62,7 +63,7 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "checkpoint.pth", folder / "variant.yml"]
     save_pickle(written[0], {"model": OrderedDict(state), "n_cls": model.labels.num_classes})
-    write_text(written[1], yaml.safe_dump(_variant(model, normalisation, distilled=distilled)))
+    write_text(written[1], yaml.safe_dump(variant))
     return written
 
 
@@ -71,11 +72,33 @@ def _check_sizes(model: Segmenter) -> None:
     width, heads = model.encoder.width, model.config.decoder_heads
     if (ratio := mlp_ratio(model)) != 4:
         raise InputError(f"model: mlp_ratio is {ratio}, but the authors' Segmenter has 4; write it for mmsegmentation")
-    if isinstance(model.decoder, MaskTransformer) and heads not in (None, width // 64):
+    heads = max(width // 64, 1) if heads is None else heads
+    if isinstance(model.decoder, MaskTransformer) and heads != width // 64:
         raise InputError(
             f"model: decoder_heads is {heads}, but the authors' Segmenter has one for each 64 of {width} channels; "
             "write it for mmsegmentation"
         )
+    if any(side % model.patch_size for side in model.config.image_size):
+        raise InputError(
+            f"model: image_size is {model.config.image_size}, but the authors' Segmenter takes multiples of "
+            f"its patches of {model.patch_size} only; write it for mmsegmentation"
+        )
+
+
+def _lost(model: Segmenter, variant: Mapping[str, Any]) -> list[str]:
+    """What `variant.yml` has no way to say of how images are read, and of the classes."""
+    config, side = model.config, variant["inference_kwargs"]["im_size"]
+    long_side = MAX_RATIOS.get(variant["dataset_kwargs"].get("dataset"), MAX_RATIOS["ade20k"]) * side
+    lost = []
+    if config.window is None:
+        lost.append(f"images are read in windows of {variant['inference_kwargs']['window_size']}, not whole")
+    if config.short_side is None or config.long_side != long_side:
+        sides = "left at their size" if config.short_side is None else f"into {config.long_side}×{config.short_side}"
+        lost.append(f"scored images are fitted into {long_side}×{side}, not {sides}")
+    K = model.labels.num_classes
+    if "dataset" not in variant["dataset_kwargs"] and model.labels.names != LabelSpace.unnamed(K).names:
+        lost.append("its classes have no names")
+    return lost
 
 
 def _normalisation(model: Segmenter) -> str:
@@ -122,7 +145,8 @@ def _variant(model: Segmenter, kind: str, *, distilled: bool) -> dict[str, Any]:
         if known.names == model.labels.names:
             trained["dataset"] = name  # the only way in which the file tells the names of classes
     windows = {"im_size": side, "window_size": window, "window_stride": reading["stride"]}
-    return {"net_kwargs": net, "inference_kwargs": windows, "dataset_kwargs": trained}
+    variant: dict[str, Any] = {"net_kwargs": net, "inference_kwargs": windows, "dataset_kwargs": trained}
+    return variant if config.mean_shift is None else variant | {STEPS: config.mean_shift.layers}
 
 
 def _backbone(model: Segmenter) -> str:

@@ -82,9 +82,10 @@ def load_published(name: str) -> Segmenter:
     from meanshifter.model.checkpoint import load_model
 
     entry, folder = PUBLISHED[name], cache_folder(name)
-    with _alone(folder):
-        if not (folder / "config.json").is_file():
-            _convert(entry, folder)
+    if not (folder / "config.json").is_file():  # what is written last, so that a shared cache need only be read
+        with _alone(folder):
+            if not (folder / "config.json").is_file():
+                _convert(entry, folder)
     return load_model(folder)
 
 

@@ -99,7 +99,8 @@ class Program:
                 warnings.simplefilter("ignore", UserWarning)  # of torch 2.9 about buffers that it made itself
                 program = torch.export.load(self._path)
         except Exception as error:  # zip, pickle and schema errors
-            reason = " ".join(str(error).split())[:200]
+            text = " ".join(str(error).split())[:200]
+            reason = "it is damaged, or of another kind" if "warnings above" in text else text
             raise InputError(f"{self._path}: torch cannot read it ({reason}); export the model again") from error
         try:
             moved = program if device.type == "cpu" else move_to_device_pass(program, device)

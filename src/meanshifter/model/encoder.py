@@ -191,15 +191,17 @@ def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(
-            f"backbone_weights: {path} does not exist; give a .safetensors or .pth file, 'timm' or nothing"
-        )
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"backbone_weights: {path} {what}; give a .safetensors or .pth file, 'timm' or nothing")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     except InputError as error:
         raise InputError(f"backbone_weights: {error}") from error
     except Exception as error:  # besides its own error, safetensors raises what torch says of strange numbers
-        raise InputError(f"backbone_weights: {path} cannot be read: {_one_line(error)}") from error
+        raise InputError(
+            f"backbone_weights: {path} cannot be read as {path.suffix} ({_one_line(error)}); copy it again, or give it "
+            "the ending of what it is"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,10 @@ def save_pretrained(
     Raises:
         InputError: results that are no scores or those of other weights, or a place that cannot be written.
     """
+    if licence is not None and not re.fullmatch(r"[\w.+-]+", licence):
+        raise InputError(
+            f"licence: {licence!r:.40} is no name of one; the Hub calls them apache-2.0, mit, cc-by-4.0, other"
+        )
     scores = read_results(results) if isinstance(results, str | Path) else _checked(list(results), "results")
     _check_weights(scores, model, results if isinstance(results, str | Path) else "results")
     folder = Path(folder)
@@ -53,16 +58,13 @@ def save_pretrained(
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
-    """The scores in a file that `evaluate --out` wrote, or in a model folder; none where the folder has none.
+    """The scores in a file that `evaluate --out` wrote, or in a model folder.
 
     Raises:
-        InputError: the file is missing or holds no scores with a protocol.
+        InputError: they are missing, or the file holds no scores with a protocol.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / RESULTS
-        if not path.is_file():
-            return []
+    path = path / RESULTS if path.is_dir() else path
     try:
         found = parse_json(read_text(path, LARGEST_RESULTS), path)["results"]
     except (KeyError, TypeError):
@@ -83,7 +85,7 @@ def _check_weights(scores: Scores, model: Segmenter, source: object) -> None:
     own = weights_hash(model) if scores else ""
     for entry in scores:
         scored = entry["protocol"].get("weights", UNKNOWN)
-        if scored not in (UNKNOWN, own):
+        if scored != own:
             raise InputError(
                 f"{source}: scores of weights {scored!r:.20}, but the model's are {own!r}; give those of this model, "
                 "as `meanshifter evaluate MODEL DATA --out FILE` makes them"
