@@ -134,5 +134,5 @@ def test_steps_of_a_mean_shifter_come_back(tmp_path: Path) -> None:
 def test_sizes_that_the_authors_cannot_build_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ms.InputError, match=r"image_size is \(60, 60\), .* multiples of its patches of 16"):
         write_segmenter(small(side=60), tmp_path / "out")
-    with pytest.raises(ms.InputError, match="decoder_heads is 1, .* one for each 64 of 32 channels"):
+    with pytest.raises(ms.InputError, match=r"decoder_heads is 1, .* one for each 64 of 32 channels"):
         write_segmenter(small("segmenter-mask-ti16", arguments={"embed_dim": 32}), tmp_path / "out")
