@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from meanshifter.errors import InputError
-from meanshifter.files import folder_beside, require_replaceable
+from meanshifter.files import folder_beside, require_replaceable, write_together
 
 
 def fill(place: Path, text: str) -> None:
@@ -73,3 +75,38 @@ def test_a_file_that_could_not_be_read_is_not_taken_for_the_folder(tmp_path: Pat
     ):
         (beside / "absent" / "file").write_text("")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["a.tmp", "b.tmp", "a", "b"])
+@pytest.mark.parametrize("before", [True, False])
+def test_files_that_belong_together_are_replaced_together(
+    place: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stops it, in writing or in renaming the one or the other."""
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths if before else []:
+        path.write_text(f"old {path.name}")
+    replace = Path.replace
+
+    def write(path: Path) -> Callable[[IO[bytes]], object]:
+        def fill(file: IO[bytes]) -> object:
+            if place == f"{path.name}.tmp":
+                raise OSError(28, "No space left on device")
+            return file.write(b"new")
+
+        return fill
+
+    def stopped(path: Path, target: Path) -> Path:
+        if target.name == place and path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises((KeyboardInterrupt, InputError)):
+        write_together({path: write(path) for path in paths})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == (
+        {"a": "old a", "b": "old b"} if before else {}
+    )
+    monkeypatch.undo()
+    write_together({path: lambda file: file.write(b"new") for path in paths})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -63,6 +63,40 @@ def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
     finally:
         with suppress(OSError):  # gone after a success, and where the folder could not be made
             temporary.unlink()
+
+
+def write_together(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
+    """As `write_beside`, for files that belong together: where one cannot be written all stay as they were.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    parts = {path: [beside(path, f"{os.getpid()}.{kind}") for kind in ("tmp", "old")] for path in contents}
+    replaced: list[Path] = []
+    path = next(iter(contents))
+    try:
+        for path, write in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with parts[path][0].open("wb") as file:
+                write(file)
+        for path, (_, old) in parts.items():
+            if path.exists():
+                shutil.copy2(path, old)
+        for path, (temporary, _) in parts.items():
+            temporary.replace(path)
+            replaced.append(path)
+    except BaseException as error:
+        for done in replaced:
+            old = parts[done][1]
+            old.replace(done) if old.exists() else done.unlink()
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
+    finally:
+        for left in (left for pair in parts.values() for left in pair):
+            with suppress(OSError):
+                left.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.cli.main import main
+from meanshifter.interop.published import cache_folder
 from tests.cli.test_predict import meanshifter
 from tests.interop.foreign import Toy, mmsegmentation_state
 from tests.interop.test_checkpoints import save_mmsegmentation
@@ -172,3 +173,40 @@ def test_the_source_is_not_written_over(ours: Path, tmp_path: Path, capfd: pytes
         assert sorted(path.name for path in out.iterdir()) == before
     assert main(["convert", str(ours), str(tmp_path / "dir.pth"), "--to", "mmsegmentation", "--overwrite"]) == 2
     assert "dir.pth: a folder, but mmsegmentation is written as a file" in capfd.readouterr().err
+    assert main(["convert", str(ours), str(tmp_path / "new.pth")]) == 2
+    assert "new.pth: named like a file, but meanshifter is written as a folder" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+def test_nor_is_a_part_of_it(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    name = "segmenter-mask-ti16-ade20k-official"
+    theirs, best, cached = tmp_path / "theirs", tmp_path / "run" / "checkpoints" / "best", cache_folder(name)
+    assert main(["convert", str(ours), str(theirs), "--to", "segmenter"]) == 0
+    shutil.copytree(ours, best)
+    shutil.copytree(theirs, cached)
+    file = save_mmsegmentation(tmp_path / "their.pth", mmsegmentation_state(TOY, "linear"), TOY)
+    file.with_suffix(".py").write_text("model = dict()")
+    for source, out, to in (
+        (ours, ours / "model.safetensors", "timm"),
+        (best.parent.parent, best / "model.safetensors", "timm"),
+        (theirs, theirs / "checkpoint.pth", "mmsegmentation"),
+        (theirs / "checkpoint.pth", theirs / "checkpoint.pth", "mmsegmentation"),
+        (file, file.with_suffix(".pt"), "mmsegmentation"),
+        (name, cached, "segmenter"),
+    ):
+        capfd.readouterr()
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert main(["convert", str(source), str(out), "--to", to, "--overwrite"]) == 2
+        assert "is the model that is read, or a part of it" in capfd.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert main(["convert", str(file), str(tmp_path / "other.pth"), "--to", "mmsegmentation"]) == 0
+    assert main(["convert", str(ours), str(tmp_path / "other.pth"), "--to", "mmsegmentation", "--overwrite"]) == 0
+
+
+def test_a_name_that_is_a_part_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "variant.yml").write_text("net_kwargs: {}")
+    with pytest.raises(ms.InputError, match=r"variant\.yml: says how a model is built, and holds none"):
+        ms.load_model(tmp_path / "variant.yml")

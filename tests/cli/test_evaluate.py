@@ -116,6 +116,8 @@ def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
         (["--window", "64"], "--window: for a model that reads images"),
         (["--flip"], "--flip: for a model that reads images"),
         (["--mean-shift-layers", "1"], "--mean-shift-layers: for a model"),
+        (["--window", "none"], "--window: for a model"),
+        (["--short-side", "none"], "--short-side: for a model"),
         (["--limit", "-1"], "--limit: -1; score at least 1 image"),
     ],
 )

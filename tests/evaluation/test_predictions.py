@@ -78,7 +78,7 @@ def test_pixels_without_a_class_are_wrong(
 
 def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ms.InputError, match=r"lacks 3 of 3 label maps \(a, b, c\)"):
+    with pytest.raises(ms.InputError, match=r"lacks 3 of 3 label maps \(a, b, c\);.*; none is there to score"):
         evaluate_predictions(out, dataset, partial=True)
     for name in ("a", "b"):
         Image.fromarray(maps[name]).save(out / f"{name}.png")
@@ -90,6 +90,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str,
         evaluate_predictions(out, dataset)
     Image.fromarray(maps["c"] + 9).save(out / "c.png")
     with pytest.raises(ms.InputError, match=r"c\.png: values .* outside the label map \(0-3, 255\).*--first-id"):
+        evaluate_predictions(out, dataset)
+    (out / "c.png").write_bytes(b"")
+    with pytest.raises(ms.InputError, match=r"c\.png: not an image of a format that is read .*, or save it as PNG$"):
         evaluate_predictions(out, dataset)
     with pytest.raises(ms.InputError, match="is no folder"):
         evaluate_predictions(tmp_path / "nowhere", dataset)

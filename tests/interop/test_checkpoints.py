@@ -372,6 +372,47 @@ def test_a_file_of_a_model_is_not_the_model(file: str, tmp_path: Path) -> None:
         ms.load_model(tmp_path / file)
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("net_kwargs", "n_heads", "x"),
+        ("net_kwargs", "n_heads", 0),
+        ("net_kwargs", "n_heads", 1.5),
+        ("net_kwargs", "image_size", "48"),
+        ("net_kwargs", "image_size", [48, None]),
+        ("net_kwargs", "drop_path_rate", "x"),
+        ("inference_kwargs", "window_size", 0),
+        ("inference_kwargs", "window_size", 10**12),
+        ("inference_kwargs", "window_stride", [512]),
+        ("inference_kwargs", "im_size", float("inf")),
+    ],
+)
+def test_fields_of_a_variant_that_are_of_no_use(section: str, field: str, value: Any, tmp_path: Path) -> None:
+    path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)
+    variant = yaml.unsafe_load((tmp_path / "variant.yml").read_text())
+    variant[section][field] = value
+    (tmp_path / "variant.yml").write_text(yaml.dump(variant))
+    with pytest.raises(ms.InputError, match=rf"variant\.yml: {section}\.{field} is .*; write "):
+        read_checkpoint(path)
+
+
+def test_fields_that_a_variant_leaves_out_are_named(tmp_path: Path) -> None:
+    path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)
+    for section, field, note in (
+        ("net_kwargs", "n_heads", "one attention head for each 64 channels"),
+        ("net_kwargs", "normalization", "the normalisation of 'vit'"),
+        ("inference_kwargs", "window_size", "window_size 512"),
+        ("inference_kwargs", "window_stride", "window_stride 512"),
+        ("inference_kwargs", "im_size", "im_size 512"),
+    ):
+        variant = yaml.unsafe_load((tmp_path / "variant.yml").read_text())
+        gone = {**variant, section: {key: value for key, value in variant[section].items() if key != field}}
+        (tmp_path / "variant.yml").write_text(yaml.dump(gone))
+        with pytest.warns(UserWarning, match=rf"assumed, as the file does not say: {note}$"):
+            read_checkpoint(path)
+        (tmp_path / "variant.yml").write_text(yaml.dump(variant))
+
+
 def test_a_checkpoint_of_the_authors_without_its_variant(tmp_path: Path) -> None:
     path = save_segmenter(tmp_path, segmenter_state(TOY, "linear"), TOY)
     (tmp_path / "variant.yml").unlink()

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -329,7 +330,70 @@ def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) ->
     (tmp_path / "notes" / "mine.txt").write_text("keep")
     with pytest.raises(ms.InputError, match="is taken; name an empty or a new folder"):
         export_model(tiny(), tmp_path / "notes", format="torch", overwrite=True)
+    (out / "photos").mkdir()
+    with pytest.raises(ms.InputError, match="out: holds 'photos', which no export wrote"):
+        export_model(tiny(), out, format="torch", overwrite=True)
+    assert (out / "photos").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "out"]
+
+
+def test_what_is_asked_of_an_export_and_built_in(tmp_path: Path) -> None:
+    export_model(tiny("segmenter-ti16"), tmp_path / "out", format="torch")
+    for option in ({"partial": True}, {"mean_shift_layers": 1}):
+        with pytest.raises(ms.InputError, match="a model of ours, whose file says all; leave it out"):
+            ms.load_model(tmp_path / "out", **option)
+    with pytest.raises(ms.InputError, match=r"mean_shift_layers: 2; .*out has no mean shift block: leave it out$"):
+        ms.load_model(tmp_path / "out").steps(2)
+    (tmp_path / "out" / "model.bin").touch()
+    for file in ("model.pt2", "model.bin"):
+        with pytest.raises(ms.InputError, match=f"{file}: one file of a model; give its folder"):
+            ms.load_model(tmp_path / "out" / file)
+
+
+@needs("openvino")
+def test_a_text_in_the_place_of_a_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_model(tiny(), tmp_path / "out", format="openvino")
+    (tmp_path / "out" / "model.xml").write_text("hello")
+    capfd.readouterr()
+    assert main(["predict", str(tmp_path / "out"), str(tmp_path), "--out", str(tmp_path / "labels")]) == 2
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    capfd.readouterr()
+    assert main(["predict", str(tmp_path / "out"), str(tmp_path / "a.png"), "--out", str(tmp_path / "labels")]) == 2
+    error = capfd.readouterr().err
+    assert "model.xml: holds no program of OpenVINO" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_authors_reading_is_kept_by_an_export(tmp_path: Path) -> None:
+    """Images are labelled as `segm.inference` does, by an export that was made with that protocol too."""
+    model = tiny("segmenter-ti16")
+    model.config = replace(model.config, window=48, stride=40, short_side=40, long_side=160)
+    model.save(tmp_path / "model")
+    Image.fromarray(picture(70, 130)).save(tmp_path / "a.png")
+    command = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "torch", "--protocol", "segmenter"]
+    assert main([*command, "--images", str(tmp_path / "a.png")]) == 0
+    for name, more in (("model", ["--protocol", "segmenter"]), ("out", []), ("out", ["--protocol", "segmenter"])):
+        words = ["predict", str(tmp_path / name), str(tmp_path / "a.png"), "--out", str(tmp_path / "labels"), *more]
+        assert main(words) == 0
+        expected = ms.Predictor(model, protocol="segmenter", window=48, stride=40, short_side=None)(picture(70, 130))
+        with Image.open(tmp_path / "labels" / "a.png") as labels:
+            np.testing.assert_array_equal(np.asarray(labels), expected.labels)
+
+
+def test_a_stated_reading_that_cannot_be_is_blamed_on_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_model(tiny(), tmp_path / "out", format="torch", reading={"window": -1})
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    Image.fromarray(picture(3, 30)).save(tmp_path / "small.png")
+    command = ["predict", str(tmp_path / "out"), str(tmp_path / "a.png"), "--out", str(tmp_path / "labels")]
+    assert main(command) == 2
+    assert re.search("out, which says how it reads images: window: -1 pixels", capsys.readouterr().err)
+    assert main([*command, "--window", "-2", "--stride", "1"]) == 2
+    assert "meanshifter: window: -2 pixels" in capsys.readouterr().err
+    command[2] = str(tmp_path / "small.png")
+    assert main([*command, "--window", "none", "--short-side", "none"]) == 2
+    assert re.search(r"small\.png: model\.pt2: images of 3×30 pixels", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -462,3 +526,4 @@ def test_who_needs_the_model_itself_refuses_an_export(
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1
         assert "export" in error or command[0] == "train"
+        assert str(out) in error

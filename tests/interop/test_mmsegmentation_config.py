@@ -141,3 +141,22 @@ def test_how_images_are_read_survives_writing(short: int | None, window: int | N
     write_mmsegmentation(model, tmp_path / "model.pth")
     again = read_checkpoint(tmp_path / "model.pth").config
     assert (again.short_side, again.window, again.stride) == (short, window, 480)
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "line"),
+    [
+        ("test", "mode='slide', crop_size='x', stride=480", "test_cfg.crop_size 'x'; write height and width"),
+        ("test", "mode='slide', crop_size=512, stride=(1.5, 2)", r"test_cfg.stride \[1.5, 2\]; write height and width"),
+        ("backbone", "type='VisionTransformer', num_heads=None", "backbone.num_heads None; write a whole number"),
+    ],
+)
+def test_fields_that_are_of_no_use(part: str, text: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(ms.InputError, match=rf"model\.pth: its configuration has {line}"):
+        read(tmp_path, {part: text})
+
+
+def test_windows_that_would_leave_pixels_out(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="unlike what the file says: stride 640, as one of 999 leaves pixels out$"):
+        config = read(tmp_path, {"test": "mode='slide', crop_size=(640, 640), stride=(999, 999)"}).config
+    assert config.stride == 640

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FORMATS = ("meanshifter", "hub", "mmsegmentation", "segmenter", "timm")
 SUFFIXES = {"mmsegmentation": (".pth", ".pt"), "timm": (".safetensors", ".pth", ".pt")}
 """Of the formats that are files."""
+FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin"}
+"""Names by which files of weights are known, and as which no folder is read."""
 WRITTEN = {
     "config.json",
     "model.safetensors",
@@ -71,6 +73,11 @@ def _check_place(args: argparse.Namespace) -> None:
         require_replaceable(args.out)
         if args.out.is_file():
             raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
+        if args.out.suffix in FILE_SUFFIXES:
+            raise InputError(
+                f"{args.out}: named like a file, but {args.to} is written as a folder; name one, or give --to "
+                f"{' or '.join(SUFFIXES)}"
+            )
         found = {path.name for path in args.out.iterdir()} if args.out.is_dir() else set()
         strange = sorted(found - WRITTEN) or sorted(found if found and not found & MARKS else ())
         if strange:
@@ -85,19 +92,27 @@ def _check_place(args: argparse.Namespace) -> None:
         if folders := [path for path in files if path.is_dir()]:
             raise InputError(f"{folders[0]}: a folder, but {args.to} is written as a file; name another place")
         taken = [path for path in files if path.exists()]
-    if args.out.exists() and _is_read(args.out.resolve(), args.source):
-        raise InputError(f"{args.out}: is the model that is read; name another place for OUT")
+    for path in taken:
+        if _is_read(path.resolve(), args.source):
+            raise InputError(f"{path}: is the model that is read, or a part of it; name another place for OUT")
     if taken and not args.overwrite:
         raise InputError(f"{taken[0]}: is there already; write over it with --overwrite, or name another place")
 
 
-def _is_read(out: Path, source: str) -> bool:
-    """Whether `out` is the model that `source` names, or holds the file that it names."""
+def _is_read(place: Path, source: str) -> bool:
+    """Whether `place`, which exists, is the model that `source` names, lies in its folder or holds its file."""
+    from meanshifter.interop.published import PUBLISHED, cache_folder
     from meanshifter.model.checkpoint import CONFIG
 
     path = Path(source).resolve()
+    if source in PUBLISHED and not path.exists():
+        path = cache_folder(source).resolve()
+    if path.is_file() and path.with_name("variant.yml").is_file():
+        path = path.parent
+    if path.is_file():
+        return place in (path, path.with_suffix(".py"), path.parent)
     best = next((path / name for name in CHECKPOINTS if (path / name / CONFIG).is_file()), path)
-    return out in (path, best, path.parent if path.is_file() else path)
+    return place in (path, best) or place.parent == best
 
 
 def _reading(source: str) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _score_predictions(args: argparse.Namespace) -> None:
 
     if args.model is not None:
         raise InputError(f"--predictions: given beside the model {args.model}; leave one of the two out")
-    given = [name for name in (*READING, "mean_shift_layers", "device") if getattr(args, name, None) is not None]
+    untold = [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
+    given = [name for name in READING if hasattr(args, name)] + untold  # of which None, for `none`, is one too
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')}: for a model that reads images; leave it out with --predictions"

@@ -230,7 +230,7 @@ def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str
             try:
                 segmentation = predictor(future.result())
             except InputError as error:
-                failed.append(str(error))
+                failed.append(str(error) if str(job.source) in str(error) else f"{job.source}: {error}")
                 continue
             segmentation.save(job.mask)
             if job.overlay is not None:

@@ -59,7 +59,13 @@ def load_predictor(
     device = model.fastest_device if args.device is None else args.device
     settings = {**(labelling_settings(model, args) if labelling else reading_settings(name, args)), **asked}
     check_precision(model, args)
-    return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
+    try:
+        return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
+    except InputError as error:
+        field = str(error).partition(":")[0]
+        if field not in settings or field in _given(args) or field in asked:
+            raise
+        raise InputError(f"{name}, which says how it reads images: {error}") from error
 
 
 def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -78,9 +84,12 @@ def labelling_settings(model: PatchModel, args: argparse.Namespace) -> dict[str,
     from meanshifter.interop import official
 
     given, settings = _given(args), reading_settings(args.model, args)
-    if given.get("protocol") != "segmenter":
+    if settings.get("protocol") != "segmenter":
         return settings
-    return {**settings, **official.labelling(model.config), **given}
+    # an export that states the protocol states windows only where they were asked for
+    stated = () if "protocol" in given else ("window", "stride")
+    asked = {key: settings[key] for key in stated if key in settings} | given
+    return {**settings, **official.labelling(model.config), **asked}
 
 
 def check_precision(model: PatchModel, args: argparse.Namespace) -> None:

@@ -161,7 +161,9 @@ def decode(
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image of a format that is read ({', '.join(formats())})") from None
+        raise InputError(
+            f"{path}: not an image of a format that is read ({', '.join(formats())}); copy it again, or save it as PNG"
+        ) from None
     except MemoryError:
         raise InputError(f"{path}: {_by(size)} pixels need more memory than there is; cut it into tiles") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file

@@ -48,7 +48,7 @@ def evaluate_predictions(
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise InputError(
             f"--predictions: {folder} lacks {len(missing)} of {count} label maps ({few}); they are named as the images "
-            "are, such as NAME.png; --partial scores those that are there"
+            f"are, such as NAME.png; {'none is there to score' if partial else '--partial scores those that are there'}"
         )
     if not 0 <= first <= dataset.labels.ignore - dataset.labels.num_classes:
         raise InputError(
@@ -63,7 +63,13 @@ def evaluate_predictions(
         try:
             labels = read_mask(found[index], space)
         except InputError as error:
-            raise InputError(f"{error}; --first-id, the value of class 0 in label maps, is {first}") from error
+            reason, outside, _ = str(error).partition("; correct the mask")
+            if not outside:
+                raise
+            raise InputError(
+                f"{reason}; write train ids or the colours of the palette, or say with --first-id which value class 0 "
+                f"has, now {first}"
+            ) from error
         if truth.shape != labels.shape:
             raise InputError(
                 f"{found[index]}: {labels.shape} pixels (height, width), but the truth has {truth.shape}; write label "

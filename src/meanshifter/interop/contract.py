@@ -84,5 +84,6 @@ def as_segmenter(model: PatchModel) -> Segmenter:
     if isinstance(model, Segmenter):
         return model
     raise InputError(
-        "model: an export, whose patch encodings and block are not to be had; give the model that it was made from"
+        f"{getattr(model, 'folder', 'model')}: an export, whose patch encodings and block are not to be had; give the "
+        "model that it was made from"
     )

@@ -21,6 +21,8 @@ from meanshifter.model.segmenter import Segmenter
 from meanshifter.packages import require_installed, require_versions
 
 Check = Callable[[RuntimeModel], object]
+WRITTEN = {CONFIG, FILE, *(name for form in FORMATS.values() for name in form.FILES)}
+"""What an export of any format may hold."""
 
 
 def export_model(
@@ -100,10 +102,13 @@ def check_export(
     require_installed(f"format: {form}", writer.EXTRA, *packages)
     require_versions(f"format: {form}", writer.EXTRA, *packages)
     require_replaceable(folder)
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken and not (overwrite and is_export(folder)):
-        remedy = "replace it with --overwrite" if is_export(folder) else "name an empty or a new folder"
-        raise InputError(f"{folder}: is taken; {remedy}")
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if (folder.exists() and not folder.is_dir()) or (found and not is_export(folder)):
+        raise InputError(f"{folder}: is taken; name an empty or a new folder")
+    if strange := [name for name in found if name not in WRITTEN]:
+        raise InputError(f"{folder}: holds {strange[0]!r}, which no export wrote; name an empty or a new folder")
+    if found and not overwrite:
+        raise InputError(f"{folder}: is taken; replace it with --overwrite")
 
 
 def _example(model: Segmenter) -> Tensor:

@@ -42,6 +42,7 @@ def load_model(
             another format.
     """
     if is_export(Path(name)):
+        _refuse_untold(name, partial=partial, mean_shift_layers=mean_shift_layers)
         return load_export(Path(name), device)
     return load_segmenter(name, device=device, partial=partial, mean_shift_layers=mean_shift_layers)
 
@@ -60,15 +61,29 @@ def load_segmenter(
         path = official
     elif path.is_dir() and official.is_file() and not (path / checkpoint.CONFIG).is_file():
         raise InputError(f"{path / 'variant.yml'}: missing; put it there, or give {official} where there is none")
-    if path.is_file() and path.suffix not in SUFFIXES and (path.parent / checkpoint.CONFIG).is_file():
-        raise InputError(f"{path}: one file of a model; give its folder, {path.parent}")
-    if path.is_file() or path.suffix in SUFFIXES:
+    _refuse_part(path)
+    if path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()):
         return read_checkpoint(path, partial=partial, mean_shift_layers=mean_shift_layers, device=device)
-    for option, given in (("partial", partial), ("mean_shift_layers", mean_shift_layers is not None)):
-        if given:
-            raise InputError(f"{option}: given for {name}, a model of ours, whose file says all; leave it out")
+    _refuse_untold(name, partial=partial, mean_shift_layers=mean_shift_layers)
     if str(name) in PUBLISHED and not path.exists():
         return load_published(str(name)).to(device)
     if not path.exists() and (near := get_close_matches(str(name), PUBLISHED, n=1, cutoff=0.8)):
         raise InputError(f"{name}: no model of that name; did you mean {near[0]!r}?")
     return checkpoint.load_model(name, device=device)
+
+
+def _refuse_part(path: Path) -> None:
+    """Refuse a file whose folder is the model."""
+    if not path.is_file():
+        return
+    if (is_export(path.parent) or path.suffix not in SUFFIXES) and (path.parent / checkpoint.CONFIG).is_file():
+        raise InputError(f"{path}: one file of a model; give its folder, {path.parent}")
+    if path.name == "variant.yml":
+        raise InputError(f"{path}: says how a model is built, and holds none; give its folder, {path.parent}")
+
+
+def _refuse_untold(name: str | Path, *, partial: bool, mean_shift_layers: int | None) -> None:
+    """Refuse what is said of other tools' files only."""
+    for option, given in (("partial", partial), ("mean_shift_layers", mean_shift_layers is not None)):
+        if given:
+            raise InputError(f"{option}: given for {name}, a model of ours, whose file says all; leave it out")

@@ -65,7 +65,9 @@ def describe_mmsegmentation(
     if not part:
         notes.assumed.append("one attention head for each 64 channels, layer norms with ε 1e-6")
     encoder = encoder_of(state, NAMES, path)
-    heads = int(part.get("num_heads", 12)) if part else max(encoder.width // 64, 1)  # 12: the tool's own default
+    heads = part.get("num_heads", 12) if part else max(encoder.width // 64, 1)  # 12: the tool's own default
+    if type(heads) is not int:
+        raise InputError(f"{path}: its configuration has backbone.num_heads {heads!r:.40}; write a whole number")
     name, arguments = backbone(encoder, heads)
     _check_backbone(part, head, encoder.depth, path)
     if "backbone.ln1.weight" not in state:

@@ -35,13 +35,13 @@ def reading_of(stated: Config, path: Path, notes: Notes) -> Reading:
     """How images are read, from a configuration that may be empty; what it leaves open goes to `notes`.
 
     Raises:
-        InputError: an encoder of BGR images.
+        InputError: an encoder of BGR images, or windows that are no numbers of pixels.
     """
     steps = list(_steps(stated.get("test_pipeline")))
     before = look_up(stated, "model", "data_preprocessor") or stated.get("data_preprocessor")
     before = before if isinstance(before, Mapping) else {}
     mean, std = _normalisation(before, stated.get("img_norm_cfg"), steps, path, notes)
-    window, stride = _windows(look_up(stated, "model", "test_cfg"), notes)
+    window, stride = _windows(look_up(stated, "model", "test_cfg"), path, notes)
     short, long = _sides(steps, notes)
     if before.get("test_cfg") or any(step.get("type") == "Pad" for step in steps):
         notes.otherwise.append("images are not padded at test time")
@@ -61,8 +61,12 @@ def _steps(pipeline: Any) -> Iterator[Config]:
             yield from _steps(step.get("transforms"))
 
 
-def _windows(test: Any, notes: Notes) -> tuple[int | None, int]:
-    """Side and stride of square windows."""
+def _windows(test: Any, path: Path, notes: Notes) -> tuple[int | None, int]:
+    """Side and stride of square windows.
+
+    Raises:
+        InputError: sides that are no numbers of pixels.
+    """
     if not isinstance(test, Mapping):
         notes.assumed.append(f"windows of {WINDOW} every {STRIDE} pixels")
         return WINDOW, STRIDE
@@ -74,9 +78,13 @@ def _windows(test: Any, notes: Notes) -> tuple[int | None, int]:
         if size is None:
             notes.assumed.append(f"{name} {default}")
         sides = [size] if isinstance(size, int) else list(size or [default])
-        found.append(int(min(sides)))
+        if not all(type(side) is int for side in sides):
+            raise InputError(f"{path}: its configuration has test_cfg.{name} {size!r:.40}; write height and width")
+        found.append(min(sides))
         if len(set(sides)) > 1:
             notes.otherwise.append(f"{name} {found[-1]}, as {size} is not square")
+    if found[1] > found[0]:
+        notes.otherwise.append(f"stride {found[0]}, as one of {found[1]} leaves pixels out")
     return found[0], min(found)
 
 

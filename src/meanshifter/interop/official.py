@@ -28,6 +28,7 @@ from meanshifter.interop.architecture import (
     encoder_of,
     image_size,
 )
+from meanshifter.interop.fields import count, rate, sides
 from meanshifter.interop.literals import look_up
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, Triple
 
@@ -69,11 +70,17 @@ def describe_segmenter(
     net = net if isinstance(net, Mapping) else {}
     distilled = "encoder.dist_token" in state
     encoder = encoder_of(state, NAMES, path)
-    heads = int(net.get("n_heads") or max(encoder.width // 64, 1))
+    notes, said = Notes(), path.parent / "variant.yml"
+    heads = count(net, "net_kwargs.n_heads", said)
+    if heads is None:
+        notes.assumed.append("one attention head for each 64 channels")
+        heads = max(encoder.width // 64, 1)
     name, arguments = backbone(encoder, heads, distilled=distilled)
+    if "normalization" not in net:
+        notes.assumed.append(f"the normalisation of {'deit' if distilled else 'vit'!r}")
     kind = str(net.get("normalization", "deit" if distilled else "vit"))
     if kind not in NORMALISATIONS:
-        raise InputError(f"{path.parent / 'variant.yml'}: normalization {kind!r}; 'vit' and 'deit' are known")
+        raise InputError(f"{said}: normalization {kind!r:.40}; 'vit' and 'deit' are known")
     mean, std = NORMALISATIONS[kind]
     decoder = decoder_of(state, NAMES, path)
     layers = count_layers(state, "decoder.blocks.")
@@ -82,34 +89,39 @@ def describe_segmenter(
     _check_same(_shown_decoder(decoder, layers, look_up(net, "decoder", "name")), net, path, "decoder")
     reading = variant.get("inference_kwargs")
     reading = reading if isinstance(reading, Mapping) else {}
-    side = int(reading.get("im_size", 512))
-    notes = Notes()
-    if not net:
-        notes.assumed += ["one attention head for each 64 channels", f"the normalisation of {kind!r}"]
-    if not reading:
-        notes.assumed.append("windows of 512 every 512 pixels, images fitted into 2048×512")
+    window = _reading(reading, "window_size", 512, notes, said)
+    stride = _reading(reading, "window_stride", min(512, window), notes, said)
+    side = _reading(reading, "im_size", 512, notes, said)
     steps = variant.get(STEPS)
     if decoder.channels is not None and not isinstance(steps, int):
         notes.assumed.append(UNTOLD_STEPS)
         steps = 1
     config = ModelConfig(
         backbone=name,
-        image_size=image_size(encoder, 2 if distilled else 1, net.get("image_size"), path),
+        image_size=image_size(encoder, 2 if distilled else 1, sides(net, "net_kwargs.image_size", said), path),
         decoder="mask" if decoder.mask else "linear",
         decoder_layers=layers,
         mean_shift=None if decoder.channels is None or steps is None else MeanShiftConfig(steps, decoder.channels),
-        drop_path=float(net.get("drop_path_rate") or 0.0),
+        drop_path=rate(net, "net_kwargs.drop_path_rate", said),
         backbone_args=arguments,
         positions="bilinear",
         norm_eps=1e-5,
-        window=int(reading.get("window_size", 512)),
-        stride=int(reading.get("window_stride", 512)),
+        window=window,
+        stride=stride,
         short_side=side,
         long_side=MAX_RATIOS.get(_dataset(variant), MAX_RATIOS["ade20k"]) * side,
         mean=mean,
         std=std,
     )
     return config, _labels(variant, decoder.classes), notes
+
+
+def _reading(section: Mapping[str, Any], field: str, untold: int, notes: Notes, path: Path) -> int:
+    """Pixels of how images are read."""
+    value = count(section, f"inference_kwargs.{field}", path)
+    if value is None:
+        notes.assumed.append(f"{field} {untold}")
+    return untold if value is None else value
 
 
 def _shown_decoder(decoder: Decoder, layers: int, named: Any) -> dict[str, Any]:

@@ -51,9 +51,6 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
         changed.append(f"its layer norms have ε {AUTHORS_EPS:g} for {eps:g}")
     distilled = getattr(model.encoder.vit, "dist_token", None) is not None
     variant = _variant(model, normalisation, distilled=distilled)
-    tell("the authors' Segmenter", changed + _lost(model, variant))
-    if model.mean_shift is not None:
-        warnings.warn("the authors' Segmenter has no mean shift block; a fork that has one loads it", stacklevel=2)
     if not model.config.patch_bias:
         state["encoder.patch_embed.proj.bias"] = torch.zeros(model.encoder.width)
     for head in ("head", "head_dist")[: 1 + distilled]:
@@ -64,6 +61,9 @@ def write_segmenter(model: Segmenter, folder: str | Path) -> list[Path]:
     written = [folder / "checkpoint.pth", folder / "variant.yml"]
     save_pickle(written[0], {"model": OrderedDict(state), "n_cls": model.labels.num_classes})
     write_text(written[1], yaml.safe_dump(variant))
+    tell("the authors' Segmenter", changed + _lost(model, variant))
+    if model.mean_shift is not None:
+        warnings.warn("the authors' Segmenter has no mean shift block; a fork that has one loads it", stacklevel=2)
     return written
 
 

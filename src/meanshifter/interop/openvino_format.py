@@ -97,6 +97,7 @@ class Compiled:
         import openvino
 
         self.to(device)
+        _require_program(path)
         options = {"INFERENCE_PRECISION_HINT": _ARITHMETIC[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
             self._model = openvino.Core().compile_model(path, "CPU", options)
@@ -113,3 +114,15 @@ class Compiled:
     def run(self, images: Tensor) -> Tensor:
         """Patch logits."""
         return torch.from_numpy(self._model(images.cpu().numpy())[0].copy())
+
+
+def _require_program(path: Path) -> None:
+    """Refuse what OpenVINO would hand to its readers of other formats, which print for themselves.
+
+    Raises:
+        InputError: it does not begin as a program of OpenVINO does.
+    """
+    with path.open("rb") as file:
+        start = file.read(200).lstrip()
+    if not start.startswith((b"<?xml", b"<net")):
+        raise InputError(f"{path}: holds no program of OpenVINO, which is XML; export the model again")

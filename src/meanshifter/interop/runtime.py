@@ -116,6 +116,8 @@ class RuntimeModel:
             InputError: another one is asked for.
         """
         if layers not in (None, self._layers):
+            if self.config.mean_shift is None and self.config.pixel_shift is None:
+                raise InputError(f"mean_shift_layers: {layers}; {self.folder} has no mean shift block: leave it out")
             raise InputError(
                 f"mean_shift_layers: {layers}; the export has {self._layers} built in: leave it out, or export the "
                 f"model again with --mean-shift-layers {layers}"

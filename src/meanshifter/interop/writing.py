@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from meanshifter.files import write_text
+from meanshifter.files import write_together
 from meanshifter.interop.foreign_files import changed_positions, foreign_state, mlp_ratio, norm_eps, save_pickle, tell
 from meanshifter.interop.naming import MMSEGMENTATION, TIMM, to_foreign
 from meanshifter.interop.official_writing import write_segmenter
@@ -35,16 +35,22 @@ def write_mmsegmentation(model: Segmenter, path: str | Path) -> list[Path]:
     path = Path(path)
     check_plain(model.encoder.vit, "MMSegmentation", without=("patch_embed.proj.bias", "norm.weight", "norm.bias"))
     state = foreign_state(model, MMSEGMENTATION, "MMSegmentation")
-    tell("MMSegmentation", changed_positions(model, "bicubic"))
-    if model.mean_shift is not None:
-        warnings.warn("MMSegmentation has no MeanShifterHead; register one before init_model", stacklevel=2)
     config = _mmsegmentation_config(model)
     labels = {"classes": list(model.labels.names), "palette": [list(color) for color in model.labels.palette]}
     text = "\n".join(f"{name} = {pformat(value, sort_dicts=False)}" for name, value in config.items()) + "\n"
     meta = {"dataset_meta": labels, "CLASSES": labels["classes"], "PALETTE": labels["palette"], "cfg": text}
-    save_pickle(path, {"meta": meta, "state_dict": OrderedDict(state)})
-    write_text(path.with_suffix(".py"), text)
-    return [path, path.with_suffix(".py")]
+    content = {"meta": meta, "state_dict": OrderedDict(state)}
+    described = path.with_suffix(".py")
+    write_together(
+        {
+            path: lambda file: torch.save(content, file.name),
+            described: lambda file: file.write(text.encode()),
+        }
+    )
+    tell("MMSegmentation", changed_positions(model, "bicubic"))
+    if model.mean_shift is not None:
+        warnings.warn("MMSegmentation has no MeanShifterHead; register one before init_model", stacklevel=2)
+    return [path, described]
 
 
 def write_timm(model: Segmenter, path: str | Path) -> list[Path]:

@@ -181,9 +181,9 @@ class ModelConfig:
                 "names with values from 0 on",
             ),
             ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
-            *((name, value, _is_count(value), "a whole number from 1 on") for name, value in whole.items()),
+            *((name, value, _is_count(value), "a whole number from 1 to 2147483647") for name, value in whole.items()),
             *(
-                (name, value, value is None or _is_count(value), "one from 1 on, or null")
+                (name, value, value is None or _is_count(value), "one from 1 to 2147483647, or null")
                 for name, value in optional.items()
             ),
             *(

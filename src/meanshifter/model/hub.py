@@ -34,7 +34,7 @@ def save_pretrained(
 
     Args:
         model: the model.
-        folder: where; made if needed.
+        folder: where; made if needed. A card and scores that lie there are replaced, as they are of another state.
         results: what `evaluate --out` wrote, or the dictionaries of `Result.to_dict`: scores with their protocols.
         licence: the card's, by its name on the Hub; None: the card names none.
         name: what the card's example loads, the model's id on the Hub.
