@@ -57,9 +57,34 @@ def test_no_more_than_ahead_items_are_taken() -> None:
         assert len(taken) <= k + 4
 
 
-def test_leaving_early_ends_the_threads() -> None:
-    before = threading.active_count()
-    stream = read_ahead(lambda k: k, range(1000))
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("meanshifter-read")]
+
+
+def test_leaving_early_ends_the_threads_without_waiting_for_them() -> None:
+    """The garbage collector may be who leaves, in the midst of anything."""
+    go_on = threading.Event()
+
+    def load(k: int) -> int:
+        if k > 0:
+            go_on.wait(60)
+        return k
+
+    stream = read_ahead(load, range(1000))
+    assert next(stream)[1].result() == 0
+    leaving = threading.Thread(target=stream.close)  # type: ignore[attr-defined]
+    leaving.start()
+    leaving.join(30)
+    waited = leaving.is_alive()
+    go_on.set()
+    assert not waited
+    for thread in reading_threads():
+        thread.join(30)
+    assert not reading_threads()
+
+
+def test_all_threads_have_ended_with_the_last_item() -> None:
+    for thread in reading_threads():
+        thread.join(30)
+    assert [future.result() for _, future in read_ahead(lambda k: k, range(9))] == list(range(9))
+    assert not reading_threads()

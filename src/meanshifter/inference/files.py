@@ -31,18 +31,21 @@ def read_ahead(
 ) -> Iterator[tuple[Item, Future[Loaded]]]:
     """Each item with the future of ``load(item)``, in order; at most `ahead` of them are loaded or in work.
 
-    An error in `load` comes out of the item's own `Future.result`, so one bad item does not end the rest.
+    An error in `load` comes out of the item's own `Future.result`, so one bad item does not end the rest. Leaving early
+    does not wait for what is being loaded.
     """
     source = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="meanshifter-read") as pool:
-        waiting: deque[tuple[Item, Future[Loaded]]] = deque()
-        try:
-            for item in islice(source, ahead):
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="meanshifter-read")
+    waiting: deque[tuple[Item, Future[Loaded]]] = deque()
+    try:
+        for item in islice(source, ahead):
+            waiting.append((item, pool.submit(load, item)))
+        while waiting:
+            yield waiting.popleft()
+            for item in islice(source, 1):
                 waiting.append((item, pool.submit(load, item)))
-            while waiting:
-                yield waiting.popleft()
-                for item in islice(source, 1):
-                    waiting.append((item, pool.submit(load, item)))
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        pool.shutdown()
+    finally:
+        # not waited for: who ends it early may be the garbage collector, in a thread that is just being started and
+        # holds the lock that joining another one asks for
+        pool.shutdown(wait=False, cancel_futures=True)
