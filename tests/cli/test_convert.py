@@ -181,7 +181,7 @@ def test_the_source_is_not_written_over(ours: Path, tmp_path: Path, capfd: pytes
 def test_nor_is_a_part_of_it(
     ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
     name = "segmenter-mask-ti16-ade20k-official"
     theirs, best, cached = tmp_path / "theirs", tmp_path / "run" / "checkpoints" / "best", cache_folder(name)
     assert main(["convert", str(ours), str(theirs), "--to", "segmenter"]) == 0
