@@ -105,7 +105,7 @@ def _places(tree: Any, depth: int = 0) -> Any:
 def insert_text(data: bytes, rng: random.Random, _: list[bytes]) -> bytes:
     """What YAML, JSON and lists of names trip over."""
     bombs = (
-        b"!!python/object/apply:os.system ['touch /tmp/forbidden']\n",
+        b"!!python/object/apply:os.system ['touch forbidden']\n",
         b"a: &a [1,1]\nb: &b [*a,*a]\nc: &c [*b,*b]\n<<: {x: *c}\n",
         *(
             b"[" * 5000,

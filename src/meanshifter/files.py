@@ -50,19 +50,7 @@ def write_beside(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
     Raises:
         InputError: the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
-    temporary = beside(path, f"{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
-    finally:
-        with suppress(OSError):  # gone after a success, and where the folder could not be made
-            temporary.unlink()
+    write_together({Path(path): write})
 
 
 def write_together(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
@@ -72,21 +60,21 @@ def write_together(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> No
         InputError: a file cannot be written.
     """
     parts = {path: [beside(path, f"{os.getpid()}.{kind}") for kind in ("tmp", "old")] for path in contents}
-    replaced: list[Path] = []
-    path = next(iter(contents))
+    path, ready = next(iter(contents)), False
     try:
         for path, write in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with parts[path][0].open("wb") as file:
                 write(file)
-        for path, (_, old) in parts.items():
+        for path in list(parts)[:-1]:  # with the last one all are there
             if path.exists():
-                shutil.copy2(path, old)
+                shutil.copy2(path, parts[path][1])
+        ready = True
         for path, (temporary, _) in parts.items():
             temporary.replace(path)
-            replaced.append(path)
     except BaseException as error:
-        for done in replaced:
+        replaced = [path for path, (temporary, _) in parts.items() if ready and not temporary.exists()]
+        for done in replaced if len(replaced) < len(parts) else ():
             old = parts[done][1]
             old.replace(done) if old.exists() else done.unlink()
         if not isinstance(error, OSError):
@@ -95,7 +83,7 @@ def write_together(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> No
         raise InputError(f"{path}: cannot be written ({reason}); choose a place with space and write access") from error
     finally:
         for left in (left for pair in parts.values() for left in pair):
-            with suppress(OSError):
+            with suppress(OSError):  # gone after a success, and where the folder could not be made
                 left.unlink()
 
 

@@ -17,14 +17,12 @@ from meanshifter.data import augment as augment_module
 from meanshifter.data.augment import (
     AugmentConfig,
     augment,
-    distort,
-    draw_distortion,
     draw_scale,
     nearest,
     resized,
-    shift_colors,
 )
 from meanshifter.data.augment import _resample as resample
+from meanshifter.data.distortion import distort, draw_distortion, shift_colors
 from meanshifter.errors import InputError
 
 HALF: Any = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "ignore": 255}

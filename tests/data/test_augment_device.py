@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meanshifter.data.augment import AugmentConfig, Distortion, augment, distort, draw, draw_distortion, normalization
+from meanshifter.data.augment import AugmentConfig, augment, draw, normalization
 from meanshifter.data.augment_device import augment_batch, distort_batch
+from meanshifter.data.distortion import Distortion, distort, draw_distortion
 
 side = st.integers(1, 90)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 FORMATS = ("meanshifter", "hub", "mmsegmentation", "segmenter", "timm")
 SUFFIXES = {"mmsegmentation": (".pth", ".pt"), "timm": (".safetensors", ".pth", ".pt")}
 """Of the formats that are files."""
-FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin"}
-"""Names by which files of weights are known, and as which no folder is read."""
 WRITTEN = {
     "config.json",
     "model.safetensors",
@@ -68,12 +66,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_place(args: argparse.Namespace) -> None:
     """Refuse to write over anything that was not asked for."""
+    from meanshifter.interop.checkpoints import SUFFIXES as PICKLES
+
     suffixes = SUFFIXES.get(args.to)
     if suffixes is None:
         require_replaceable(args.out)
         if args.out.is_file():
             raise InputError(f"{args.out}: a file, but {args.to} is written as a folder; name another place")
-        if args.out.suffix in FILE_SUFFIXES:
+        if args.out.suffix in (*PICKLES, ".safetensors"):
             raise InputError(
                 f"{args.out}: named like a file, but {args.to} is written as a folder; name one, or give --to "
                 f"{' or '.join(SUFFIXES)}"

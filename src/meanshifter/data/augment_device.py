@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meanshifter.data.augment import Distortion, Plan, nearest_indices
+from meanshifter.data.augment import Plan, nearest_indices
+from meanshifter.data.distortion import Distortion
 
 
 def augment_batch(
@@ -75,7 +76,7 @@ def _filter(whole: int, target: int, start: int, stop: int, device: torch.device
 
 
 def distort_batch(pixels: Tensor, changes: Sequence[Distortion]) -> None:
-    """Photometric distortion of (B, 3, H, W) in 0..255, in place, each image by its own changes (`augment.distort`)."""
+    """Photometric distortion of (B, 3, H, W) in 0..255, in place, each image by its changes (`distortion.distort`)."""
     facts = [(c.brightness, c.contrast_first, c.contrast, c.saturation, c.hue) for c in changes]
     values = torch.tensor(facts, dtype=torch.float32, device=pixels.device).T[:, :, None, None, None]
     brightness, first, contrast, saturation, hue = values
@@ -87,7 +88,7 @@ def distort_batch(pixels: Tensor, changes: Sequence[Distortion]) -> None:
 
 
 def _shifted(pixels: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
-    """`augment.shift_colors`, whose docstring has the formula."""
+    """`distortion.shift_colors`, whose docstring has the formula."""
     red, green, blue = pixels[:, 0:1], pixels[:, 1:2], pixels[:, 2:3]
     value, low = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
     chroma = value - low

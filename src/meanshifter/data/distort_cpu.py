@@ -1,4 +1,4 @@
-"""Distortion and normalisation of a crop in one pass over its rows, equal to `augment.distort` and what follows it."""
+"""Distortion and normalisation of a crop in one pass over its rows, equal to `distortion.distort` and what follows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _clip(v: Any, top: Any) -> Any:
 @no_type_check
 @kernel(fast=_FAST, inner=True)
 def _shift(red: Any, green: Any, blue: Any, hue: Any, saturation: Any) -> None:
-    """`augment.shift_colors` on one row."""
+    """`distortion.shift_colors` on one row."""
     for x in range(len(red)):
         r, g, b = red[x], green[x], blue[x]
         value = max(max(r, g), b)

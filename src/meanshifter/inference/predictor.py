@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.data.labels import Labels
 from meanshifter.data.reading import MAX_PIXELS
 from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
 from meanshifter.errors import InputError
+from meanshifter.inference.arguments import check_asked, check_resizing, move
 from meanshifter.inference.memory import Budget, enough_memory
 from meanshifter.inference.pictures import Picture, Pixels, as_pixels
 from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, reading_precision
@@ -107,7 +107,7 @@ class Predictor:
         self.short_side = own.short_side if short_side == "model" else short_side
         self.long_side = own.long_side if long_side == "model" else long_side
         check_windows(self.window, self.stride)
-        _check_resizing(self.short_side, self.long_side, scales)
+        check_resizing(self.short_side, self.long_side, scales)
         if protocol is not None and protocol not in get_args(Tool):
             raise InputError(f"protocol: {protocol!r}; use one of {', '.join(get_args(Tool))}, or None")
         if precision not in get_args(Precision):
@@ -119,11 +119,11 @@ class Predictor:
         self.scales, self.flip = tuple(scales), flip
         self.mean_shift_layers = self.resolve_layers(mean_shift_layers)
         self.batch_size, self.max_pixels = batch_size, max_pixels
-        _check_asked(scores, probabilities, model.labels)
+        check_asked(scores, probabilities, model.labels)
         self.scores, self.probabilities = tuple(scores), tuple(probabilities)
         self.progress = progress
         if device is not None:
-            _move(model, device)
+            move(model, device)
         self.precision = reading_precision(precision, model.device, model.own_precision)
         self._budget = Budget()
 
@@ -296,37 +296,3 @@ class _Maps:
         self.labels: Labels = np.empty(size, np.uint8) if K <= 255 else np.empty(size, np.uint16)
         self.scores: dict[str, npt.NDArray[np.float32]] = {name: np.empty(size, dtype=np.float32) for name in scores}
         self.probabilities = {name: np.empty(size, dtype=np.float32) for name in probabilities}
-
-
-def _check_resizing(short_side: int | None, long_side: int, scales: Sequence[float]) -> None:
-    if short_side is not None and short_side < 1:
-        raise InputError(f"short_side: {short_side} pixels; it must be at least 1, or None for no resizing")
-    if short_side is not None and long_side < short_side:
-        raise InputError(f"long_side: {long_side} is below short_side {short_side}; exchange them")
-    if not scales:
-        raise InputError("scales: none given; use (1.0,) for the image at one size")
-    for scale in scales:
-        if not 0 < scale <= 16:
-            raise InputError(f"scales: {scale}; a factor lies above 0 and is at most 16")
-    smallest = min(scales)
-    if short_side is not None and int(short_side * smallest) < 1:
-        raise InputError(f"scales: {smallest} leaves no pixel of short_side {short_side}; use a larger factor")
-
-
-def _check_asked(scores: Sequence[str], probabilities: Sequence[str], labels: LabelSpace) -> None:
-    for score in scores:
-        if score not in get_args(Score):
-            raise InputError(f"scores: {score!r}; use one of {', '.join(get_args(Score))}")
-    for name in probabilities:
-        if name not in labels.names:
-            close = get_close_matches(name, labels.names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its classes are {', '.join(labels.names[:10])}, …"
-            raise InputError(f"probabilities: the model has no class {name!r}; {hint}")
-
-
-def _move(model: PatchModel, device: str | torch.device) -> None:
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"device: {device} cannot be used ({reason}); 'cpu' always can") from error

@@ -76,12 +76,7 @@ def describe_segmenter(
         notes.assumed.append("one attention head for each 64 channels")
         heads = max(encoder.width // 64, 1)
     name, arguments = backbone(encoder, heads, distilled=distilled)
-    if "normalization" not in net:
-        notes.assumed.append(f"the normalisation of {'deit' if distilled else 'vit'!r}")
-    kind = str(net.get("normalization", "deit" if distilled else "vit"))
-    if kind not in NORMALISATIONS:
-        raise InputError(f"{said}: normalization {kind!r:.40}; 'vit' and 'deit' are known")
-    mean, std = NORMALISATIONS[kind]
+    mean, std = _normalisation(net, "deit" if distilled else "vit", notes, said)
     decoder = decoder_of(state, NAMES, path)
     layers = count_layers(state, "decoder.blocks.")
     shown = {"n_cls": decoder.classes, "n_layers": encoder.depth, "d_model": encoder.width, "patch_size": encoder.patch}
@@ -114,6 +109,16 @@ def describe_segmenter(
         std=std,
     )
     return config, _labels(variant, decoder.classes), notes
+
+
+def _normalisation(net: Mapping[str, Any], untold: str, notes: Notes, path: Path) -> tuple[Triple, Triple]:
+    """Mean and standard deviation, of the name that is stated for them."""
+    if "normalization" not in net:
+        notes.assumed.append(f"the normalisation of {untold!r}")
+    kind = str(net.get("normalization", untold))
+    if kind not in NORMALISATIONS:
+        raise InputError(f"{path}: normalization {kind!r:.40}; 'vit' and 'deit' are known")
+    return NORMALISATIONS[kind]
 
 
 def _reading(section: Mapping[str, Any], field: str, untold: int, notes: Notes, path: Path) -> int:
