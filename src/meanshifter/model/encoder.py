@@ -5,6 +5,7 @@ Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; weights an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -160,20 +161,64 @@ def _create_vit(
     return vit
 
 
-def load_backbone_weights(encoder: Encoder, path: str | Path) -> None:
+def load_backbone_weights(encoder: Encoder, path: str | Path, *, average_corners: bool = False) -> None:
     """Load ViT weights from a .safetensors, .pth or .pt file into `encoder`.
 
     Names are timm's, Hugging Face's or MMSegmentation's.
 
-    Position embeddings are resampled to the encoder's grid; the classifier in the file is left out.
+    Position embeddings are resampled to the encoder's grid, their corners averaged first where that is asked for (see
+    `average_corner_positions`); the classifier in the file is left out.
 
     Raises:
         InputError: a missing or unreadable file, or tensors that do not fit; nothing is loaded then.
     """
-    path = Path(path)
-    state = _read_tensors(path)
+    _load(encoder, _read_tensors(Path(path)), Path(path), average_corners=average_corners)
+
+
+def load_timm_weights(encoder: Encoder, backbone: str, arguments: Mapping[str, Any], *, average_corners: bool) -> None:
+    """Fetch the weights that the tag in `backbone` names, for `encoder`; as `load_backbone_weights` otherwise."""
+    stated = timm.get_pretrained_cfg(backbone)
+    assert stated is not None  # whoever asks has read the normalization there
+    _, height, width = stated.input_size
+    source = _create_vit(backbone, (height, width), 0.0, dict(arguments), pretrained=True)
+    _load(encoder, source.state_dict(), Path(backbone), average_corners=average_corners)
+
+
+def average_corner_positions(positions: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 N D"]:
+    """Position embeddings whose four corner patches have the mean of their two neighbors on the edge.
+
+    ViTs of AugReg use their corner patches as registers (Darcet et al., Vision Transformers Need Registers, ICLR 2024)
+    and know them by these four embeddings alone: from block 8 of ViT-Ti/16 on, corner tokens have 25 times the norm of
+    others and are nearly one vector for all images, so that a new head gives them one class (benchmarks/corners.py).
+
+    Args:
+        positions: of prefix tokens (class, registers) and of a square grid of patches, row by row, before resampling.
+
+    Raises:
+        InputError: a grid that is not square, or without neighbors that are no corners.
+    """
+    side = math.isqrt(positions.shape[1])
+    prefix = positions.shape[1] - side * side
+    if side < 3 or prefix >= side:
+        raise InputError(
+            f"average_corners: {positions.shape[1]} position embeddings are no square of at least 3 × 3 patches; "
+            "set average_corners to false"
+        )
+    positions = positions.clone()
+    grid = positions[:, prefix:].view(1, side, side, -1)
+    last = side - 1
+    for y, inner_y in ((0, 1), (last, last - 1)):
+        for x, inner_x in ((0, 1), (last, last - 1)):
+            grid[:, y, x] = (grid[:, inner_y, x] + grid[:, y, inner_x]) / 2
+    return positions
+
+
+def _load(encoder: Encoder, state: dict[str, Tensor], path: Path, *, average_corners: bool) -> None:
     try:
-        state = checkpoint_filter_fn(timm_names(state), encoder.vit)
+        state = timm_names(state)
+        if average_corners and "pos_embed" in state and state["pos_embed"].ndim == 3:
+            state["pos_embed"] = average_corner_positions(state["pos_embed"])
+        state = checkpoint_filter_fn(state, encoder.vit)
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"backbone_weights: {path} holds no ViT in timm's names: {_one_line(error)}") from error
     own = encoder.vit.state_dict()

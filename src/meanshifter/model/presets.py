@@ -51,6 +51,7 @@ def create_model(
     backbone: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     backbone_weights: str | Path | None = None,
+    average_corners: bool = False,
     mean: Triple | None = None,
     std: Triple | None = None,
 ) -> Segmenter:
@@ -71,13 +72,15 @@ def create_model(
         backbone_args: more arguments for timm.create_model.
         backbone_weights: a local .safetensors or .pth file in timm's names; "timm" to fetch what the tag in
             `backbone` names; None for random weights.
+        average_corners: give corner patches of these weights the mean position embedding of their neighbors, see
+            `meanshifter.model.encoder.average_corner_positions`.
         mean: of RGB in 0..1; by default what timm states for `backbone_weights="timm"`, else 0.5.
         std: likewise.
 
     Raises:
         InputError: an unknown preset or field, or weights that do not fit.
     """
-    from meanshifter.model.encoder import load_backbone_weights
+    from meanshifter.model.encoder import load_backbone_weights, load_timm_weights
     from meanshifter.model.segmenter import Segmenter
 
     family, decoder, size = parse_preset(preset)
@@ -96,9 +99,11 @@ def create_model(
         mean=stated[0] if mean is None else mean,
         std=stated[1] if std is None else std,
     )
-    model = Segmenter(config, _labels(num_classes, classes, labels), pretrained=pretrained)
-    if backbone_weights is not None and not pretrained:
-        load_backbone_weights(model.encoder, backbone_weights)
+    model = Segmenter(config, _labels(num_classes, classes, labels), pretrained=pretrained and not average_corners)
+    if pretrained and average_corners:
+        load_timm_weights(model.encoder, backbone, config.backbone_args, average_corners=True)
+    elif backbone_weights is not None and not pretrained:
+        load_backbone_weights(model.encoder, backbone_weights, average_corners=average_corners)
     return model
 
 

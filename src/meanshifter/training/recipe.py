@@ -61,6 +61,9 @@ class ModelRecipe:
     """More arguments for timm.create_model, such as {depth: 4, embed_dim: 96}."""
     backbone_weights: str | None = None
     """A .safetensors or .pth file in timm's names, "timm" to fetch what backbone's tag names, or null."""
+    average_corners: bool = False
+    """Give corner patches of backbone_weights the mean position embedding of their neighbors: else new heads trained
+    for a few hundred steps mislabel the corners of images."""
     mean: tuple[float, float, float] | None = None
     """Mean of RGB in 0..1; null: what timm states for its weights, else 0.5."""
     std: tuple[float, float, float] | None = None

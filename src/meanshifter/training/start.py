@@ -60,6 +60,7 @@ def _new_model(recipe: ModelRecipe, labels: LabelSpace, *, crop: tuple[int, int]
         backbone=recipe.backbone,
         backbone_args=recipe.backbone_args,
         backbone_weights=recipe.backbone_weights,
+        average_corners=recipe.average_corners,
         mean=recipe.mean,
         std=recipe.std,
     )
