@@ -180,3 +180,17 @@ def test_names_of_files_cannot_forge_lines(tmp_path: Path, capsys: pytest.Captur
     assert "a no faults\\x1b[2J.jpg: no mask" in out
     assert "\x1b" not in out
     assert "\nno faults" not in out
+
+
+def test_an_orientation_that_is_text_turns_nothing(tmp_path: Path) -> None:
+    folder = make(tmp_path / "data", {"train": 2, "val": 2})
+    path = folder / "images/train/train00.jpg"
+    # a TIFF's directory of one entry: tag 0x0112, of type 2 (text), 4 bytes
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0six\0\0\0\0\0"
+    with Image.open(path) as picture:
+        picture.save(path, exif=exif)
+    with Image.open(path) as picture:
+        assert picture.getexif()[0x0112] == "six"
+    done = repair(check(folder), tmp_path / "copy")
+    assert (done.kept, done.left_out) == (4, [])
+    assert (tmp_path / "copy/images/train/train00.jpg").read_bytes() == path.read_bytes()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meanshifter.data import reading
+from meanshifter.data import decoding, reading
 from meanshifter.data.augment import AugmentConfig
 from meanshifter.data.cache import Cached
 from meanshifter.data.datasets import Folder
@@ -31,7 +31,7 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SampleStream:
     for k in range(6):
         Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / f"images/{k}.png")
         Image.fromarray(np.full((20, 20), k % 2, np.uint8)).save(tmp_path / f"masks/{k}.png")
-    decode = reading.decode
+    decode = decoding.decode_image
 
     def deadly(path: Path, *args: Any, **options: Any) -> Any:
         if path.parts[-2:] == ("images", "3.png"):
@@ -43,7 +43,7 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SampleStream:
         return decode(path, *args, **options)
 
     folder = Subset(Folder(tmp_path, "all"), "5", matching=False)
-    monkeypatch.setattr(reading, "decode", deadly)
+    monkeypatch.setattr(reading, "decode_image", deadly)
     config = AugmentConfig(crop=(16, 16), base=None)
     return SampleStream(Cached(folder, 10_000), config, 0, mean=(0.5,) * 3, std=(0.5,) * 3)
 

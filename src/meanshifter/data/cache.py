@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meanshifter.data.datasets import Dataset, Sample
+from meanshifter.data.decoding import Factor
 from meanshifter.data.labels import Labels
-from meanshifter.data.reading import Factor
 
 
 class Cached(Dataset):

@@ -40,10 +40,11 @@ def _quiet() -> None:
         library.TIFFSetWarningHandler(None)
 
 
-def check_claim(path: str | Path, picture: Image.Image, max_pixels: int, stored: int) -> None:
-    """Refuse what the header claims if it is nothing, more than wanted, or more than `stored` bytes can hold."""
-    size = f"{picture.width}×{picture.height}"
-    pixels = picture.width * picture.height
+def check_claim(path: str | Path, kind: str, sides: tuple[int, int], max_pixels: int, stored: int) -> None:
+    """Refuse the sides (W, H) that a header claims if they are nothing, more than wanted, or more than `stored` bytes
+    of a file of this kind, Pillow's name, can hold."""
+    size = f"{sides[0]}×{sides[1]}"
+    pixels = sides[0] * sides[1]
     if pixels == 0:
         raise InputError(f"{path}: {size} holds no pixels; export the file again")
     if pixels > max_pixels:
@@ -53,5 +54,5 @@ def check_claim(path: str | Path, picture: Image.Image, max_pixels: int, stored:
             else "raise max_pixels if the file is to be trusted"
         )
         raise InputError(f"{path}: {size} is {pixels:,} pixels, above max_pixels {max_pixels:,}; {remedy}")
-    if picture.format == "PNG" and pixels > DEFLATED * stored:
+    if kind == "PNG" and pixels > DEFLATED * stored:
         raise InputError(f"{path}: claims {size} pixels, which {stored:,} bytes cannot hold; copy the file again")

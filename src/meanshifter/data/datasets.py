@@ -16,10 +16,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from meanshifter.data.decoding import Factor
 from meanshifter.data.label_files import folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.data.listing import Listing, Pair, list_folders
-from meanshifter.data.reading import Factor, read_mask, read_sample
+from meanshifter.data.reading import read_mask, read_sample
 from meanshifter.errors import InputError
 
 SPLIT_FOLDERS: Final = {

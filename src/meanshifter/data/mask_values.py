@@ -23,24 +23,14 @@ def train_ids(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:
     """The mask (H, W) as train ids, as `read_mask` says.
 
     Raises:
-        InputError: lossy compression, colours without a map, or a value outside the map.
+        InputError: colours without a map, or a value outside the map.
     """
-    refuse_lossy(picture, path)
     by_color = labels.colors is not None and labels.raw is None
     if by_color and picture.mode in ("1", "L", "LA", "P", "PA"):
         picture = picture.convert("RGBA")
     if picture.mode in ("RGB", "RGBA"):
         return _map_colors(picture, path, labels)
     return _map_indices(indices(picture, path), path, labels)
-
-
-def refuse_lossy(picture: Image.Image, path: Path) -> None:
-    """Raise `InputError` for a mask whose format changes values."""
-    if picture.format in ("JPEG", "MPO", "JPEG2000"):
-        raise InputError(
-            f"{path}: a {picture.format} mask; lossy compression changes class indices along every edge; "
-            "store masks as PNG"
-        )
 
 
 def indices(picture: Image.Image, path: Path) -> npt.NDArray[Any]:

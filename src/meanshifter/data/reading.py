@@ -6,43 +6,25 @@ Glossary: H W pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from meanshifter.data.claims import MAX_SAMPLE_PIXELS, check_claim, formats
+from meanshifter.data.decoding import SWAPS_SIDES, WITHOUT_PILLOWS_LIMIT, Factor, decode_image, decode_mask
 from meanshifter.data.labels import Labels, LabelSpace
-from meanshifter.data.mask_values import indices, refuse_lossy, train_ids
+from meanshifter.data.mask_values import indices, train_ids
 from meanshifter.errors import InputError
-from meanshifter.files import require_file
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
-Factor = Callable[[int, int], float]
-"""What an image of this height and width will be resized by."""
-
 MAX_PIXELS: Final = 1_000_000_000
 """An image that claims more is refused before it is decoded: a few bytes of a file can claim anything."""
 
-ORIENTATION: Final = 0x0112
 _BAND: Final = 256
-TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> npt.NDArray[np.uint8]:
@@ -56,8 +38,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | 
         InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
     """
     name = Path(path) if data is None else path
-    picture, turn, _ = decode(name, max_pixels, data=data)
-    return rgb(upright(picture, turn), name)
+    return rgb(decode_image(name, max_pixels, data=data).upright, name)
 
 
 def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
@@ -70,8 +51,7 @@ def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
     Raises:
         InputError: a file that cannot be read, a JPEG, colours without a colour map, or a value outside the map.
     """
-    picture, turn, _ = decode(Path(path))
-    return train_ids(upright(picture, turn), Path(path), labels)
+    return train_ids(decode_mask(path).upright, Path(path), labels)
 
 
 def read_sample(
@@ -90,10 +70,10 @@ def read_sample(
         InputError: as `read_image` and `read_mask`, and for two sizes.
     """
     image_path, mask_path = Path(image_path), Path(mask_path)
-    picture, turn, lying = decode(image_path, factor=factor)
-    mask_picture, mask_turn, _ = decode(mask_path)
+    image, mask = decode_image(image_path, factor=factor), decode_mask(mask_path)
+    turn, lying, mask_turn = image.turn, image.size, mask.turn
     size = lying[::-1] if turn in SWAPS_SIDES else lying
-    picture, mask_picture = upright(picture, turn), upright(mask_picture, mask_turn)
+    mask_picture = mask.upright
     _check_sizes(image_path, mask_path, size, mask_picture.size, lying if turn != mask_turn else None)
     if turn != mask_turn and (turn not in SWAPS_SIDES or lying[0] == lying[1]):
         warnings.warn(
@@ -101,7 +81,7 @@ def read_sample(
             "was drawn on the image as stored, remove the tag from the image",
             stacklevel=2,
         )
-    return rgb(picture, image_path), train_ids(mask_picture, mask_path, labels)
+    return rgb(image.upright, image_path), train_ids(mask_picture, mask_path, labels)
 
 
 def _check_sizes(
@@ -131,115 +111,26 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     Raises:
         InputError: a file that cannot be read, a JPEG, or a mask of colours.
     """
-    picture, _, _ = decode(Path(path))
-    refuse_lossy(picture, Path(path))
-    values = indices(picture, Path(path))
+    values = indices(decode_mask(path).picture, Path(path))
     if values.itemsize <= 2:
         return np.flatnonzero(np.bincount(values.ravel())).astype(np.int64)
     return np.unique(values).astype(np.int64)
 
 
-def decode(
-    path: str | Path, max_pixels: int = MAX_SAMPLE_PIXELS, factor: Factor | None = None, data: bytes | None = None
-) -> tuple[Image.Image, int, tuple[int, int]]:
-    """The decoded picture as stored, its EXIF orientation (1: upright), and its size (W, H) before any reduction.
-
-    Raises:
-        InputError: a file that is missing, truncated, no image, or of more than `max_pixels`.
-    """
-    if data is None:
-        require_file(Path(path))
-    try:
-        with WITHOUT_PILLOWS_LIMIT, Image.open(path if data is None else BytesIO(data), formats=formats()) as picture:
-            size = picture.size
-            check_claim(path, picture, max_pixels, Path(path).stat().st_size if data is None else len(data))
-            if factor is not None and picture.format == "JPEG":
-                _reduce(picture, factor(size[1], size[0]))
-            picture.load()
-            turn = picture.getexif().get(ORIENTATION, 1)
-            return _whole_blocks(picture, size), turn if turn in TURNS else 1, size
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{path}: not an image of a format that is read ({', '.join(formats())}); copy it again, or save it as PNG"
-        ) from None
-    except MemoryError:
-        raise InputError(f"{path}: {_by(size)} pixels need more memory than there is; cut it into tiles") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error
-
-
-def _reduce(picture: Image.Image, factor: float) -> None:
-    """Have the decoder make the picture smaller, but no smaller than twice what `factor` will make of it."""
-    for divisor in (8, 4, 2):
-        if 2 * factor * divisor <= 1:
-            picture.draft(None, (max(picture.width // divisor, 1), max(picture.height // divisor, 1)))
-            return
-
-
-def _whole_blocks(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Without the last row or column that stands for less than half a block of the stored image."""
-    divisor = round(size[0] / picture.width)
-    if divisor == 1:
-        return picture
-    width, height = (max((side + divisor // 2) // divisor, 1) for side in size)
-    return picture.crop((0, 0, width, height))
-
-
-class _WithoutLimit:
-    """Within, Pillow's own limit on pixels is off: one number for the whole process, put back when the last leaves."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
-        self._limit: int | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                Image.MAX_IMAGE_PIXELS = self._limit
-
-
-WITHOUT_PILLOWS_LIMIT: Final = _WithoutLimit()
-
-
-def upright(picture: Image.Image, turn: int) -> Image.Image:
-    """`picture` turned as the EXIF orientation says."""
-    if turn not in TURNS:
-        return picture
-    turned = picture.transpose(TURNS[turn])
-    turned.format = picture.format
-    return turned
-
-
 def rgb(picture: Image.Image, path: str | Path) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 of a decoded picture, as `read_image` converts it.
+    """(H, W, 3) uint8 of a decoded image, as `read_image` converts it.
 
     Raises:
-        InputError: 32-bit values.
+        InputError: colours that Pillow does not convert.
     """
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise InputError(
-                f"{path}: 32-bit values {grey.min()} to {grey.max()}; export the image with 8 or 16 bits per channel"
-            )
-        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":
-        raise InputError(f"{path}: floating-point values; export the image with 8 or 16 bits per channel")
     out = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
     for top in range(0, picture.height, _BAND):  # a conversion of the whole would hold it three times over
         with WITHOUT_PILLOWS_LIMIT:  # which cropping minds before Pillow 12
             band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
         # Pillow warns when a palette's transparency has to vanish in one step
         band = band.convert("RGBA") if "transparency" in picture.info else band
-        out[top : top + _BAND] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+        try:
+            out[top : top + _BAND] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+        except ValueError as error:
+            raise InputError(f"{path}: colours of mode {picture.mode} ({error}); export the image as RGB") from error
     return out

@@ -7,20 +7,21 @@ Glossary: H W pixels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
+from meanshifter.data.decoding import WITHOUT_PILLOWS_LIMIT, orientation
+from meanshifter.data.headers import RGB, read_header
 from meanshifter.data.png_header import plain_png_shape
-from meanshifter.data.reading import ORIENTATION, WITHOUT_PILLOWS_LIMIT, read_image
+from meanshifter.data.rasters import open_raster, refusing
+from meanshifter.data.reading import read_image
 from meanshifter.errors import InputError
 from meanshifter.files import require_file
 
@@ -33,7 +34,6 @@ STRIP: Final = 512
 """Rows that strips of windows share, at most, unless windows are larger than usual."""
 LOSSLESS: Final = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 """Pillow's names of the compressions that every decoder knows and takes back to the same pixels."""
-_FILTERS: Final = Lock()
 
 
 class FileRows:
@@ -53,7 +53,7 @@ class FileRows:
 
     def _read(self, rows: slice) -> Pixels:
         strip = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
-        with _refusing(self._path):
+        with refusing(self._path):
             self._file.read(
                 (1, 2, 3), out=strip.transpose(2, 0, 1), window=((rows.start, rows.stop), (0, self.shape[1]))
             )
@@ -95,8 +95,8 @@ def opened(image: Pixels | LargeFile) -> Iterator[Pixels | FileRows]:
     import rasterio
 
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
-        with _refusing(image.path):
-            file = _open(image.path, image.driver)
+        with refusing(image.path):
+            file = open_raster(image.path, image.driver)
         with file:
             yield FileRows(image.path, file)
 
@@ -113,7 +113,7 @@ def large_file(path: Path, max_pixels: int) -> LargeFile | None:
             shape, driver = _plain_tiff_shape(path), "GTiff"
         if shape is None or not LARGE <= shape[0] * shape[1] <= max_pixels:
             return None
-        with _open(path, driver) as file:
+        with open_raster(path, driver) as file:
             # what two strips of windows share would be decoded again for each, in a PNG with all above it
             shared = STRIP if driver == "PNG" else 2 * file.block_shapes[0][0]
             fits = shared * file.width * file.count <= CACHE
@@ -124,42 +124,17 @@ def large_file(path: Path, max_pixels: int) -> LargeFile | None:
 
 def _plain_tiff_shape(path: Path) -> tuple[int, int, int] | None:
     """(H, W, 3) of a complete TIFF whose pixels are stored as upright RGB of 8 bits, by its header."""
-    with WITHOUT_PILLOWS_LIMIT, Image.open(path, formats=("TIFF",)) as picture:
+    with WITHOUT_PILLOWS_LIMIT, path.open("rb") as file, Image.open(file, formats=("TIFF",)) as picture:
         if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode != "RGB":
             return None
-        tags = picture.tag_v2
+        header, tags = read_header(file, picture), picture.tag_v2
         plain = (
             picture.info["compression"] in LOSSLESS
-            and set(tags[TiffImagePlugin.BITSPERSAMPLE]) == {8}
-            and tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == 2  # RGB, not YCbCr
+            and header.bits == 8
+            and header.photometric == RGB  # not YCbCr
             and tags.get(TiffImagePlugin.FILLORDER, 1) == 1
-            and picture.getexif().get(ORIENTATION, 1) == 1
+            and header.turn == orientation(picture) == 1
+            and header.whole
+            and not header.frames
         )
-        return (picture.height, picture.width, 3) if plain and _complete(tags, path.stat().st_size) else None
-
-
-def _complete(tags: TiffImagePlugin.ImageFileDirectory_v2, size: int) -> bool:
-    """Whether every block lies in the file; GDAL takes absent ones for black."""
-    tiled = TiffImagePlugin.TILEOFFSETS in tags
-    offsets = tags[TiffImagePlugin.TILEOFFSETS if tiled else TiffImagePlugin.STRIPOFFSETS]
-    lengths = tags[TiffImagePlugin.TILEBYTECOUNTS if tiled else TiffImagePlugin.STRIPBYTECOUNTS]
-    return all(start and length and start + length <= size for start, length in zip(offsets, lengths, strict=True))
-
-
-def _open(path: Path, driver: str) -> Any:
-    """As rasterio's `open`, without its warning that a picture is no map."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with _FILTERS, warnings.catch_warnings():  # the filters are those of the process
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path.absolute(), driver=driver)  # a relative s3:a.tif would be looked for on the network
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # as rasterio's are; the cause is GDAL's own words
-        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-        raise InputError(f"{path}: cannot be decoded ({reason}); copy or export the file again") from error
+        return (picture.height, picture.width, 3) if plain else None

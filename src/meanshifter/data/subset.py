@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from meanshifter.data.datasets import Dataset, Sample
+from meanshifter.data.decoding import Factor
 from meanshifter.data.labels import Labels
 from meanshifter.data.listing import Pair
-from meanshifter.data.reading import Factor
 from meanshifter.errors import InputError
 
 

@@ -9,13 +9,14 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
+from meanshifter.data.decoding import decode_image, decode_mask
 from meanshifter.data.doctor import KINDS, Finding, Report
 from meanshifter.data.doctor.figures import BALANCE
 from meanshifter.data.doctor.values import by_color, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.listing import Pair
 from meanshifter.data.mask_values import indices
-from meanshifter.data.reading import decode, rgb, upright
+from meanshifter.data.reading import rgb
 from meanshifter.errors import InputError
 from meanshifter.report.page import IGNORED, Bar, Page, Pixels, ignored_color
 from meanshifter.report.strip import fitted
@@ -119,8 +120,7 @@ def _pair(pair: Pair, report: Report) -> dict[str, Pixels]:
 
 def _image(path: Path) -> Pixels:
     try:
-        picture, turn, _ = decode(path)
-        return fitted(rgb(upright(picture, turn), path), side=SIDE, photo=True)
+        return fitted(rgb(decode_image(path).upright, path), side=SIDE, photo=True)
     except InputError:
         return _absent()
 
@@ -139,12 +139,12 @@ def _absent() -> Pixels:
 def _mask(path: Path, space: LabelSpace | None) -> Pixels:
     """The mask in the colours of the classes, what the label map does not know in magenta."""
     try:
-        picture, turn, _ = decode(path)
-        picture = upright(picture, turn)
+        mask = decode_mask(path, lossy=True)
+        picture = mask.upright
         values = count_values(picture)
     except InputError:
         return _absent()
-    if space is None or picture.format == "JPEG" or (by_color(values, space) and not space.colors):
+    if space is None or mask.header.lossy or (by_color(values, space) and not space.colors):
         return fitted(np.asarray(picture.convert("RGB")), side=SIDE)
     mapping: dict[int, int]
     if by_color(values, space):

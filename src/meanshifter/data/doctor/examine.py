@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from meanshifter.data.decoding import SWAPS_SIDES, decode_image, decode_mask, upright
 from meanshifter.data.doctor.values import Values, count_values
 from meanshifter.data.listing import Pair
-from meanshifter.data.reading import SWAPS_SIDES, decode, rgb, upright
+from meanshifter.data.reading import rgb
 from meanshifter.errors import InputError
 
 HASH: Final = 16
 """Cells of the perceptual hash along each side."""
 BLANK: Final = 4
 """Grey levels that a blank image spans at most: JPEG leaves some."""
-LOSSY: Final = ("JPEG", "MPO", "JPEG2000")
 PLAIN: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -52,8 +52,10 @@ class MaskFacts:
     """(W, H) after its own turn."""
     turn: int
     mode: str
-    """Pillow's."""
+    """Pillow's, or the bits of greys that it would stretch."""
     format: str
+    lossy: str
+    """The compression that changes values; empty where none does."""
     values: Values | None
     """None where its mode holds neither integers nor colours, or its compression is lossy."""
 
@@ -93,14 +95,15 @@ def examine_image(path: Path) -> ImageFacts:
     Raises:
         InputError: as `read_image`.
     """
-    picture, turn, size = decode(path, factor=_thumbnail_factor)
+    image = decode_image(path, factor=_thumbnail_factor)
+    picture = image.picture
     if picture.mode not in PLAIN:
         picture = Image.fromarray(rgb(picture, path))
-    grey = upright(picture.convert("L"), turn)
+    grey = upright(picture.convert("L"), image.turn)
     low, high = grey.getextrema()
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
-    return ImageFacts(size, turn, _digest(path), difference_hash(grey), high - low <= BLANK)
+    return ImageFacts(image.size, image.turn, _digest(path), difference_hash(grey), high - low <= BLANK)
 
 
 def _thumbnail_factor(height: int, width: int) -> float:
@@ -126,13 +129,13 @@ def examine_mask(path: Path) -> MaskFacts:
     """Facts of a mask file.
 
     Raises:
-        InputError: a file that cannot be decoded.
+        InputError: a file that cannot be decoded, or is no mask (see `decode_mask`).
     """
-    picture, turn, _ = decode(path)
-    turned = upright(picture, turn)
-    kind = picture.format or ""
+    mask = decode_mask(path, lossy=True)
+    turned, header = mask.upright, mask.header
     try:
-        values = None if kind in LOSSY else count_values(picture)
+        values = None if header.lossy else count_values(turned)
     except InputError:
         values = None
-    return MaskFacts(turned.size, turn, picture.mode, kind, values)
+    mode = f"{header.bits}-bit index" if header.bands == 1 and header.bits in (2, 4) else turned.mode
+    return MaskFacts(turned.size, mask.turn, mode, header.format, header.lossy, values)

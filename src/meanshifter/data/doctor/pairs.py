@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meanshifter.data.doctor.examine import LOSSY, Facts, ImageFacts, MaskFacts
+from meanshifter.data.decoding import SWAPS_SIDES
+from meanshifter.data.doctor.examine import Facts, ImageFacts, MaskFacts
 from meanshifter.data.doctor.findings import Finding
 from meanshifter.data.doctor.values import MODES, Values, colors_tell, index_map, map_values, told
 from meanshifter.data.labels import LabelSpace
-from meanshifter.data.reading import SWAPS_SIDES
 
 NAMED = 3
 """Values that a message names, the most frequent ones."""
@@ -55,15 +55,15 @@ def _by(size: tuple[int, int]) -> str:
 
 def _judge_mask(facts: Facts, mask: MaskFacts, space: LabelSpace | None) -> list[Finding]:
     path = facts.pair.mask
-    if mask.format in LOSSY:
-        return [_of(facts, "lossy-mask", f"{path}: a {mask.format} mask", path)]
+    if mask.lossy:
+        return [_of(facts, "lossy-mask", f"{path}: a {mask.lossy} mask", path)]
     if mask.values is None:
         return [_of(facts, "mask-mode", f"{path}: mode {mask.mode}, which holds no class numbers", path)]
     if space is None:
         return []
     mapped = map_values(mask.values, space)
     if mapped is None:
-        text = f"{path}: {MODES[mask.mode]} without a colour map{_suggestion(mask.values, space)}"
+        text = f"{path}: {MODES.get(mask.mode, mask.mode)} without a colour map{_suggestion(mask.values, space)}"
         return [
             _of(
                 facts,

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from meanshifter.data.datasets import SPLIT_FOLDERS
+from meanshifter.data.decoding import Decoded, decode_image, decode_mask, stored_turn, upright
 from meanshifter.data.doctor.findings import KINDS, Finding
 from meanshifter.data.doctor.report import Report
 from meanshifter.data.doctor.values import by_color, colors_tell, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.listing import Pair
 from meanshifter.data.mask_values import indices
-from meanshifter.data.reading import WITHOUT_PILLOWS_LIMIT, decode, rgb, upright
+from meanshifter.data.reading import rgb
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_beside, write_text
 
@@ -113,25 +114,20 @@ def _repair_pair(
     if reason is not None:
         done.left_out.append((str(pair.image), KINDS[reason].title))
         return
-    picture, mask_turn, _ = decode(pair.mask)
-    labels = _labels(picture, pair.mask, space)
+    mask = decode_mask(pair.mask)
+    labels = _labels(mask.picture, pair.mask, space)
     if labels is None or (labels == space.ignore).all():
         done.left_out.append((str(pair.image), KINDS["mask-mode" if labels is None else "all-ignored"].title))
         return
-    turn = _turn(pair.image)
+    turn = stored_turn(pair.image)
     unsure = "orientation-unsure" in kinds
-    mask_turn = turn if "orientation" in kinds else mask_turn
+    mask_turn = turn if "orientation" in kinds else mask.turn
     part = "" if split == "all" else split
     _write_image(pair, folder / "images" / part, 1 if unsure else turn, done)
-    _write_mask(pair, folder / "masks" / part / f"{pair.name}.png", picture, labels, 1 if unsure else mask_turn, done)
+    _write_mask(pair, folder / "masks" / part / f"{pair.name}.png", mask, labels, 1 if unsure else mask_turn, done)
     if "outside" in kinds:
         done.changed.append((str(pair.mask), "values outside the label map are ignored"))
     done.kept += 1
-
-
-def _turn(path: Path) -> int:
-    with WITHOUT_PILLOWS_LIMIT, Image.open(path) as picture:  # decoded, and so within our limit, before
-        return int(picture.getexif().get(0x0112, 1))
 
 
 def _write_image(pair: Pair, folder: Path, turn: int, done: Repair) -> None:
@@ -140,17 +136,17 @@ def _write_image(pair: Pair, folder: Path, turn: int, done: Repair) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pair.image, target)
         return
-    picture, turn, _ = decode(pair.image)
-    turned = Image.fromarray(rgb(upright(picture, turn), pair.image))
+    turned = Image.fromarray(rgb(decode_image(pair.image).upright, pair.image))
     # PNG: another round of JPEG would cost quality
     write_beside(folder / f"{pair.name}.png", lambda file: turned.save(file, format="PNG"))
     done.changed.append((str(pair.image), "turned upright, stored as PNG"))
 
 
-def _write_mask(pair: Pair, path: Path, picture: Image.Image, labels: Labels, turn: int, done: Repair) -> None:
+def _write_mask(pair: Pair, path: Path, mask: Decoded, labels: Labels, turn: int, done: Repair) -> None:
+    picture = mask.picture
     if turn != 1:
         done.changed.append((str(pair.mask), "turned upright"))
-    elif picture.mode == "L" and picture.format == "PNG" and np.array_equal(np.asarray(picture), labels):
+    elif mask.header.format == "PNG" and picture.mode == "L" and np.array_equal(np.asarray(picture), labels):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pair.mask, path)
         return
