@@ -22,6 +22,7 @@ from meanshifter.data.doctor.examine import examine_image, examine_mask
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import mask_values, read_image, read_mask, read_sample
 from meanshifter.errors import InputError
+from meanshifter.inference.pictures import as_pixels
 from tests.data.made import bmp, png, pnm, tiff
 
 rasterio = pytest.importorskip("rasterio")
@@ -315,6 +316,14 @@ def test_floating_point_is_read_over_the_range_that_is_declared(tmp_path: Path) 
         read_image(put(tmp_path / "a.tif", tiff(values, 32, photometric=2)))
     image = read_image(put(tmp_path / "b.tif", tiff(values, 32, photometric=2, tags=declared(0, 1, 3, kind=11))))
     np.testing.assert_array_equal(image, np.minimum(values * 256, 255).astype(np.uint8))
+
+
+def test_gray_with_premultiplied_alpha(tmp_path: Path) -> None:
+    values = np.stack([numbers(256), np.full(SIDES, 255, np.uint8)], axis=2)
+    path = put(tmp_path / "a.tif", tiff(values, 8, tags=[(338, 3, 1, struct.pack("<H", 1))]))
+    np.testing.assert_array_equal(read_image(path), np.repeat(values[..., :1], 3, axis=2))
+    with pytest.raises(InputError, match="mode La"):
+        as_pixels(Image.new("La", (2, 2)))
 
 
 # reduced JPEGs

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import meanshifter as ms
+from meanshifter.data import rasters
 from meanshifter.data import rows as module
 from meanshifter.data.reading import read_image
 from meanshifter.data.rows import LargeFile
@@ -35,13 +36,13 @@ def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The files that rasterio opens from here on."""
     found: list[Any] = []
-    usual = module._open
+    usual = rasters.open_raster
 
     def spy(path: Path, driver: str) -> Any:
         found.append(usual(path, driver))
         return found[-1]
 
-    monkeypatch.setattr(module, "_open", spy)
+    monkeypatch.setattr(module, "open_raster", spy)
     return found
 
 

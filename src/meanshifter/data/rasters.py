@@ -6,7 +6,7 @@ Glossary: H W pixels, n bands.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -28,11 +28,17 @@ _PLAIN: Final = (0, 1, RGB)
 def open_raster(path: Path, driver: str) -> Any:
     """As rasterio's `open`, without its warning that a picture is no map."""
     import rasterio
+
+    # a relative s3:a.tif would be looked for on the network
+    return _quietly(lambda: rasterio.open(path.absolute(), driver=driver))
+
+
+def _quietly(open_it: Callable[[], Any]) -> Any:
     from rasterio.errors import NotGeoreferencedWarning
 
     with _FILTERS, warnings.catch_warnings():  # the filters are those of the process
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path.absolute(), driver=driver)  # a relative s3:a.tif would be looked for on the network
+        return open_it()
 
 
 @contextmanager
@@ -94,10 +100,8 @@ def _opened(path: str | Path, header: Header, data: bytes | None) -> Iterator[An
             return
         from rasterio.io import MemoryFile
 
-        with MemoryFile(data) as memory, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with memory.open(driver="GTiff") as file:
-                yield file
+        with MemoryFile(data) as memory, _quietly(lambda: memory.open(driver="GTiff")) as file:
+            yield file
 
 
 def _colors(header: Header, file: Any) -> tuple[list[int], str]:

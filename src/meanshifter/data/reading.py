@@ -30,12 +30,14 @@ _BAND: Final = 256
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> npt.NDArray[np.uint8]:
     """The image as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 1-bit images are converted. Of 16 bits the upper 8 are kept. Transparency is dropped:
+    Grey, palette, CMYK and 1-bit images are converted. Of more than 8 bits the range of the bits, or the one that a
+    TIFF's tags declare, becomes 0 to 255: of 16 bits the upper 8 are kept. Transparency is dropped:
     the stored colours are returned, as OpenCV and torchvision do, without an invented background. Of several
     frames the first is read. Where the file's bytes are already here, as `data`, `path` is what messages call it.
 
     Raises:
-        InputError: a file that is missing, truncated, no image, of 32-bit values, or of more than `max_pixels`.
+        InputError: a file that is missing, truncated, no image, of more than `max_pixels`, of values without a known
+            range, or of 16 bits of which hardly any is used, so that it would come out black.
     """
     name = Path(path) if data is None else path
     return rgb(decode_image(name, max_pixels, data=data).upright, name)
@@ -49,7 +51,8 @@ def read_mask(path: str | Path, labels: LabelSpace) -> Labels:
     Transparency is dropped, and the mask's own EXIF orientation, a rarity, is applied.
 
     Raises:
-        InputError: a file that cannot be read, a JPEG, colours without a colour map, or a value outside the map.
+        InputError: a file that cannot be read, lossy compression, several pictures, colours without a colour map, or a
+            value outside the map.
     """
     return train_ids(decode_mask(path).upright, Path(path), labels)
 
@@ -109,7 +112,7 @@ def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
     """The distinct indices of a mask, ascending.
 
     Raises:
-        InputError: a file that cannot be read, a JPEG, or a mask of colours.
+        InputError: as `read_mask`, or a mask of colours.
     """
     values = indices(decode_mask(path).picture, Path(path))
     if values.itemsize <= 2:

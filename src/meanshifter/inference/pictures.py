@@ -51,7 +51,10 @@ def _from_picture(picture: Image.Image) -> Pixels:
         reason = " ".join(str(error).split())
         raise InputError(f"image: the PIL image cannot be decoded ({reason}); copy or export the file again") from error
     # Pillow warns when a palette's transparency has to vanish in one step
-    return np.array((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
+    try:
+        return np.array((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
+    except ValueError as error:
+        raise InputError(f"image: a PIL image of mode {picture.mode} ({error}); convert it to RGB") from error
 
 
 def _shape_remedy(shape: tuple[int, ...]) -> str:
