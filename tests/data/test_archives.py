@@ -33,6 +33,8 @@ def tar(path: Path, *members: tuple[str, bytes, dict[str, Any]]) -> Path:
         ("top/Data/link", {"type": tarfile.SYMTYPE, "linkname": "../../../../etc/passwd"}),
         ("top/Data/link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
         ("top/Data/hard", {"type": tarfile.LNKTYPE, "linkname": "../../etc/passwd"}),
+        ("top/Data/inside", {"type": tarfile.SYMTYPE, "linkname": "a"}),
+        ("top/Data/inside", {"type": tarfile.LNKTYPE, "linkname": "top/Data/a"}),
         ("top/Data/device", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
         ("top/Data/pipe", {"type": tarfile.FIFOTYPE}),
     ],
@@ -44,7 +46,7 @@ def test_tar_members_that_lead_out_or_are_no_files_are_refused(tmp_path: Path, n
     if name.startswith("/"):  # tarfile drops the slash, so that it stays inside, and is not of the folder wanted
         unpack(file, "top/Data", inner / "Data")
     else:
-        with pytest.raises(InputError, match="unsafe member, nothing was unpacked"):
+        with pytest.raises(InputError, match=r"unsafe member.*, nothing was unpacked"):
             unpack(file, "top/Data", inner / "Data")
         assert [path.name for path in inner.iterdir()] == ["a.tar"]
     assert not list(tmp_path.rglob("*evil*"))

@@ -124,7 +124,8 @@ def test_one_name_twice(plain: Path) -> None:
 
 def test_hidden_files_are_passed_over(plain: Path) -> None:
     (plain / "images/._img000.jpg").write_bytes(b"resource fork")
-    assert len(Folder(plain, "all")) == 60
+    with pytest.warns(UserWarning, match=r"1 passed over: hidden files \(1\)"):
+        assert len(Folder(plain, "all")) == 60
 
 
 def test_a_jpeg_mask_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import meanshifter as ms
+from meanshifter.data.remote import is_address
 from meanshifter.errors import InputError
 from meanshifter.inference.archive import Summary, Work, label_archive
 from meanshifter.inference.manifest import Done, open_log
+from meanshifter.inference.store import open_store
 from meanshifter.interop.weights import weights_hash
 from tests.inference.conftest import ModelFactory
 
@@ -194,6 +197,101 @@ def test_inputs_that_cannot_be_are_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         label_archive(Work(model), [text.format(photos) for text in inputs], out)
     assert not (photos.parent / "out" / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["...tar", ".tar", "..tar", ".unfinished.tar", "manifest.jsonl.tar"])
+def test_tars_whose_names_are_no_folder_for_results_are_refused(
+    model: ms.Segmenter, photos: Path, tmp_path: Path, name: str
+) -> None:
+    with tarfile.open(tmp_path / name, "w") as file:
+        file.add(photos / "a.png", "a.png")
+    with pytest.raises(InputError, match=f"{name}: its results would go to a folder called"):
+        label(model, tmp_path / name, tmp_path / "in" / "out")
+    assert not (tmp_path / "in").exists()
+
+
+def test_keys_that_lead_out_of_the_output_folder_are_errors(
+    model: ms.Segmenter, photos: Path, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (photos / "a.png").read_bytes()
+    keys = ["/photos/a.png", "/photos/../../evil.png", "/photos/sub/../../evil.png"]
+    listed = [{"name": key, "size": len(data), "type": "file"} for key in keys]
+    memory.pipe_file("/photos/a.png", data)
+    monkeypatch.setattr(type(memory), "ls", lambda _self, _path, **_: listed)
+    monkeypatch.setattr(type(memory), "cat_file", lambda _self, _path, **_: data)
+    summary = label(model, "memory://photos", tmp_path / "in" / "deep" / "out")
+    assert counts(summary) == (1, 0, 2)
+    assert all("leads out of the output folder" in reason for reason in summary.reasons)
+    assert [path.name for path in tmp_path.rglob("*evil*")] == []
+
+
+@pytest.mark.parametrize("place", ["../x.png", "a/../../x.png", "/x.png"])
+def test_stores_write_nothing_outside(tmp_path: Path, memory: Any, place: str) -> None:
+    for out in (tmp_path / "out", "memory://out"):
+        with pytest.raises(InputError, match="leads out"):
+            open_store(str(out)).write(place, b"x")
+    assert list(tmp_path.rglob("*.png")) == []
+    assert memory.find("/") == []
+
+
+def test_label_maps_do_not_lie_among_overlays(model: ms.Segmenter, photos: Path, tmp_path: Path) -> None:
+    (photos / "overlays").mkdir()
+    (photos / "overlays" / "a.png").write_bytes((photos / "trip" / "c.png").read_bytes())
+    work = Work(model, {"short_side": None, "window": None}, overlay=True)
+    summary = label_archive(work, [str(photos)], str(tmp_path / "out"))
+    assert counts(summary) == (3, 0, 1)
+    assert "overlays" in summary.reasons[0]
+
+
+def test_class_names_that_differ_in_a_sign_have_a_folder_each(photos: Path, tmp_path: Path) -> None:
+    model = ms.create_model(
+        "segmenter-ti16", classes=["a/b", "a_b"], image_size=32, backbone_args={"depth": 1, "patch_size": 8}
+    )
+    label(model, photos / "a.png", tmp_path / "out", probabilities=("a/b", "a_b"))
+    first, second = sorted((tmp_path / "out" / "scores").rglob("*.png"))
+    assert (first.parent.name, second.parent.name) == ("a%2Fb", "a_b")
+    assert first.read_bytes() != second.read_bytes()
+    with pytest.raises(InputError, match="'a_b': asked for 2 times"):
+        label(model, photos / "a.png", tmp_path / "out", probabilities=("a_b", "a_b"))
+
+
+@pytest.mark.parametrize("given", ["zip://*.png", "zip://", "zip://a.png"])
+def test_images_in_a_zip_are_read(model: ms.Segmenter, photos: Path, tmp_path: Path, given: str) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as file:
+        file.write(photos / "a.png", "a.png")
+        file.writestr("notes.txt", "x")
+    summary = label(model, f"{given}::{tmp_path}/p.zip", tmp_path / "out")
+    assert counts(summary) == (1, 0, 0)
+    label(model, photos / "a.png", tmp_path / "expected")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    assert counts(label(model, f"{given}::{tmp_path}/p.zip", tmp_path / "out")) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "out"), [("simplecache::memory://photos/*.png", "out"), ("memory://photos", "zip://::{0}/x.zip")]
+)
+def test_chained_addresses_that_cannot_be_are_refused(
+    model: ms.Segmenter, tmp_path: Path, memory: Any, given: str, out: str
+) -> None:
+    memory.pipe_file("/photos/a.png", b"x")
+    with pytest.raises(InputError, match="::"):
+        label(model, given, out.format(tmp_path))
+
+
+def test_what_lies_among_the_images_is_counted(model: ms.Segmenter, photos: Path, tmp_path: Path, memory: Any) -> None:
+    for name in (".ipynb_checkpoints/a.png", "@eaDir/a.png", "._a.png", "photo.heic", "a.txt"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"x")
+    kinds = {"hidden or system folders": 2, "hidden files": 1, ".heic": 1, ".txt": 1}
+    memory.put(f"{photos}/", "/photos/", recursive=True)
+    for place in (photos, "memory://photos"):
+        summary = label(model, place, tmp_path / f"out{is_address(str(place))}")
+        assert (counts(summary), summary.passed) == ((3, 0, 0), kinds)
+    (photos / "elsewhere").symlink_to(tmp_path / "more")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "d.png").write_bytes((photos / "a.png").read_bytes())
+    assert counts(label(model, photos, tmp_path / "out")) == (4, 0, 0)
+    assert (tmp_path / "out" / "elsewhere" / "d.png").is_file()
 
 
 def test_two_runs_in_one_folder_are_refused(model: ms.Segmenter, photos: Path, tmp_path: Path) -> None:

@@ -3,9 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from meanshifter.data.walk import PassedOver
 from meanshifter.errors import InputError
-from meanshifter.inference.inputs import plan
+from meanshifter.inference.inputs import file_name, plan
 
 
 @pytest.fixture
@@ -51,11 +54,11 @@ def test_earlier_results_inside_the_input_are_passed_over(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "out", "message"),
+    ("inputs", "out", "message"),
     [
         (["{0}/nowhere"], "out", "nowhere: no such file or folder"),
         (["{0}/*.tiff"], "out", r"\*.tiff: no images; looked for"),
-        (["{0}/empty"], "out", "empty: no images; looked for"),
+        (["{0}/empty"], "out", r"empty: no images \(1 passed over: .txt \(1\)\); looked for"),
         (
             ["{0}/one", "{0}/two"],
             "out",
@@ -65,12 +68,12 @@ def test_earlier_results_inside_the_input_are_passed_over(photos: Path) -> None:
         (["{0}/one"], "file", "--out: .*file is a file; name a folder"),
     ],
 )
-def test_conflicts_are_found_before_any_work(tmp_path: Path, given: list[str], out: str, message: str) -> None:
+def test_conflicts_are_found_before_any_work(tmp_path: Path, inputs: list[str], out: str, message: str) -> None:
     for name in ("one/x.jpg", "two/x.jpg", "three/y.png", "empty/readme.txt", "file"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=message):
-        plan([text.format(tmp_path) for text in given], tmp_path / out, overlay=False)
+        plan([text.format(tmp_path) for text in inputs], tmp_path / out, overlay=False)
 
 
 def test_overlays_must_not_meet_masks(tmp_path: Path) -> None:
@@ -80,3 +83,27 @@ def test_overlays_must_not_meet_masks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="would be written for both"):
         plan([str(tmp_path / "in")], tmp_path / "out", overlay=True)
     assert len(plan([str(tmp_path / "in")], tmp_path / "out", overlay=False)) == 2
+
+
+def test_what_is_no_image_by_its_name_is_counted(photos: Path, tmp_path: Path) -> None:
+    (photos / "._a.jpg").touch()
+    for named, hidden in ((str(photos), "hidden or system folders"), (f"{photos}/*", None)):
+        passed = PassedOver()
+        plan([named], tmp_path / "out", overlay=False, passed=passed)
+        assert passed == {".txt": 1, "hidden files": 1, **({} if hidden is None else {hidden: 1})}
+
+
+def test_links_that_a_recursive_glob_does_not_enter_are_counted(photos: Path, tmp_path: Path) -> None:
+    (photos / "elsewhere").symlink_to(photos / "trip")
+    passed = PassedOver()
+    plan([f"{photos}/**/*.png"], tmp_path / "out", overlay=False, passed=passed)
+    assert [(kind, count) for kind, count in passed.items() if "link" in kind] == [
+        ("linked folders, which ** does not enter", 1)
+    ]
+
+
+@given(st.lists(st.text(max_size=3), min_size=2, max_size=30, unique=True))
+def test_no_two_names_give_one_folder(names: list[str]) -> None:
+    folders = {file_name(name) for name in names}
+    assert len(folders) == len(names)
+    assert not any(folder in ("", ".", "..") or "/" in folder for folder in folders)

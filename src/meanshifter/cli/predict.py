@@ -15,6 +15,7 @@ from meanshifter.cli.reading import add_reading_options, check_precision, labell
 from meanshifter.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from meanshifter.data.walk import PassedOver
     from meanshifter.inference.archive import Runner, Summary
     from meanshifter.inference.inputs import Job
     from meanshifter.inference.predictor import Predictor
@@ -104,11 +105,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
+    from meanshifter.data.walk import PassedOver
     from meanshifter.inference.inputs import plan
 
-    out, maps = Path(args.out), [*args.scores, *args.probabilities]
+    out, maps, passed = Path(args.out), [*args.scores, *args.probabilities], PassedOver()
     processes = start_processes(args)
-    jobs = processes.together(lambda: plan(args.inputs, out, overlay=args.overlay, scores=maps))
+    jobs = processes.together(lambda: plan(args.inputs, out, overlay=args.overlay, scores=maps, passed=passed))
     predictor = processes.together(
         lambda: load_predictor(args.model, args, args.mean_shift_layers, labelling=True, **asked)
     )
@@ -118,6 +120,7 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     if not processes.first:
         return 2 if failed else 0
     print(f"{len(jobs) - len(failed)} of {len(jobs)} label maps written to {args.out}")
+    _say_passed(passed)
     for reason in failed:
         print(f"meanshifter: {one_line(reason)}", file=sys.stderr)
     return 2 if failed else 0
@@ -144,6 +147,7 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     total = summary.done + summary.failed
     there = f", {summary.skipped} were there" if summary.skipped else ""
     print(f"{summary.done} of {total} label maps written to {args.out}{there}")
+    _say_passed(summary.passed)
     if summary.restarted:
         print(
             "meanshifter: the manifest was of other weights or settings, and all has been done again", file=sys.stderr
@@ -153,6 +157,13 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     if summary.failed > len(summary.reasons):
         print(f"meanshifter: {summary.failed - len(summary.reasons)} more are in the manifest", file=sys.stderr)
     return 2 if summary.failed else 0
+
+
+def _say_passed(passed: PassedOver) -> None:
+    from meanshifter.data.walk import said
+
+    if passed:
+        print(f"meanshifter: {one_line(said(passed))}", file=sys.stderr)
 
 
 def _runner(args: argparse.Namespace) -> Runner | None:

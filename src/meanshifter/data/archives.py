@@ -63,6 +63,8 @@ def _unpack_tar(file: Path, folder: str, staging: Path, room: int) -> None:
         safe = tarfile.data_filter(member, path)  # refuses ways out, by name or by link, and devices
         if not f"{PurePosixPath(safe.name)}/".startswith(f"{folder}/"):
             return None
+        if member.issym() or member.islnk():  # a chain of links longer than a path may be hides where it ends
+            raise InputError(f"{file}: unsafe member {member.name!r} (a link), nothing was unpacked")
         unpacked += safe.size
         _refuse_larger(file, unpacked, room)
         return safe

@@ -29,6 +29,14 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """What names of images end in, in lower case: all endings that Pillow gives `FORMATS`, photographs' own first."""
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+    usual = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+    return *usual, *sorted(known.difference(usual))
+
+
 def _quiet() -> None:
     """Have Pillow and its libtiff print nothing: of a broken file they say much, and not which."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any, errors go to standard error

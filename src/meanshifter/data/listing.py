@@ -5,11 +5,13 @@ The doctor reports all that is wrong with a listing; a data set refuses it at th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from meanshifter.data.reading import IMAGE_SUFFIXES, MASK_SUFFIXES
+from meanshifter.data.reading import IMAGE_SUFFIXES
+from meanshifter.data.walk import PassedOver, files_below, said
 from meanshifter.errors import InputError
 
 
@@ -34,9 +36,11 @@ class Listing:
     """Name, the file that is listed, and another of the same name."""
     lost: tuple[str, ...] = ()
     """Names that the data set's own list has and no image."""
+    passed: PassedOver = field(default_factory=PassedOver)
+    """What lies among the files and is neither image nor mask."""
 
     def pairs(self) -> list[Pair]:
-        """The pairs, in the order of the images.
+        """The pairs, in the order of the images; what was passed over is a UserWarning.
 
         Raises:
             InputError: two files of one name, a listed name without an image, an image without a mask, or a mask
@@ -61,15 +65,17 @@ class Listing:
             raise InputError(
                 f"{self.where}: {' and '.join(lacks)}; an image and its mask share their name up to the extension"
             )
+        if self.passed:
+            warnings.warn(f"{self.where}: {said(self.passed)}", stacklevel=2)
         return [Pair(name, image, self.masks[name]) for name, image in self.images.items()]
 
 
-Files = tuple[dict[str, Path], list[tuple[str, Path, Path]]]
-"""Name → file, and the doubles of `Listing`."""
+Files = tuple[dict[str, Path], list[tuple[str, Path, Path]], PassedOver]
+"""Name → file, the doubles of `Listing`, and what was passed over."""
 
 
 def find_files(folder: Path, suffixes: Sequence[str], what: str) -> Files:
-    """The files below a folder by name (path below it, without extension), sorted, hidden files left out.
+    """The files below a folder by name (path below it, without extension), sorted; see `files_below`.
 
     Raises:
         InputError: no such folder, or no such files.
@@ -77,17 +83,16 @@ def find_files(folder: Path, suffixes: Sequence[str], what: str) -> Files:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {what} are looked for there")
     files: dict[str, Path] = {}
-    doubles = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
-            continue
+    doubles, passed = [], PassedOver()
+    for path in sorted(files_below(folder, suffixes, passed)):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if files.setdefault(name, path) is not path:
             doubles.append((name, files[name], path))
     if not files:
         kinds = " ".join(suffix.lstrip(".") for suffix in suffixes)
-        raise InputError(f"{folder}: no {what}; files of type {kinds} are looked for")
-    return dict(sorted(files.items())), doubles
+        there = f" ({said(passed)})" if passed else ""
+        raise InputError(f"{folder}: no {what}{there}; files of type {kinds} are looked for")
+    return dict(sorted(files.items())), doubles, passed
 
 
 def list_folders(images: Path, masks: Path) -> Listing:
@@ -96,7 +101,7 @@ def list_folders(images: Path, masks: Path) -> Listing:
     Raises:
         InputError: as `find_files`.
     """
-    found, doubles = find_files(images, IMAGE_SUFFIXES, "images")
-    # JPEG masks are found here so that reading can say why they will not do
-    drawn, twice = find_files(masks, (*MASK_SUFFIXES, ".jpg", ".jpeg"), "masks")
-    return Listing(images.parent if images.parent == masks.parent else images, found, drawn, (*doubles, *twice))
+    found, doubles, passed = find_files(images, IMAGE_SUFFIXES, "images")
+    drawn, twice, more = find_files(masks, IMAGE_SUFFIXES, "masks")
+    where = images.parent if images.parent == masks.parent else images
+    return Listing(where, found, drawn, (*doubles, *twice), passed=passed + more)

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from meanshifter.data.claims import image_suffixes
 from meanshifter.data.decoding import SWAPS_SIDES, WITHOUT_PILLOWS_LIMIT, Factor, decode_image, decode_mask
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.mask_values import indices, train_ids
 from meanshifter.errors import InputError
 
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+IMAGE_SUFFIXES: Final = image_suffixes()
+"""Of images and masks alike; whether a mask will do is told by its content."""
 
 MAX_PIXELS: Final = 1_000_000_000
 """An image that claims more is refused before it is decoded: a few bytes of a file can claim anything."""

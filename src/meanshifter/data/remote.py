@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 import fsspec
 
 from meanshifter.data.reading import IMAGE_SUFFIXES
+from meanshifter.data.walk import HIDDEN_FILES, PassedOver, ending, is_hidden
 from meanshifter.errors import InputError
 
 TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
@@ -49,8 +50,9 @@ def is_image(address: str) -> bool:
 
 
 def base_name(address: str) -> str:
-    """What follows the last slash, without a web address's query."""
-    path = address.split("?")[0].split("#")[0] if is_web(address) else address
+    """What follows the last slash, without a web address's query or the archive that a chained address names."""
+    path = address.partition("::")[0] if is_address(address) else address
+    path = path.split("?")[0].split("#")[0] if is_web(path) else path
     return posixpath.basename(path.rstrip("/"))
 
 
@@ -85,6 +87,19 @@ def file_system(address: str) -> tuple[Any, str]:
         raise InputError(f"{address}: its protocol needs another package; {remedy}") from error
     except Exception as error:  # what the packages raise about credentials and settings has no common base
         raise _unreadable(address, error) from error
+
+
+def address_of(files: Any, path: str, given: str) -> str:
+    """The address of what `files`, the file system of `given`, calls `path`; chained where `given` is."""
+    head, chain, rest = given.partition("::")
+    if not chain:
+        return str(files.unstrip_protocol(path))
+    return f"{head.partition('://')[0]}://{path}::{rest}"
+
+
+def leads_out(place: str) -> bool:
+    """Whether a path with slashes, joined to a folder, may name what is not in it."""
+    return place.startswith("/") or ".." in place.split("/")
 
 
 def read_bytes(address: str) -> bytes:
@@ -136,24 +151,31 @@ class TarImage:
     """What is wrong with the sample, without its address."""
 
 
-def tar_images(address: str, skip: Callable[[TarImage], bool] = lambda _: False) -> Iterator[TarImage]:
+def tar_images(
+    address: str, skip: Callable[[TarImage], bool] = lambda _: False, passed: PassedOver | None = None
+) -> Iterator[TarImage]:
     """The images of a tar of samples in WebDataset form, in order.
 
     Of a sample with several images, KEY.jpg and a mask KEY.png, the first by `IMAGE_SUFFIXES` is the image; a member
     with more dots, as KEY.seg.png, is none, and a sample of nothing else has an error. Other samples without an image
-    are passed over.
+    are passed over, and so are hidden members, such as the ._KEY.jpg that macOS packs beside each file.
 
     Args:
         address: the tar, compressed or not.
         skip: says of an image, which it gets without its bytes, whether they are not wanted.
+        passed: members that are passed over are added here.
 
     Raises:
         InputError: the tar is missing or ends early; what was before has been yielded.
     """
     found: TarImage | None = None
+    passed = PassedOver() if passed is None else passed
     with _opened(address) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
-            if not member.isfile():
+            if member.isdir():
+                continue
+            if (kind := _why_not(member)) is not None:
+                passed[kind] += 1
                 continue
             key, suffix = _key(member.name)
             if found is not None and key != found.key:
@@ -163,13 +185,15 @@ def tar_images(address: str, skip: Callable[[TarImage], bool] = lambda _: False)
                 found = _image(tar, member, key, skip)
             elif found is None and is_image(member.name):
                 found = TarImage(key, member.name, member.size, None, f"no image of sample {key}: {_DOTS}")
+            else:
+                passed["further images of a sample" if is_image(member.name) else ending(member.name)] += 1
         if found is not None:
             yield found
 
 
 def _image(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, skip: Callable[[TarImage], bool]) -> TarImage:
     name, size = member.name, member.size
-    if name.startswith("/") or ".." in name.split("/"):
+    if leads_out(name):
         return TarImage(key, name, size, None, "its name leads out of the output folder; write the tar again")
     if size > MAX_MEMBER:
         return TarImage(key, name, size, None, f"{size:,} bytes, above the {MAX_MEMBER:,} that a member may have")
@@ -178,6 +202,13 @@ def _image(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, skip: Callab
         return image
     file = tar.extractfile(member)
     return replace(image, data=b"" if file is None else file.read())
+
+
+def _why_not(member: tarfile.TarInfo) -> str | None:
+    """The kind under which a member is passed over whatever its ending; None: it may be an image."""
+    if any(is_hidden(part) for part in member.name.split("/")):
+        return HIDDEN_FILES
+    return None if member.isfile() else "links or devices"
 
 
 def _key(member: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 import meanshifter
 from meanshifter.data.labels import LabelSpace
-from meanshifter.data.reading import MASK_SUFFIXES, read_mask
+from meanshifter.data.reading import IMAGE_SUFFIXES, read_mask
 from meanshifter.errors import InputError
 from meanshifter.evaluation.confusion import Confusion, confusion_matrix
 from meanshifter.evaluation.protocol import Protocol
@@ -84,7 +84,7 @@ def evaluate_predictions(
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    return next((path for suffix in sorted(MASK_SUFFIXES) if (path := folder / f"{name}{suffix}").is_file()), None)
+    return next((path for suffix in (".png", *IMAGE_SUFFIXES) if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
 def _space(labels: LabelSpace, first: int) -> LabelSpace:

@@ -20,6 +20,7 @@ import meanshifter
 from meanshifter.data.reading import read_image
 from meanshifter.data.remote import absolute, is_address, read_bytes
 from meanshifter.data.rows import LargeFile
+from meanshifter.data.walk import PassedOver
 from meanshifter.errors import InputError
 from meanshifter.inference.files import read_ahead
 from meanshifter.inference.inputs import file_name
@@ -80,6 +81,8 @@ class Summary:
     """Images that could not be read, or listed."""
     reasons: list[str] = field(default_factory=list)
     """Why, of the first of them."""
+    passed: PassedOver = field(default_factory=PassedOver)
+    """What lay among the images and was passed over for its name, by kind."""
     restarted: bool = False
     """Whether there was a manifest of other weights or settings, which counts for nothing now."""
 
@@ -90,6 +93,7 @@ class Finished:
 
     lines: list[Line]
     skipped: int = 0
+    passed: PassedOver = field(default_factory=PassedOver)
 
 
 Runner = Callable[[Work, list[Unit], str, Callable[[], Known]], Iterator[Finished]]
@@ -118,11 +122,12 @@ def label_archive(
         InputError: inputs or settings that cannot be, a place that cannot be written, or another run there.
     """
     described = {**work.described(), "version": meanshifter.__version__}
-    units = plan_units(inputs, out)
+    passed = PassedOver()
+    units = plan_units(inputs, out, passed)
     out = out if is_address(out) else absolute(out)
     store = open_store(out)
     with closing(open_log(out, described, overwrite=overwrite)) as log:
-        summary = Summary(restarted=log.restarted and not overwrite)
+        summary = Summary(passed=passed, restarted=log.restarted and not overwrite)
         failed: set[str] = set()
 
         def known() -> Known:
@@ -144,6 +149,7 @@ def _count(summary: Summary, finished: Finished) -> None:
     errors = [line["error"] for line in finished.lines if "error" in line]
     summary.done += len(finished.lines) - len(errors)
     summary.skipped += finished.skipped
+    summary.passed += finished.passed
     summary.failed += len(errors)
     summary.reasons += errors[: REASONS - len(summary.reasons)]
 
@@ -152,12 +158,12 @@ def in_process(device: str | None = None) -> Runner:
     """Runs in this process."""
 
     def run(work: Work, units: list[Unit], out: str, known: Callable[[], Known]) -> Iterator[Finished]:
-        seen, skipped = known(), 0
+        seen, skipped, passed = known(), 0, PassedOver()
 
         def wanted() -> Iterator[Entry]:
             nonlocal skipped
             for unit in units:
-                for entry in entries(unit, out, seen):
+                for entry in entries(unit, out, seen, passed):
                     skipped += entry is None
                     if entry is not None:
                         yield entry
@@ -166,7 +172,7 @@ def in_process(device: str | None = None) -> Runner:
         for line in Labeller(work, device, seen.store).label(wanted()):
             yield Finished([line], skipped - told)
             told = skipped
-        yield Finished([], skipped - told)
+        yield Finished([], skipped - told, passed)
 
     return run
 
@@ -204,11 +210,19 @@ class Labeller:
 
     def _write(self, entry: Entry, segmentation: Segmentation) -> None:
         """The label map last, so that its being there says that all is."""
+        self._refuse_meeting(entry)
         for name in (*self._predictor.scores, *self._predictor.probabilities):
             self._save(f"scores/{file_name(name)}/{entry.place}", segmentation.map_image(name))
         if self._work.overlay:
             self._save(f"overlays/{entry.place}", segmentation.overlay(self._work.alpha, legend=True))
         self._save(entry.place, segmentation.to_image())
+
+    def _refuse_meeting(self, entry: Entry) -> None:
+        """Overlays and scores have folders beside the label maps, in which no label map may lie."""
+        folders = {"overlays": self._work.overlay, "scores": self._predictor.scores or self._predictor.probabilities}
+        folder = entry.place.partition("/")[0]
+        if folders.get(folder):
+            raise InputError(f"{entry.address}: its label map would lie among the {folder}; rename its folder {folder}")
 
     def _save(self, place: str, picture: Image.Image) -> None:
         file = BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import get_args
@@ -40,6 +41,9 @@ def check_asked(scores: Sequence[str], probabilities: Sequence[str], labels: Lab
             close = get_close_matches(name, labels.names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"its classes are {', '.join(labels.names[:10])}, …"
             raise InputError(f"probabilities: the model has no class {name!r}; {hint}")
+    for name, times in Counter((*scores, *probabilities)).items():
+        if times > 1:
+            raise InputError(f"{name!r}: asked for {times} times among scores and probabilities; name it once")
 
 
 def move(model: PatchModel, device: str | torch.device) -> None:

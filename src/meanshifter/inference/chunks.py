@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from meanshifter.data.walk import PassedOver
 from meanshifter.errors import InputError, RunError
 from meanshifter.inference.listing import Entry, Unit, entries
 from meanshifter.inference.manifest import Known
@@ -21,6 +22,8 @@ class Chunk:
     """Images passed over since the last chunk."""
     listed: int | None = None
     """In the last chunk of a unit, how many images it has in all."""
+    passed: PassedOver = field(default_factory=PassedOver)
+    """In the last chunk of a unit, what else lay there."""
     problem: InputError | RunError | None = None
     """Why the run cannot go on."""
 
@@ -39,8 +42,8 @@ def list_unit(batch: Any, out: str, shared: Any, size: int) -> Iterator[dict[str
 def chunks(unit: Unit, out: str, known: Known, size: int) -> Iterator[Chunk]:
     """The images of a unit that are not known, `size` at a time; the last chunk may be empty."""
     waiting: list[Entry] = []
-    skipped = listed = 0
-    for entry in entries(unit, out, known):
+    skipped, listed, passed = 0, 0, PassedOver()
+    for entry in entries(unit, out, known, passed):
         listed += 1
         if entry is None:
             skipped += 1
@@ -49,7 +52,7 @@ def chunks(unit: Unit, out: str, known: Known, size: int) -> Iterator[Chunk]:
         if len(waiting) == size:
             yield Chunk(tuple(waiting), skipped)
             waiting, skipped = [], 0
-    yield Chunk(tuple(waiting), skipped, listed)
+    yield Chunk(tuple(waiting), skipped, listed, passed=passed)
 
 
 def told(error: Exception) -> InputError | RunError:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from meanshifter.data.reading import IMAGE_SUFFIXES
+from meanshifter.data.walk import HIDDEN_FILES, NO_FILES, PassedOver, ending, files_below, is_hidden, said
 from meanshifter.errors import InputError
 
 
@@ -21,13 +24,15 @@ class Job:
     scores: tuple[Path, ...] = ()
 
 
-def plan(inputs: Sequence[str], out: Path, *, overlay: bool, scores: Sequence[str] = ()) -> list[Job]:
+def plan(
+    inputs: Sequence[str], out: Path, *, overlay: bool, scores: Sequence[str] = (), passed: PassedOver | None = None
+) -> list[Job]:
     """The work for images, folders and globs, checked as a whole before any of it is done.
 
     A file NAME.jpg becomes OUT/NAME.png. Folders are searched recursively, and their structure is kept below
     OUT; so is that below the part of a glob before its first wildcard. Overlays go to OUT/overlays
-    likewise, maps of scores to OUT/scores/SCORE. Hidden files, and what lies in OUT where OUT is inside an input
-    folder, are passed over. A file named twice is read once.
+    likewise, maps of scores to OUT/scores/SCORE. What lies in OUT, where OUT is inside an input folder, is left out;
+    what is no image by its name, or hidden, is added to `passed`. A file named twice is read once.
 
     Raises:
         InputError: an input that is missing or holds no image; two inputs with the same result; a result that
@@ -37,7 +42,7 @@ def plan(inputs: Sequence[str], out: Path, *, overlay: bool, scores: Sequence[st
         raise InputError(f"--out: {out} is a file; name a folder")
     jobs: dict[tuple[Path, Path], Job] = {}
     for given in inputs:
-        for source, relative in _expand(given, out):
+        for source, relative in _expand(given, out, PassedOver() if passed is None else passed):
             mask = out / relative.with_suffix(".png")
             picture = out / "overlays" / relative.with_suffix(".png") if overlay else None
             maps = tuple(out / "scores" / file_name(score) / relative.with_suffix(".png") for score in scores)
@@ -52,32 +57,43 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     Raises:
         InputError: an input that is missing or holds no image.
     """
-    return list(dict.fromkeys(source for given in inputs for source, _ in _expand(given, None)))
+    return list(dict.fromkeys(source for given in inputs for source, _ in _expand(given, None, PassedOver())))
 
 
 def file_name(score: str) -> str:
-    """A score's or class's name as that of a folder."""
-    return "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in score)
+    """A score's or class's name as that of a folder, another for each: signs that may not be are spelt %2F."""
+    plain = "".join(sign if sign.isalnum() or sign in " -_" else quote(sign, safe="") for sign in score)
+    return plain.replace(".", "%2E").replace("~", "%7E") or "%"
 
 
-def _expand(given: str, out: Path | None) -> Iterator[tuple[Path, Path]]:
+def _expand(given: str, out: Path | None, passed: PassedOver) -> Iterator[tuple[Path, Path]]:
     """Images that one argument means, each with its place below the output folder."""
-    path = Path(given)
+    path, here = Path(given), PassedOver()
     if path.is_file():
         yield path, Path(path.name)
         return
     if path.is_dir():
-        base, found = path, sorted(path.rglob("*"))
+        base = path
+        images = sorted(files_below(path, IMAGE_SUFFIXES, here, avoid=out))
     elif glob.has_magic(given):
         base = _fixed_part(path)
-        found = sorted(_matches(base, path.relative_to(base)))
+        matches = sorted(file for file in _matches(base, path.relative_to(base)) if not _inside(file, out, base))
+        images = [file for file in matches if _is_image(file, base, here)]
+        if "**" in given and (links := _linked_folders(base)):
+            here["linked folders, which ** does not enter"] = links
     else:
         raise InputError(f"{given}: no such file or folder; give images, folders or globs")
-    images = [file for file in found if _is_image(file, base) and not _inside(file, out, base)]
     if not images:
-        raise InputError(f"{given}: no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise no_images(given, here)
+    passed += here
     for file in images:
         yield file, file.relative_to(base)
+
+
+def no_images(given: str, passed: PassedOver, more: Sequence[str] = ()) -> InputError:
+    """What is said of a folder or glob without images."""
+    there = f" ({said(passed)})" if passed else ""
+    return InputError(f"{given}: no images{there}; looked for {', '.join(sorted((*IMAGE_SUFFIXES, *more)))}")
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -100,9 +116,23 @@ def _matches(base: Path, pattern: Path) -> Iterator[Path]:
         raise InputError(f"{base / pattern}: no pattern of names ({error}); ** stands for whole folders") from error
 
 
-def _is_image(file: Path, base: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
-    return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+def _linked_folders(base: Path) -> int:
+    return sum((Path(folder) / name).is_symlink() for folder, names, _ in os.walk(base) for name in names)
+
+
+def _is_image(file: Path, base: Path, passed: PassedOver) -> bool:
+    """Whether what a glob has matched is an image; what is none is counted, folders on the way to others are not."""
+    if file.is_dir():
+        return False
+    if any(is_hidden(part) for part in file.relative_to(base).parts):
+        passed[HIDDEN_FILES] += 1
+    elif file.suffix.lower() not in IMAGE_SUFFIXES:
+        passed[ending(file.name)] += 1
+    elif not file.is_file():
+        passed[NO_FILES] += 1
+    else:
+        return True
+    return False
 
 
 def _inside(file: Path, out: Path | None, base: Path) -> bool:

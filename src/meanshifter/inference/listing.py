@@ -17,6 +17,7 @@ from meanshifter.data.remote import (
     TAR_SUFFIXES,
     TarImage,
     absolute,
+    address_of,
     base_name,
     expand_braces,
     file_stamp,
@@ -25,13 +26,18 @@ from meanshifter.data.remote import (
     is_image,
     is_tar,
     is_web,
+    leads_out,
     stamp,
     tar_images,
 )
+from meanshifter.data.walk import HIDDEN_FILES, HIDDEN_FOLDERS, PassedOver, ending, files_below, is_hidden
 from meanshifter.errors import InputError
+from meanshifter.inference.inputs import no_images
 
 PER_UNIT: Final = 1000
 """Single files that are listed together."""
+MANIFEST: Final = "manifest.jsonl"
+"""What the manifest in an output folder is called."""
 Kind = Literal["files", "folder", "tar"]
 
 
@@ -67,33 +73,38 @@ Known = Callable[[Entry], bool]
 """Says of an image whether it is to be passed over."""
 
 
-def plan_units(inputs: Sequence[str], out: str) -> list[Unit]:
+def plan_units(inputs: Sequence[str], out: str, passed: PassedOver | None = None) -> list[Unit]:
     """What the images, folders, globs and tars of a command line are, without listing what is in them.
 
+    What a glob matches and is neither image nor tar is added to `passed`.
+
     Raises:
-        InputError: an input that is missing, a glob without images, two tars whose results would meet, or `out`
-            in the place of an input.
+        InputError: an input that is missing, a glob without images, two tars whose results would meet, a tar whose
+            name gives its results no folder, or `out` in the place of an input.
     """
+    passed = PassedOver() if passed is None else passed
     names = [absolute(name) for given in inputs for name in ([given] if Path(given).exists() else expand_braces(given))]
-    meant = list(dict.fromkeys(thing for name in names for thing in _meant(name)))
+    meant = list(dict.fromkeys(thing for name in names for thing in _meant(name, passed)))
     files = [(address, place) for kind, address, place in meant if kind == "files"]
     units = [Unit(kind, address) for kind, address, _ in meant if kind != "files"]
     _check(units, files, absolute(out))
     return units + [Unit("files", "", tuple(files[i : i + PER_UNIT])) for i in range(0, len(files), PER_UNIT)]
 
 
-def entries(unit: Unit, out: str, known: Known) -> Iterator[Entry | None]:
+def entries(unit: Unit, out: str, known: Known, passed: PassedOver | None = None) -> Iterator[Entry | None]:
     """The images of one unit in order, None for each that is `known`; what cannot be listed is an entry of its own.
 
-    Folders keep their structure; hidden files, and what lies in `out`, are passed over. SHARD.tar becomes the folder
-    SHARD. Names are checked within one folder or tar: the second of two with one result has an error.
+    Folders keep their structure; what lies in `out` is left out, and what is no image, or hidden, is added to
+    `passed`. SHARD.tar becomes the folder SHARD. Names are checked within one folder or tar: the second of two with one
+    result has an error.
     """
+    passed = PassedOver() if passed is None else passed
     if unit.kind == "files":
         found: Iterator[Entry] = (Entry(address, place, *file_stamp(address)) for address, place in unit.files)
     elif unit.kind == "folder":
-        found = _in_folder(unit.address, absolute(out))
+        found = _in_folder(unit.address, absolute(out), passed)
     else:
-        found = _in_tar(unit.address, known)
+        found = _in_tar(unit.address, known, passed)
     try:
         for entry in found:
             yield None if known(entry) else entry
@@ -107,9 +118,11 @@ def place_of(relative: str) -> str:
     return posixpath.splitext(relative)[0] + ".png"
 
 
-def _meant(given: str) -> Iterator[tuple[Kind, str, str]]:
+def _meant(given: str, passed: PassedOver) -> Iterator[tuple[Kind, str, str]]:
     """Kind, address and place (of single files) of what one argument names."""
     local = not is_address(given)
+    if not local and "::" in given and "://" not in given.partition("::")[0]:
+        raise InputError(f"{given}: a cache before an address is not read; leave out what stands before ::")
     magic = glob.has_magic(given) and not is_web(given)
     if is_tar(given) and not magic:
         if local and not Path(given).is_file():
@@ -118,9 +131,9 @@ def _meant(given: str) -> Iterator[tuple[Kind, str, str]]:
     elif Path(given).is_file() if local else is_web(given) or (is_image(given) and not magic):
         yield "files", given, place_of(base_name(given))
     elif magic and not (local and Path(given).exists()):
-        yield from _matching(given)
+        yield from _matching(given, passed)
     elif _is_folder(given):
-        yield "folder", given.rstrip("/") or "/", ""
+        yield "folder", given if "::" in given else given.rstrip("/") or "/", ""
     else:
         raise InputError(f"{given}: no such file or folder; give images, folders, globs or tars")
 
@@ -134,7 +147,7 @@ def _is_folder(given: str) -> bool:
         raise InputError(f"{given}: cannot be listed ({reason}); check the address and your access to it") from error
 
 
-def _matching(pattern: str) -> Iterator[tuple[Kind, str, str]]:
+def _matching(pattern: str, passed: PassedOver) -> Iterator[tuple[Kind, str, str]]:
     """Images and tars that a glob names; images keep what is below its fixed part."""
     files, path = file_system(pattern)
     try:
@@ -142,12 +155,18 @@ def _matching(pattern: str) -> Iterator[tuple[Kind, str, str]]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{pattern}: cannot be listed ({reason}); check the address and your access to it") from error
-    base = _fixed_part(path)
-    wanted = [match for match in matches if (is_image(match) or is_tar(match)) and not _hidden(match[len(base) :])]
+    base, here, wanted = _fixed_part(path), PassedOver(), list[str]()
+    for match in matches:
+        kind = _why_not(match[len(base) :], (*IMAGE_SUFFIXES, *TAR_SUFFIXES))
+        if kind is None:
+            wanted.append(match)
+        elif not files.isdir(match):
+            here[kind] += 1
     if not wanted:
-        raise InputError(f"{pattern}: no images; looked for {', '.join(sorted((*IMAGE_SUFFIXES, *TAR_SUFFIXES)))}")
+        raise no_images(pattern, here, TAR_SUFFIXES)
+    passed += here
     for match in wanted:
-        address = match if not is_address(pattern) else str(files.unstrip_protocol(match))
+        address = match if not is_address(pattern) else address_of(files, match, pattern)
         yield ("tar", address, "") if is_tar(match) else ("files", address, place_of(match[len(base) :].lstrip("/")))
 
 
@@ -161,15 +180,21 @@ def _fixed_part(pattern: str) -> str:
     return "/".join(fixed)
 
 
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(".") for part in relative.split("/"))
+def _why_not(relative: str, suffixes: Sequence[str]) -> str | None:
+    """The kind under which a file is passed over; None: its name is that of an image, or of what else is wanted."""
+    if any(is_hidden(part) for part in relative.split("/")):
+        return HIDDEN_FILES
+    return None if relative.lower().endswith(tuple(suffixes)) else ending(relative)
 
 
 def _check(units: list[Unit], files: list[tuple[str, str]], out: str) -> None:
     """Results of one folder, tar or list are told apart while they are listed; here is what could meet across them."""
     if not is_address(out) and Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"--out: {out} is a file; name a folder")
+    if is_address(out) and "::" in out:
+        raise InputError(f"--out: {out} is a chained address, which is only read; name a folder, or its own address")
     for unit in units:
+        _check_shard(unit)
         if unit.kind != "folder":
             continue
         if unit.address == out.rstrip("/"):
@@ -191,6 +216,13 @@ def _check(units: list[Unit], files: list[tuple[str, str]], out: str) -> None:
             )
 
 
+def _check_shard(unit: Unit) -> None:
+    """Hidden folders are the store's own, `..` is not in the output folder, and a manifest is no folder."""
+    name = shard_name(unit.address)
+    if unit.kind == "tar" and (not name or name.startswith(".") or name == MANIFEST):
+        raise InputError(f"{unit.address}: its results would go to a folder called {name!r}; rename the tar")
+
+
 def shard_name(address: str) -> str:
     """A tar's name without what tells that it is one: the folder of its results."""
     name = base_name(address)
@@ -200,32 +232,49 @@ def shard_name(address: str) -> str:
     return name
 
 
-def _in_folder(root: str, out: str) -> Iterator[Entry]:
-    files, path = file_system(root)
-    avoided = "" if is_address(root) != is_address(out) else str(file_system(out)[1]).rstrip("/")
-    waiting = [path.rstrip("/")]
+def _in_folder(root: str, out: str, passed: PassedOver) -> Iterator[Entry]:
+    here = PassedOver()
+    found = _in_address(root, out, here) if is_address(root) else _in_local(root, out, here)
     empty = True
+    folder, taken = "", dict[str, str]()
+    for entry in found:
+        empty = False
+        if posixpath.dirname(entry.place) != folder:
+            folder, taken = posixpath.dirname(entry.place), {}
+        yield _once(entry, taken)
+    if empty:
+        raise no_images(root, here)
+    passed += here
+
+
+def _in_local(root: str, out: str, passed: PassedOver) -> Iterator[Entry]:
+    avoid = None if is_address(out) else Path(out)
+    for path in files_below(Path(root), IMAGE_SUFFIXES, passed, avoid=avoid):
+        yield Entry(str(path), place_of(path.relative_to(root).as_posix()), *file_stamp(str(path)))
+
+
+def _in_address(root: str, out: str, passed: PassedOver) -> Iterator[Entry]:
+    files, path = file_system(root)
+    avoided = str(file_system(out)[1]).rstrip("/") if is_address(out) else ""
+    waiting = [path.rstrip("/")]
     while waiting:
         folder = waiting.pop()
-        listed = _listed(files, folder, root)
-        taken: dict[str, str] = {}
-        for info in listed:
+        inside = list[str]()
+        for info in _listed(files, folder, root):
             name = info["name"].rstrip("/")
-            if name in (folder, avoided) or posixpath.basename(name).startswith(".") or not is_image(name):
+            if name in (folder, avoided):
                 continue
-            if info["type"] == "file" or (info.get("islink") and Path(name).is_file()):
-                empty = False
-                yield _file_entry(files, root, name, path, info, taken)
-        waiting += [
-            info["name"].rstrip("/")
-            for info in reversed(listed)
-            if info["type"] == "directory"
-            and not info.get("islink")
-            and info["name"].rstrip("/") not in (folder, avoided)
-            and not posixpath.basename(info["name"].rstrip("/")).startswith(".")
-        ]
-    if empty:
-        raise InputError(f"{root}: no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+            hidden = is_hidden(posixpath.basename(name))
+            if info["type"] == "directory" and (hidden or info.get("islink")):
+                passed[HIDDEN_FOLDERS if hidden else "linked folders"] += 1
+            elif info["type"] == "directory":
+                inside.append(name)
+            elif (kind := _why_not(posixpath.basename(name), IMAGE_SUFFIXES)) is not None:
+                passed[kind] += 1
+            else:
+                place = place_of(name[len(path) :].lstrip("/"))
+                yield Entry(address_of(files, name, root), place, *stamp(info))
+        waiting += reversed(inside)
 
 
 def _listed(files: Any, folder: str, root: str) -> list[dict[str, Any]]:
@@ -236,13 +285,7 @@ def _listed(files: Any, folder: str, root: str) -> list[dict[str, Any]]:
         raise InputError(f"{root}: {folder} cannot be listed ({reason}); check your access to it") from error
 
 
-def _file_entry(files: Any, root: str, name: str, base: str, info: dict[str, Any], taken: dict[str, str]) -> Entry:
-    address = str(files.unstrip_protocol(name)) if is_address(root) else name
-    place = place_of(name[len(base.rstrip("/")) + 1 :])
-    return _once(Entry(address, place, *stamp(info)), taken)
-
-
-def _in_tar(address: str, known: Known) -> Iterator[Entry]:
+def _in_tar(address: str, known: Known, passed: PassedOver) -> Iterator[Entry]:
     """A sample stands for itself: its size, and the stamp of the tar."""
     version = file_stamp(address)[1]
     folder, taken = shard_name(address), dict[str, str]()
@@ -250,7 +293,7 @@ def _in_tar(address: str, known: Known) -> Iterator[Entry]:
     def entry(image: TarImage) -> Entry:
         return Entry(f"{address}::{image.member}", f"{folder}/{image.key}.png", image.size, version)
 
-    for image in tar_images(address, lambda image: known(entry(image))):
+    for image in tar_images(address, lambda image: known(entry(image)), passed):
         made = entry(image)
         if image.error is not None:
             yield replace(made, place="", error=f"{made.address}: {image.error}")
@@ -260,7 +303,9 @@ def _in_tar(address: str, known: Known) -> Iterator[Entry]:
 
 def _once(entry: Entry, taken: dict[str, str]) -> Entry:
     """`entry`, with an error where another of the same folder has its place."""
-    first = taken.setdefault(entry.place, entry.address)
+    if leads_out(entry.place):
+        return replace(entry, data=None, error=f"{entry.address}: its name leads out of the output folder; rename it")
+    first = taken.setdefault(posixpath.normpath(entry.place), entry.address)
     if first == entry.address:
         return entry
     return replace(

@@ -21,10 +21,9 @@ import numpy.typing as npt
 
 from meanshifter.data.remote import file_system, is_address
 from meanshifter.errors import InputError
-from meanshifter.inference.listing import Entry
+from meanshifter.inference.listing import MANIFEST, Entry
 from meanshifter.inference.store import Store
 
-NAME: Final = "manifest.jsonl"
 FORMAT_VERSION: Final = 1
 FLUSH_SECONDS: Final = 30
 """How long an address waits for the lines of its manifest, which it takes in parts."""
@@ -117,7 +116,7 @@ class _File:
     """One file that grows, under a lock."""
 
     def __init__(self, folder: Path, header: Line, overwrite: bool) -> None:
-        self.path = folder / NAME
+        self.path = folder / MANIFEST
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("ab+", buffering=0)

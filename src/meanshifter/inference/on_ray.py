@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meanshifter.data.walk import PassedOver
 from meanshifter.errors import InputError, RunError
 from meanshifter.inference.archive import Finished, Labeller, Runner, Work
 from meanshifter.inference.chunks import Chunk, list_unit, told
@@ -35,6 +36,7 @@ class Labelled:
     skipped: int
     listed: int | None
     problem: InputError | RunError | None
+    passed: PassedOver
 
 
 def on_cluster(cluster: Cluster) -> Runner:
@@ -103,7 +105,8 @@ def _job(
         came += len(labelled.lines) + labelled.skipped
         if labelled.listed is not None:
             listed, ended = listed + labelled.listed, ended + 1
-        yield Finished(labelled.lines, labelled.skipped if size == CHUNK else 0)  # told in the first pass
+        first = size == CHUNK  # pass, which tells what the second would tell again
+        yield Finished(labelled.lines, labelled.skipped if first else 0, labelled.passed if first else PassedOver())
     return ended == len(units) and came == listed
 
 
@@ -133,7 +136,7 @@ class _Worker:
             lines = list(self._labeller().label(chunk.entries))
         except Exception as error:
             problem = told(error)
-        return {"labelled": [pickle.dumps(Labelled(lines, chunk.skipped, chunk.listed, problem))]}
+        return {"labelled": [pickle.dumps(Labelled(lines, chunk.skipped, chunk.listed, problem, chunk.passed))]}
 
     def _labeller(self) -> Labeller:
         """Made on first use, so that what goes wrong can be told."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import uuid4
 
-from meanshifter.data.remote import file_system, is_address
+from meanshifter.data.remote import file_system, is_address, leads_out
 from meanshifter.errors import InputError
 
 _OF_THIS_NAME: Final = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
@@ -38,6 +38,11 @@ class Store(Protocol):
         """Remove what killed processes have left."""
 
 
+def _refuse_outside(place: str) -> None:
+    if leads_out(place):
+        raise InputError(f"{place}: leads out of the output folder; rename the input")
+
+
 class FolderStore:
     """A local folder. Files are written in a folder of their own inside, which is easy to clean, and renamed."""
 
@@ -47,6 +52,7 @@ class FolderStore:
 
     def write(self, place: str, data: bytes) -> None:
         """As `Store.write`."""
+        _refuse_outside(place)
         path, temporary = self.root / place, self._unfinished / uuid4().hex
         try:
             self._unfinished.mkdir(parents=True, exist_ok=True)
@@ -80,6 +86,7 @@ class AddressStore:
 
     def write(self, place: str, data: bytes) -> None:
         """As `Store.write`."""
+        _refuse_outside(place)
         try:
             self._files.pipe_file(f"{self._base}/{place}", data)
         except Exception as error:  # as in data/remote.py

@@ -71,8 +71,8 @@ class Cityscapes(PublicDataset):
     @classmethod
     def find(cls, folder: Path, split: str) -> Listing:
         """The frames, named CITY/CITY_SEQUENCE_FRAME."""
-        images, twice = find_files(folder / "leftImg8bit" / split, (".png",), "images")
-        masks, again = find_files(folder / "gtFine" / split, (".png",), "masks")
+        images, twice, _ = find_files(folder / "leftImg8bit" / split, (".png",), "images")
+        masks, again, _ = find_files(folder / "gtFine" / split, (".png",), "masks")
         return Listing(
             folder,
             {name.removesuffix(IMAGE): path for name, path in images.items() if name.endswith(IMAGE)},

@@ -71,8 +71,8 @@ class PascalVOC(PublicDataset):
         wanted = read_text(listing).split()
         if not wanted:
             raise InputError(f"{listing}: no names; it lists the images of split {split!r}")
-        images, twice = find_files(folder / "JPEGImages", (".jpg",), "images")
-        masks, again = find_files(folder / "SegmentationClass", (".png",), "masks")
+        images, twice, _ = find_files(folder / "JPEGImages", (".jpg",), "images")
+        masks, again, _ = find_files(folder / "SegmentationClass", (".png",), "masks")
         return Listing(
             listing,
             {name: images[name] for name in wanted if name in images},

@@ -37,6 +37,7 @@ KINDS: Final = {
     "copy-within": Kind("the same image twice in a split", "keep one, unless it is meant to count twice", fault=False),
     "near-copy": Kind("nearly the same image in two splits", "look whether one was made from the other", fault=False),
     "blank-image": Kind("blank image", "look whether it was exported wrongly", fault=False),
+    "passed-over": Kind("files passed over", "look whether images or masks are among them", fault=False),
     "orientation-unsure": Kind(
         "EXIF turn that sizes cannot confirm", "remove the tag if the mask was drawn on the image as stored", False
     ),

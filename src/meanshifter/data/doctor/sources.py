@@ -14,6 +14,7 @@ from meanshifter.data.doctor.findings import Finding
 from meanshifter.data.label_files import labels_of_files
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.listing import Listing, Pair
+from meanshifter.data.walk import said
 from meanshifter.errors import InputError
 
 
@@ -105,6 +106,8 @@ def _tolerate(source: Source, split: str, listing: Listing) -> list[Pair]:
     source.findings += [
         Finding("mask-without-image", f"{listing.where}: {name} has no image", split, name) for name in listing.lost
     ]
+    if listing.passed:
+        source.findings.append(Finding("passed-over", f"{listing.where}: {said(listing.passed)}", split))
     return [
         Pair(name, path, listing.masks[name])
         for name, path in listing.images.items()
