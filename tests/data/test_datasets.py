@@ -106,11 +106,14 @@ def test_unpaired_files_are_counted_and_named(plain: Path) -> None:
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such folder"):
         Folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"images: no such folder; images are looked for there"):
+    with pytest.raises(InputError, match=r"no folder images/; there is nothing"):
         Folder(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"images: no images; files of type jpg jpeg png"):
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(
+        InputError, match=r"images: no images \(1 passed over: .txt \(1\)\); files of type jpg jpeg png"
+    ):
         Folder(tmp_path)
     with pytest.raises(InputError, match="no root"):
         Folder(None)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--mean-shift-layers: none of the models has a mean shift block; leave it out")
     comparison = run_comparison(
         predictors,
-        open_scored(args.dataset, args.root, args.split, models[0].labels),
+        open_scored(args, models[0].labels, paths),
         args.out,
         pick=args.pick,
         images=args.images,

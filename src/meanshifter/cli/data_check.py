@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.cli.layout import add_layout_options, layout_of
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="NAME", help="folder of images and masks, or a data set's name with --root")
     parser.add_argument("--root", metavar="DIR", type=Path, help="where the named data set lies")
     parser.add_argument("--split", metavar="SPLIT", nargs="+", help="splits to check (default: all)")
+    add_layout_options(parser, runs=False)
     parser.add_argument("--out", metavar="FILE.html", type=Path, help="write a page with pictures of what was found")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all findings and figures as JSON")
     parser.add_argument("--fix", metavar="DIR", type=Path, help="write a repaired copy into a new folder")
@@ -47,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads {args.threads}: at least 1 file is read at a time")
     with _bar("checking") as advance:
-        report = check(args.dataset, args.root, args.split, threads=args.threads, advance=advance)
+        layout = layout_of(args, None)
+        report = check(args.dataset, args.root, args.split, layout=layout, threads=args.threads, advance=advance)
     print("\n".join(report_lines(report)))
     if args.json is not None:
         write_text(args.json, json.dumps(report.to_dict(), indent=1) + "\n")

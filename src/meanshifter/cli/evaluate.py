@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
+from meanshifter.cli.layout import add_layout_options, layout_of
 from meanshifter.cli.processes import add_process_options, start_processes
 from meanshifter.cli.reading import add_reading_options, load_predictor
 from meanshifter.errors import InputError
@@ -49,6 +51,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", type=Path, help="folder of the data set; shapes needs none")
     parser.add_argument("--split", default="val", help="which part of the data set (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    add_layout_options(parser, runs=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,7 +86,7 @@ def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
     from meanshifter.evaluation import evaluate
 
     predictor = processes.together(lambda: load_predictor(args.model, args))
-    dataset = processes.together(lambda: open_scored(args.dataset, args.root, args.split, predictor.model.labels))
+    dataset = processes.together(lambda: open_scored(args, predictor.model.labels, [args.model]))
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
     results = evaluate(
         predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit, processes=processes
@@ -106,7 +109,7 @@ def _score_predictions(args: argparse.Namespace) -> None:
         )
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit: {args.limit}; score at least 1 image")
-    dataset = open_scored(args.dataset, args.root, args.split, None)
+    dataset = open_scored(args, None)
     result = evaluate_predictions(
         args.predictions, dataset, first=args.first_id, partial=args.partial, limit=args.limit
     )
@@ -116,16 +119,20 @@ def _score_predictions(args: argparse.Namespace) -> None:
         print(f"written to {args.out}")
 
 
-def open_scored(name: str, root: Path | None, split: str, labels: LabelSpace | None) -> Dataset:
-    """The data set; a folder that does not describe its classes is read with those of the model."""
+def open_scored(args: argparse.Namespace, labels: LabelSpace | None, models: Sequence[str] = ()) -> Dataset:
+    """The data set; a folder that does not describe its classes is read with those of the model.
+
+    A folder on which one of `models` was trained is laid out, and divided, as that run has it.
+    """
     from meanshifter.data.catalog import HOMES, open_dataset
     from meanshifter.data.datasets import Folder
 
+    name, root, split = args.dataset, args.root, args.split
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", Path(name)
     if root is None and name in HOMES and name != "shapes":
         raise InputError(f"--root: missing; {name} is read from a folder")
     if name == "folder" and root is not None:
         described = any((root / file).is_file() for file in ("labels.json", "classes.txt"))
-        return Folder(root, split, labels=None if described else labels)
-    return open_dataset(name, root, split)
+        return Folder(root, split, labels=None if described else labels, layout=layout_of(args, root, models))
+    return open_dataset(name, root, split, layout_of(args, None))

@@ -9,7 +9,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,18 +19,15 @@ import numpy.typing as npt
 from meanshifter.data.decoding import Factor
 from meanshifter.data.label_files import folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
+from meanshifter.data.layout import SPLIT_FOLDERS, USUAL, FolderLayout
 from meanshifter.data.listing import Listing, Pair, list_folders
-from meanshifter.data.reading import read_mask, read_sample
+from meanshifter.data.reading import IMAGE_SUFFIXES, read_mask, read_sample
+from meanshifter.data.walk import PassedOver, files_below, is_hidden
 from meanshifter.errors import InputError
 
-SPLIT_FOLDERS: Final = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
-}
-"""Split → what its folder may be called."""
 VAL_SHARE: Final = 0.15
-"""Of a folder without splits, about this share of the images is held out, chosen by a hash of the name."""
+"""Of a folder without splits, about this share of the images is held out, chosen by a hash of the name; see
+`FolderLayout.val_share`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +138,7 @@ class Folder(FileDataset):
         classes: names of train ids 0, 1, …
         raw: mask value → train id, or 255 for ignored.
         colors: RGB colour → train id, or 255 for ignored, for masks stored as colours.
+        layout: other folder names, a suffix of the masks' names, another share for "val".
 
     Raises:
         InputError: a folder or split that is missing or empty, images without masks or masks without images.
@@ -155,14 +153,20 @@ class Folder(FileDataset):
         classes: Sequence[str] | None = None,
         raw: Mapping[int, int] | None = None,
         colors: Mapping[Color, int] | None = None,
+        layout: FolderLayout = USUAL,
     ) -> None:
         if root is None:
             raise InputError("folder: no root; name the folder that holds images/ and masks/")
         folder = Path(root)
-        pairs = _folder_pairs(folder, split)
+        pairs = _folder_pairs(folder, split, layout)
         if labels is None:
-            labels = folder_labels(folder, lambda: _all_masks(folder), classes, raw, colors)
-        super().__init__("folder", split, labels, pairs)
+            labels = folder_labels(folder, lambda: _all_masks(folder, layout), classes, raw, colors)
+        named = (
+            split
+            if layout.val_share is None or split not in ("train", "val")
+            else f"{split}, {layout.val_share:g} held out"
+        )
+        super().__init__("folder", named, labels, pairs)
 
     @classmethod
     def from_lists(
@@ -181,44 +185,65 @@ class Folder(FileDataset):
         return FileDataset("folder", split, labels, pairs)
 
 
-def _folder_pairs(folder: Path, split: str) -> list[Pair]:
-    listings = folder_listings(folder)
+def _folder_pairs(folder: Path, split: str, layout: FolderLayout) -> list[Pair]:
+    listings = folder_listings(folder, layout)
     if split == "all":
         return [pair for listing in listings.values() for pair in listing.pairs()]
-    if "all" not in listings:
-        if split not in listings:
-            raise InputError(f"{folder}: no split {split!r}; it has {', '.join(listings)}, and 'all'")
-        return listings[split].pairs()
-    return held_out(listings["all"].pairs(), folder, split)
+    divided = divided_split(listings, folder, layout)
+    if divided == "all" or (divided is not None and split in ("train", "val")):
+        return held_out(listings[divided].pairs(), folder, split, layout.val_share)
+    if split not in listings:
+        others = [f"--data.{split}_split {other}, or --split {other}" for other in ("test", "val") if other in listings]
+        share = " to hold out a part of train: --data.val_share 0.2" if split == "val" and "train" in listings else ""
+        hints = "; ".join(filter(None, [f"to take another: {others[0]}" if others else "", share.strip()]))
+        raise InputError(
+            f"{folder}: no split {split!r}; it has {', '.join(listings)}, and 'all'{hints and '; '}{hints}"
+        )
+    return listings[split].pairs()
 
 
-def folder_listings(folder: Path) -> dict[str, Listing]:
+def folder_listings(folder: Path, layout: FolderLayout = USUAL) -> dict[str, Listing]:
     """Split → its files; of a folder without split folders, "all".
 
     Raises:
-        InputError: a folder that is missing or empty.
+        InputError: a folder that is missing, empty or laid out in another way.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; check the path")
-    layouts = split_layouts(folder) or {"all": (folder / "images", folder / "masks")}
-    return {split: list_folders(*folders) for split, folders in layouts.items()}
+    suffix = "" if layout.mask_suffix is None else layout.mask_suffix
+    found = layout.folders(folder)
+    listings = {split: list_folders(*folders, suffix) for split, folders in found.items()}
+    beside = _beside([images for split, (images, _) in found.items() if split != "all"])
+    return {split: replace(listing, passed=listing.passed + beside) for split, listing in listings.items()}
 
 
-def split_layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split → (images, masks) where the folder has split folders."""
-    layouts: dict[str, tuple[Path, Path]] = {}
-    for split, spellings in SPLIT_FOLDERS.items():
-        for word in spellings:
-            inside = (folder / "images" / word, folder / "masks" / word)
-            outside = (folder / word / "images", folder / word / "masks")
-            for images, masks in (inside, outside):
-                if images.is_dir():
-                    layouts.setdefault(split, (images, masks))
-    return layouts
+def _beside(splits: Sequence[Path]) -> PassedOver:
+    """What lies among the split folders of the images and is in none of them."""
+    passed = PassedOver()
+    parents = {path.parent for path in splits if any(path.name in words for words in SPLIT_FOLDERS.values())}
+    for path in (path for parent in parents for path in parent.iterdir() if path not in splits):
+        if path.is_dir() and not is_hidden(path.name) and next(files_below(path, IMAGE_SUFFIXES, PassedOver()), None):
+            passed["folders of images that are no split"] += 1
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            passed["images beside the folders of splits"] += 1
+    return passed
 
 
-def held_out(pairs: list[Pair], folder: Path, split: str) -> list[Pair]:
-    """Of a folder without split folders, the pairs of "val" or "train".
+def divided_split(listings: Mapping[str, Listing], folder: Path, layout: FolderLayout) -> str | None:
+    """Which listing is divided into "train" and "val" by names: all, train where a share is to be held out, or none.
+
+    Raises:
+        InputError: a share to be held out beside a folder of the split "val".
+    """
+    if "all" in listings:
+        return "all"
+    if layout.val_share is None:
+        return None
+    if "val" in listings:
+        raise InputError(f"data.val_share: {layout.val_share}, but {folder} has a folder for 'val'; leave it out")
+    return "train" if "train" in listings else None
+
+
+def held_out(pairs: list[Pair], folder: Path, split: str, share: float | None = None) -> list[Pair]:
+    """Of a folder without a split "val", the pairs of "val" or "train": about `share` of them by a hash of the name.
 
     Raises:
         InputError: another split, or a single pair.
@@ -227,8 +252,9 @@ def held_out(pairs: list[Pair], folder: Path, split: str) -> list[Pair]:
         raise InputError(f"{folder}: no split {split!r}; without split folders there are 'train', 'val' and 'all'")
     if len(pairs) < 2:
         raise InputError(f"{folder}: 1 image; two are needed to train on one and score on another, or split 'all'")
+    bound = VAL_SHARE if share is None else share
     rank = {pair.name: _hash(pair.name) for pair in pairs}
-    held = {name for name, value in rank.items() if value < VAL_SHARE} or {min(rank, key=rank.__getitem__)}
+    held = {name for name, value in rank.items() if value < bound} or {min(rank, key=rank.__getitem__)}
     if len(held) == len(pairs):
         held.remove(max(rank, key=rank.__getitem__))
     return [pair for pair in pairs if (pair.name in held) == (split == "val")]
@@ -239,6 +265,6 @@ def _hash(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / 2**48
 
 
-def _all_masks(folder: Path) -> list[Path]:
+def _all_masks(folder: Path, layout: FolderLayout) -> list[Path]:
     """The masks of every split, so that all splits find the same classes."""
-    return [pair.mask for pair in _folder_pairs(folder, "all")]
+    return [pair.mask for pair in _folder_pairs(folder, "all", layout)]

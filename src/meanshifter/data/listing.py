@@ -74,7 +74,7 @@ Files = tuple[dict[str, Path], list[tuple[str, Path, Path]], PassedOver]
 """Name → file, the doubles of `Listing`, and what was passed over."""
 
 
-def find_files(folder: Path, suffixes: Sequence[str], what: str) -> Files:
+def find_files(folder: Path, suffixes: Sequence[str], what: str, *, avoid: Path | None = None) -> Files:
     """The files below a folder by name (path below it, without extension), sorted; see `files_below`.
 
     Raises:
@@ -84,7 +84,7 @@ def find_files(folder: Path, suffixes: Sequence[str], what: str) -> Files:
         raise InputError(f"{folder}: no such folder; {what} are looked for there")
     files: dict[str, Path] = {}
     doubles, passed = [], PassedOver()
-    for path in sorted(files_below(folder, suffixes, passed)):
+    for path in sorted(files_below(folder, suffixes, passed, avoid=avoid)):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if files.setdefault(name, path) is not path:
             doubles.append((name, files[name], path))
@@ -95,13 +95,34 @@ def find_files(folder: Path, suffixes: Sequence[str], what: str) -> Files:
     return dict(sorted(files.items())), doubles, passed
 
 
-def list_folders(images: Path, masks: Path) -> Listing:
-    """Images and masks that share their names.
+def list_folders(images: Path, masks: Path, mask_suffix: str = "") -> Listing:
+    """Images and masks that share their names, up to `mask_suffix` at the end of a mask's.
+
+    The two may be one folder where there is a suffix, or one inside the other.
 
     Raises:
-        InputError: as `find_files`.
+        InputError: as `find_files`; one folder for both and no suffix, or no mask with it.
     """
-    found, doubles, passed = find_files(images, IMAGE_SUFFIXES, "images")
-    drawn, twice, more = find_files(masks, IMAGE_SUFFIXES, "masks")
+    found, doubles, passed = find_files(images, IMAGE_SUFFIXES, "images", avoid=masks)
+    drawn, twice, more = find_files(masks, IMAGE_SUFFIXES, "masks", avoid=images)
     where = images.parent if images.parent == masks.parent else images
+    one = images.resolve() == masks.resolve()
+    if one:
+        if not mask_suffix:
+            raise InputError(
+                f"{images}: the folder of images and masks; tell masks by a suffix, --data.mask_suffix _mask"
+            )
+        where, more = images, PassedOver()
+        found = {name: path for name, path in found.items() if not name.endswith(mask_suffix)}
+        doubles = [double for double in doubles if not double[0].endswith(mask_suffix)]
+    if mask_suffix:
+        others = sum(not name.endswith(mask_suffix) for name in drawn)
+        if others == len(drawn):
+            raise InputError(f"{masks}: none of {others} masks, such as {next(iter(drawn))}, ends in {mask_suffix!r}")
+        if others and not one:
+            more[f"masks that do not end in {mask_suffix}"] += others
+        drawn = {name.removesuffix(mask_suffix): path for name, path in drawn.items() if name.endswith(mask_suffix)}
+        twice = [
+            (name.removesuffix(mask_suffix), kept, other) for name, kept, other in twice if name.endswith(mask_suffix)
+        ]
     return Listing(where, found, drawn, (*doubles, *twice), passed=passed + more)

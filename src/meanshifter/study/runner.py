@@ -227,10 +227,10 @@ def open_split(cell: Cell, split: str) -> Any:
 
     data = cell.config.data
     if split != "held_out":
-        return open_dataset(data.name, data.root, split)
+        return open_dataset(data.name, data.root, split, data.layout)
     if data.hold_out is None:
         raise InputError("splits: held_out, but data.hold_out is null; set it to a pattern such as 0006R0_*")
-    return Subset(open_dataset(data.name, data.root, data.train_split), data.hold_out, matching=True)
+    return Subset(open_dataset(data.name, data.root, data.train_split, data.layout), data.hold_out, matching=True)
 
 
 def _write_scores(cell: Cell, facts: dict[str, Any]) -> None:

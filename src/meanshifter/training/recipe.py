@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.layout import FolderLayout
 from meanshifter.errors import InputError
 from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
 
@@ -29,12 +30,25 @@ class DataConfig:
     """Split to score on."""
     hold_out: str | None = None
     """Training images whose names match this pattern, such as 0006R0_*, are left out, to choose by; null: none."""
+    images: str | None = None
+    """Folder of the images in a folder of one's own, such as JPEGImages; null: images."""
+    masks: str | None = None
+    """Folder of the masks, such as SegmentationClass; null: masks. With a mask_suffix it may be that of the images."""
+    mask_suffix: str | None = None
+    """What a mask's name has after its image's, such as _mask in a_mask.png for a.jpg; null: nothing."""
+    val_share: float | None = None
+    """Share of a folder's images that is held out as val where it has no folder for that; null: about 0.15."""
     workers: int = 2
     """Processes that read and augment; 0 does it in the main process."""
     cache: int = 0
     """Megabytes for keeping decoded training images in memory, shared out evenly among the workers; 0 keeps none."""
     on_device: bool = False
     """Hold all training images on the training device, and cut and augment batches there, without workers."""
+
+    @property
+    def layout(self) -> FolderLayout:
+        """Where the images and masks of a folder lie."""
+        return FolderLayout(self.images, self.masks, self.mask_suffix, self.val_share)
 
 
 @dataclass
@@ -214,12 +228,13 @@ class TrainConfig:
             "devices": self.devices,
             "num_nodes": self.num_nodes,
         }
-        clip, betas, seed = optimizer.clip_norm, optimizer.betas, self.seed
+        clip, betas, seed, share = optimizer.clip_norm, optimizer.betas, self.seed, self.data.val_share
         return [
             *((name, value, value is None or value >= 1, "at least 1") for name, value in counts.items()),
             ("seed", seed, 0 <= seed < 2**31, "from 0 up to 2147483647"),
             ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
             ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),
+            ("data.val_share", share, share is None or 0 < share < 1, "null, or between 0 and 1"),
             ("data.cache", self.data.cache, self.data.cache >= 0, "0 or above"),
             ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
             ("optimizer.momentum", optimizer.momentum, 0 <= optimizer.momentum < 1, "from 0 up to but not 1"),

@@ -149,16 +149,17 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
 
 def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The images to learn from and those to score on."""
-    train_set = open_dataset(config.data.name, config.data.root, config.data.train_split)
+    data = config.data
+    train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if config.data.hold_out is not None:
         train_set = Subset(train_set, config.data.hold_out, matching=False)
-    return train_set, open_dataset(config.data.name, config.data.root, config.data.val_split)
+    return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
 
 
 def _check_command(data: DataConfig) -> str:
     place = "" if data.root is None else f" --root {data.root}"
     if data.name == "folder" and data.root is not None:
-        return f"meanshifter data check {data.root}"
+        return f"meanshifter data check {data.root}{data.layout.options()}"
     return f"meanshifter data check {data.name}{place}"
 
 

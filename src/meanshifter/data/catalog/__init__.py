@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from meanshifter.data.datasets import Dataset
+from meanshifter.data.datasets import Dataset, Folder
+from meanshifter.data.layout import USUAL, FolderLayout
 from meanshifter.errors import InputError
 
 HOMES: Final = {
@@ -20,19 +21,28 @@ HOMES: Final = {
 }
 
 
-def open_dataset(name: str, root: str | Path | None, split: str) -> Dataset:
+def open_dataset(name: str, root: str | Path | None, split: str, layout: FolderLayout = USUAL) -> Dataset:
     """A split of the data set of that name; a folder's path in place of the name opens it as a `Folder`.
 
     Raises:
-        InputError: an unknown name, and as the data set itself.
+        InputError: an unknown name, a layout for a data set that has its own, and as the data set itself.
     """
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", name
     if name not in HOMES:
         raise unknown_dataset(name)
+    if name == "folder":
+        return Folder(root, split, layout=layout)
+    require_usual(name, layout)
     module, kind = HOMES[name]
     dataset: Dataset = getattr(import_module(module), kind)(root, split)
     return dataset
+
+
+def require_usual(name: str, layout: FolderLayout) -> None:
+    """Refuse a layout for a data set that is no folder of one's own; raises InputError."""
+    if layout != USUAL:
+        raise InputError(f"{layout.options().strip()}: for a folder of images and masks; {name} has its own layout")
 
 
 def unknown_dataset(name: str) -> InputError:

@@ -19,6 +19,7 @@ from meanshifter.data.doctor.values import map_values
 from meanshifter.data.doctor.whole import judge_whole
 from meanshifter.data.label_files import space_of
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.layout import USUAL, FolderLayout
 from meanshifter.errors import InputError
 
 
@@ -27,6 +28,7 @@ def check(
     root: str | Path | None = None,
     splits: Sequence[str] | None = None,
     *,
+    layout: FolderLayout = USUAL,
     threads: int | None = None,
     advance: Callable[[int, int], None] = lambda done, count: None,
 ) -> Report:
@@ -36,13 +38,14 @@ def check(
         name: of a data set, or a folder's path.
         root: where a named data set lies.
         splits: which; None: all that there are.
+        layout: where the images and masks of a folder lie.
         threads: None: as many as there are cores.
         advance: told the number of pairs done and of all.
 
     Raises:
         InputError: a data set that is unknown or cannot be listed at all.
     """
-    source = open_source(str(name), root, splits)
+    source = open_source(str(name), root, splits, layout)
     facts = _examine_all(source, threads, advance)
     if source.space is None:
         source.space = _told_by_values(source, facts)

@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from meanshifter.data.datasets import SPLIT_FOLDERS
 from meanshifter.data.decoding import Decoded, decode_image, decode_mask, stored_turn, upright
 from meanshifter.data.doctor.findings import KINDS, Finding
 from meanshifter.data.doctor.report import Report
 from meanshifter.data.doctor.values import by_color, colors_tell, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.data.layout import SPLIT_FOLDERS
 from meanshifter.data.listing import Pair
 from meanshifter.data.mask_values import indices
 from meanshifter.data.reading import rgb

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from meanshifter.data.catalog import HOMES, unknown_dataset
+from meanshifter.data.catalog import HOMES, require_usual, unknown_dataset
 from meanshifter.data.catalog.public import PublicDataset
-from meanshifter.data.datasets import folder_listings, held_out
+from meanshifter.data.datasets import divided_split, folder_listings, held_out
 from meanshifter.data.doctor.findings import Finding
 from meanshifter.data.label_files import labels_of_files
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.layout import USUAL, FolderLayout
 from meanshifter.data.listing import Listing, Pair
 from meanshifter.data.walk import said
 from meanshifter.errors import InputError
@@ -30,7 +31,9 @@ class Source:
     findings: list[Finding] = field(default_factory=list)
 
 
-def open_source(name: str, root: str | Path | None, splits: Sequence[str] | None) -> Source:
+def open_source(
+    name: str, root: str | Path | None, splits: Sequence[str] | None, layout: FolderLayout = USUAL
+) -> Source:
     """List a named data set, or a folder whose path stands in place of the name; None: all splits.
 
     Raises:
@@ -43,12 +46,13 @@ def open_source(name: str, root: str | Path | None, splits: Sequence[str] | None
     if name == "shapes":
         raise InputError("shapes: generated as it is read; there are no files to check")
     if name == "folder":
-        return _open_folder(root, splits)
+        return _open_folder(root, splits, layout)
+    require_usual(name, layout)
     module, kind = HOMES[name]
     return _open_public(getattr(import_module(module), kind), root, splits)
 
 
-def _open_folder(root: str | Path | None, splits: Sequence[str] | None) -> Source:
+def _open_folder(root: str | Path | None, splits: Sequence[str] | None, layout: FolderLayout) -> Source:
     if root is None:
         raise InputError("folder: no root; name the folder that holds images/ and masks/")
     folder = Path(root)
@@ -57,10 +61,12 @@ def _open_folder(root: str | Path | None, splits: Sequence[str] | None) -> Sourc
         source.space = labels_of_files(folder)
     except InputError as error:
         source.findings.append(Finding("label-file", str(error)))
-    for split, listing in folder_listings(folder).items():
+    listings = folder_listings(folder, layout)
+    divided = divided_split(listings, folder, layout)
+    for split, listing in listings.items():
         pairs = _tolerate(source, split, listing)
-        if split == "all" and len(pairs) > 1:
-            source.pairs |= {part: held_out(pairs, folder, part) for part in ("train", "val")}
+        if split == divided and len(pairs) > 1:
+            source.pairs |= {part: held_out(pairs, folder, part, layout.val_share) for part in ("train", "val")}
         else:
             source.pairs[split] = pairs
     return _chosen(source, splits)
