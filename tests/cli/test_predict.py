@@ -94,6 +94,23 @@ def test_a_large_file_that_breaks_off_below_its_header_is_named_and_the_others_a
     assert "broken.tif: cannot be decoded (" in line
 
 
+@pytest.mark.parametrize("archive", [(), ("--resume",)])
+def test_what_is_passed_over_is_said_in_one_line(
+    model_folder: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], archive: tuple[str, ...]
+) -> None:
+    for name in ("b.HEIC", ".ipynb_checkpoints/a.jpg", "trip/notes.txt"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).touch()
+    Image.new("RGB", (30, 20)).save(photos / "c.gif")
+    assert main(["predict", str(model_folder), str(photos), "--out", str(tmp_path / "out"), *archive]) == 0
+    told = capfd.readouterr()
+    assert "3 of 3 label maps written" in told.out
+    (line,) = told.err.splitlines()
+    assert "3 passed over" in line
+    for kind in (".heic (1)", "hidden or system folders (1)", ".txt (1)"):
+        assert kind in line
+
+
 def test_conflicts_stop_before_any_work(model_folder: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "a.png").write_bytes((photos / "trip" / "b.png").read_bytes())
     done = meanshifter("predict", model_folder, photos, "--out", tmp_path / "out")

@@ -8,6 +8,7 @@ from meanshifter.data.catalog.pascal_voc import PascalVOC
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Dataset, Folder, Sample
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.layout import FolderLayout
 
 __all__ = [
     "ADE20K",
@@ -15,6 +16,7 @@ __all__ = [
     "Cityscapes",
     "Dataset",
     "Folder",
+    "FolderLayout",
     "LabelSpace",
     "PascalVOC",
     "Sample",

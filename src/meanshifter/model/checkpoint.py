@@ -113,13 +113,16 @@ def model_folder(name: str | Path) -> Path:
 
 
 def _download(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    from meanshifter.network import why_unreachable
+
+    wanted, reason = [CONFIG, WEIGHTS, CARRIED, "results.json"], why_unreachable(constants.ENDPOINT)
     try:
-        return Path(snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS, CARRIED, "results.json"]))
+        return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=reason is not None))
     except Exception as error:  # the Hub client raises errors of requests, httpx and its own
         raise InputError(
-            f"{repo}: no such folder here, and the Hub did not give it ({type(error).__name__}); "
+            f"{repo}: no such folder here, and the Hub did not give it ({reason or type(error).__name__}); "
             f"check the name and the network, or download {CONFIG} and {WEIGHTS} into a folder"
         ) from error
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from meanshifter.errors import InputError
 from meanshifter.model.projection import center_patches
 from meanshifter.model.vit_names import timm_names
+from meanshifter.network import why_unreachable
 from meanshifter.pickles import check_tensors, read_pickle
 
 Grid = tuple[int, int]
@@ -144,6 +145,7 @@ def _create_vit(
             fc_norm=False,
             dynamic_img_size=True,
             drop_path_rate=drop_path,
+            pretrained_cfg_overlay=_kept_weights(backbone) if pretrained else None,
             **arguments,
         )
     except (TypeError, AssertionError) as error:
@@ -151,7 +153,7 @@ def _create_vit(
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"backbone_weights: timm could not load {backbone!r}: {_one_line(error)}; check the tag and the network, "
-            "or give a local file"
+            "or give a local file, --model.backbone_weights FILE"
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise InputError(
@@ -159,6 +161,32 @@ def _create_vit(
         )
     vit.attn_pool = None  # type: ignore[assignment]
     return vit
+
+
+def _kept_weights(backbone: str) -> dict[str, Any] | None:
+    """For timm: the file of these weights in the Hub's cache; None where it is to be fetched.
+
+    Raises:
+        InputError: it is not there, and the Hub does not answer; the Hub's client would try for a minute.
+    """
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+
+    stated = timm.get_pretrained_cfg(backbone)
+    if stated is None or stated.hf_hub_id is None or stated.custom_load == "hf":
+        return None
+    repo, _, revision = stated.hf_hub_id.partition("@")
+    names = (constants.SAFETENSORS_SINGLE_FILE, constants.PYTORCH_WEIGHTS_NAME)
+    for name in names if stated.hf_hub_filename is None else (stated.hf_hub_filename,):
+        kept = try_to_load_from_cache(repo, name, revision=revision or None)
+        if isinstance(kept, str):
+            return {"file": kept, "custom_load": False}
+    reason = why_unreachable(constants.ENDPOINT)
+    if reason is None:
+        return None
+    raise InputError(
+        f"backbone_weights: {backbone!r} is not in the cache, and {constants.ENDPOINT} gives no answer ({reason}); "
+        f"fetch {hf_hub_url(repo, names[0])} where there is a network and give it with --model.backbone_weights FILE"
+    )
 
 
 def load_backbone_weights(encoder: Encoder, path: str | Path, *, average_corners: bool = False) -> None:
