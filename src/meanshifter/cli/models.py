@@ -1,4 +1,4 @@
-"""`meanshifter models`: the presets, or the published table with counted parameters."""
+"""`meanshifter models`: the presets, or the published table beside our parameters."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--classes", type=int, default=150, help="number of classes (default: 150)")
     parser.add_argument("--image-size", type=int, default=512, help="side of the image in pixels (default: 512)")
-    parser.add_argument(
-        "--table", action="store_true", help="count the parameters of the published table's rows instead"
-    )
+    parser.add_argument("--table", action="store_true", help="the parameters of the published table's rows instead")
     parser.add_argument("--published", action="store_true", help="list other people's models that load by name")
 
 
 def run(args: argparse.Namespace) -> int | None:
     """Print the table asked for."""
     from meanshifter.errors import InputError
+    from meanshifter.model.cost import PATCH
 
-    for name, value in (("--classes", args.classes), ("--image-size", args.image_size)):
-        if value < 1:
-            raise InputError(f"{name}: {value}; it must be at least 1")
+    for name, value, least in (("--classes", args.classes, 1), ("--image-size", args.image_size, PATCH)):
+        if value < least:
+            raise InputError(f"{name}: {value}; it must be at least {least}")
     if args.published:
         from meanshifter.interop.published import table
 
@@ -34,20 +33,21 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _presets(classes: int, image_size: int) -> None:
-    from meanshifter.model.presets import BACKBONES, parse_preset
-    from meanshifter.study.sizes import preset_sizes
+    from meanshifter.model.cost import size_of
+    from meanshifter.model.presets import BACKBONES, PRESETS, parse_preset
 
     print(f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
-    for preset, size in preset_sizes(classes, image_size).items():
+    for preset in PRESETS:
+        size = size_of(preset, num_classes=classes, image_size=image_size)
         backbone = BACKBONES[parse_preset(preset)[2]]
         print(f"{preset:24} {backbone:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
 
 
 def _published() -> None:
+    from meanshifter.model.cost import size_of
     from meanshifter.study.published import TABLE_1
-    from meanshifter.study.sizes import size_of
 
-    print("Parameters counted here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K val.\n")
+    print("Parameters computed here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K val.\n")
     print(f"| {'model':20} | layers | channels | parameters | millions | published | mIoU, published |")
     print(f"| {'-' * 20} | -----: | -------: | ---------: | -------: | --------: | --------------: |")
     for row in TABLE_1:

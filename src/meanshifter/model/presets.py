@@ -2,7 +2,7 @@
 shift in the joint domain, mean shift from pixels}.
 
 Sizes: Strudel et al., Segmenter, ICCV 2021, table 1, after Dosovitskiy et al., ICLR 2021, and for Ti and S
-Touvron et al., DeiT, ICML 2021. `parameters()` of a model counts; nothing is written down here.
+Touvron et al., DeiT, ICML 2021. `meanshifter.model.cost` says how large each is.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def create_model(
         image_size=_pair(image_size),
         decoder=decoder,
         decoder_layers=decoder_layers,
-        mean_shift=_block(family, "mean_shift", mean_shift, SHIFTS),
-        pixel_shift=_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
+        mean_shift=resolve_block(family, "mean_shift", mean_shift, SHIFTS),
+        pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
         drop_path=drop_path,
         backbone_args=dict(backbone_args or {}),
         mean=stated[0] if mean is None else mean,
@@ -117,7 +117,7 @@ def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
     return family, "mask" if mask else "linear", size
 
 
-def _block(
+def resolve_block(
     family: str, name: str, given: Mapping[str, Any] | Config | None, owners: Mapping[str, Config]
 ) -> Config | None:
     """The configuration of the block that the family has, if it is one of the owners of such a block."""

@@ -15,11 +15,12 @@ import numpy as np
 
 from meanshifter.files import write_text
 from meanshifter.model.config import MeanShiftConfig
+from meanshifter.model.cost import size_of
 from meanshifter.model.presets import parse_preset
 from meanshifter.study.plan import Cell, Plan
 from meanshifter.study.published import TABLE_1, Published
 from meanshifter.study.runner import confusions_of, scores_of
-from meanshifter.study.sizes import size_of, size_of_folder
+from meanshifter.study.sizes import size_of_folder
 from meanshifter.study.statistics import Interval, over_images, over_seeds
 
 DIAGNOSTICS = {
