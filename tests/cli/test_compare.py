@@ -49,7 +49,7 @@ def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_p
     written = json.loads((out / "compare.json").read_text("utf-8"))
     assert [entry["name"] for entry in written["models"]] == ["Segmenter", "MeanShifter"]
     assert [entry["protocol"]["window"] for entry in written["models"]] == [512, 64]
-    assert list(written["chosen"][0]["mIoU_by_mean_shift_layers"]["MeanShifter"]) == ["0", "2"]
+    assert list(written["chosen"][0]["by_mean_shift_layers"]["MeanShifter"]["wrong"]) == ["0", "2"]
     evaluated = tmp_path / "result.json"
     assert main(["evaluate", str(models / "shifted"), "shapes", "--limit", "4", "--out", str(evaluated)]) == 0
     (result,) = json.loads(evaluated.read_text("utf-8"))["results"]
@@ -62,7 +62,7 @@ def test_three_models_are_compared(models: Path, tmp_path: Path) -> None:
     assert main([*command, "--window", "none", "--short-side", "none", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "compare.json").read_text("utf-8"))
     assert list(written["chosen"][0]["mIoU"]) == ["plain", "shifted", "other"]
-    assert written["difference"] == "mIoU of other less that of plain"
+    assert written["difference"] == "wrong pixels of plain less those of other"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.study.comparison import run_comparison, short_names
-from meanshifter.study.image_scores import Comparison, choose, find_images
+from meanshifter.study.image_scores import Comparison, ImageScore, Scored, choose, find_images
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 COUNT = 9
@@ -49,17 +49,18 @@ def document(out: Path) -> Any:
     return json.loads((out / "compare.json").read_text("utf-8"))
 
 
-def image_miou(predictor: Predictor, dataset: Shapes, index: int) -> float:
-    """Computed from the two label maps alone, class by class."""
+def image_scores(predictor: Predictor, dataset: Shapes, index: int) -> tuple[int, float]:
+    """Wrong pixels and mIoU, computed from the two label maps alone, class by class."""
     sample = dataset[index]
     prediction = predictor(sample.image).labels
     counted = sample.labels != 255
     truth, found = sample.labels[counted], prediction[counted]
     scores = [
         ((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum()
-        for k in set(truth.tolist()) | set(found.tolist())
+        for k in set(truth.tolist())
+        if (truth == k).mean() >= 0.001
     ]
-    return 100 * float(np.mean(scores))
+    return int((truth != found).sum()), 100 * float(np.mean(scores))
 
 
 def test_scores_are_those_of_evaluate_and_of_each_image_alone(
@@ -73,8 +74,11 @@ def test_scores_are_those_of_evaluate_and_of_each_image_alone(
     assert [image["name"] for image in written["images"]] == list(data.names)
     for index, image in enumerate(written["images"]):
         for name, model in models.items():
-            assert image["mIoU"][name] == pytest.approx(image_miou(model, data, index))
-        assert image["difference"] == pytest.approx(image["mIoU"]["shifted"] - image["mIoU"]["plain"])
+            wrong, miou = image_scores(model, data, index)
+            assert image["wrong"][name] == wrong
+            assert image["mIoU"][name] == pytest.approx(miou)
+        assert image["labelled"] == (data[index].labels != 255).sum()
+        assert image["difference"] == image["wrong"]["plain"] - image["wrong"]["shifted"]
 
 
 def test_the_images_shown_are_those_of_an_independent_ranking(
@@ -82,7 +86,7 @@ def test_the_images_shown_are_those_of_an_independent_ranking(
 ) -> None:
     data = Shapes(length=COUNT)
     gain = {
-        data.names[i]: image_miou(models["shifted"], data, i) - image_miou(models["plain"], data, i)
+        data.names[i]: image_scores(models["plain"], data, i)[0] - image_scores(models["shifted"], data, i)[0]
         for i in range(COUNT)
     }
     ranked = sorted(gain, key=lambda name: -gain[name])
@@ -93,17 +97,47 @@ def test_the_images_shown_are_those_of_an_independent_ranking(
         assert [entry["name"] for entry in chosen if entry["group"] == group] == names
 
 
-def test_the_page_says_on_how_many_images_the_last_model_is_better_and_by_how_much(
+def test_the_page_says_on_how_many_images_the_last_model_is_better_by_pixels_and_by_miou(
     compared: tuple[Comparison, Path],
 ) -> None:
     text = (compared[1] / "compare.html").read_text("utf-8")
-    written = document(compared[1])
-    gains = {image["name"]: image["mIoU"]["shifted"] - image["mIoU"]["plain"] for image in written["images"]}
-    above, below = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
-    assert f"Of {COUNT} images, shifted has the higher mIoU on {above} and plain on {below}" in text
-    for entry in written["chosen"]:
-        name = entry["name"]
-        assert f"{name} (shapes val), {entry['group']} {entry['rank']}: mIoU of shifted {gains[name]:+.2f}" in text
+    images = {image["name"]: image for image in document(compared[1])["images"]}
+    gains = [(image["difference"], 0.001 * image["labelled"]) for image in images.values()]
+    better, worse = sum(gain >= least for gain, least in gains), sum(-gain >= least for gain, least in gains)
+    assert f"shifted has fewer wrong pixels on {better} and plain on {worse}; on {COUNT - better - worse} they" in text
+    gains = [(image["mIoU"]["shifted"] - image["mIoU"]["plain"], 0) for image in images.values()]
+    above, below = sum(gain > 0 for gain, _ in gains), sum(gain < 0 for gain, _ in gains)
+    assert f"By mIoU, shifted is higher on {above} and plain on {below}" in text
+    for entry in document(compared[1])["chosen"]:
+        image = images[entry["name"]]
+        assert entry["wrong"] == image["wrong"]
+        assert (
+            f"{entry['name']} (shapes val), {entry['group']} {entry['rank']}: {image['wrong']['shifted']:,} wrong"
+            in text
+        )
+
+
+def test_a_few_pixels_of_a_class_that_is_not_there_decide_nothing() -> None:
+    """100×100 pixels of two classes: the first model has 3 wrong pixels, of a third class; the second 300."""
+    strays = ImageScore.of(np.array([[4997, 0, 3], [0, 5000, 0], [0, 0, 0]]))
+    worse = ImageScore.of(np.array([[4700, 300, 0], [0, 5000, 0], [0, 0, 0]]))
+    assert (strays.labelled, strays.wrong, strays.percent) == (10000, 3, 0.03)
+    assert strays.mIoU == pytest.approx(100 * (0.9994 + 1) / 2)  # with the third class: 66.6, below the other's
+    assert worse.mIoU == pytest.approx(100 * (0.94 + 5000 / 5300) / 2)
+    stray_truth = ImageScore.of(np.array([[5000, 0, 0], [0, 4991, 0], [9, 0, 0]]))
+    assert stray_truth.mIoU == pytest.approx(100 * (5000 / 5009 + 1) / 2)
+
+
+def test_the_verdict_is_even_where_few_pixels_differ_and_passes_over_images_without_labels() -> None:
+    def scored(name: str, wrong: list[int]) -> Scored:
+        images = [ImageScore(10_000 if n >= 0 else 0, max(n, 0), 50.0 if n >= 0 else math.nan) for n in wrong]
+        return Scored(name, cast(Any, None), cast(Any, None), tuple(images))
+
+    first, last = scored("a", [100, 100, 100, 100, 100, -1]), scored("b", [91, 90, 109, 110, 100, -1])
+    comparison = Comparison(cast(Any, None), (first, scored("between", [0] * 6), last))
+    assert comparison.by_wrong_pixels == (1, 1, 3)
+    assert comparison.by_miou == (0, 0, 5)
+    np.testing.assert_array_equal(comparison.differences, [9, 10, -9, -10, 0, math.nan])
 
 
 def test_depths_are_scored_for_the_model_with_a_block_only(
@@ -111,12 +145,14 @@ def test_depths_are_scored_for_the_model_with_a_block_only(
 ) -> None:
     data = Shapes(length=COUNT)
     for entry in document(compared[1])["chosen"]:
-        (name, scores), *rest = entry["mIoU_by_mean_shift_layers"].items()
-        assert (name, rest, list(scores)) == ("shifted", [], ["0", "1", "3"])
-        assert scores["1"] == entry["mIoU"]["shifted"]
+        (name, scores), *rest = entry["by_mean_shift_layers"].items()
+        assert (name, rest, list(scores["mIoU"])) == ("shifted", [], ["0", "1", "3"])
+        assert scores["mIoU"]["1"] == entry["mIoU"]["shifted"]
         deeper = Predictor(models["shifted"].model, window=None, short_side=None, mean_shift_layers=3)
         index = list(data.names).index(entry["name"])
-        assert scores["3"] == pytest.approx(image_miou(deeper, data, index))
+        wrong, miou = image_scores(deeper, data, index)
+        assert scores["wrong"]["3"] == wrong
+        assert scores["mIoU"]["3"] == pytest.approx(miou)
 
 
 def test_the_folder_holds_a_page_the_scores_and_a_strip_of_the_expected_width_for_each(
@@ -182,7 +218,7 @@ def test_a_folder_whose_masks_are_all_ignored_is_written_without_a_number(tmp_pa
     data = Folder(tmp_path / "data", "all", labels=space)
     run_comparison(models, data, tmp_path / "out", images=["b"])
     assert document(tmp_path / "out")["images"][0]["mIoU"] == {"x": None, "y": None, "z": None}
-    assert "No image has a scored pixel" in (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert "No image has a labelled pixel" in (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert (tmp_path / "out" / "image_1_b.png").is_file()
 
 

@@ -14,10 +14,11 @@ from meanshifter.errors import InputError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.description = (
-        "Scores every image with each model and shows those where the last model gains most over the first, the "
-        "middle ones, and those where it gains least or loses: image, truth, predictions and error maps, and for "
-        "models with a mean shift block the predictions after several numbers of steps. Writes compare.html, which "
-        "needs nothing beside it, compare.json with the scores of all images, and one PNG for each image shown."
+        "Scores every image with each model and shows those where the last model has the fewest wrong pixels beside "
+        "the first, the middle ones, and those where it gains least or loses: image, truth, predictions and error "
+        "maps, and for models with a mean shift block the predictions after several numbers of steps. Writes "
+        "compare.html, which needs nothing beside it, compare.json with the scores of all images, and one PNG for "
+        "each image shown."
     )
     parser.add_argument("model_a", metavar="MODEL_A", help=MODEL_HELP)
     parser.add_argument("model_b", metavar="MODEL_B", help="the model to compare it with")
@@ -42,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compare, print the scores and say where the page is."""
     from meanshifter.study.comparison import DEPTHS, PAGE, run_comparison
-    from meanshifter.study.comparison_page import score_table, summary
+    from meanshifter.study.comparison_page import describe, score_table, summary
 
     paths = [args.model_a, args.model_b, *args.more]
     predictors = dict(zip(_names(args.names, paths), [load_predictor(path, args) for path in paths], strict=True))
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     for model in comparison.models:
         print(f"{model.name}: {model.result.protocol}")
     for choice in comparison.choices:
-        print(f"{choice.title}: {comparison.dataset.names[choice.index]} {comparison.differences[choice.index]:+.2f}")
+        print(f"{choice.title}: {comparison.dataset.names[choice.index]}, {describe(comparison, choice.index)}")
     print(f"page: {(args.out / PAGE).resolve()}")
 
 

@@ -19,7 +19,7 @@ from meanshifter.study.comparison_page import Figure, comparison_page, figure_of
 from meanshifter.study.image_scores import Choice, Comparison, choose, find_images, score
 
 PAGE, SCORES = "compare.html", "compare.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PICK = 3
 DEPTHS = (0, 1, 2, 3)
 """Mean shift steps (L'_ms) at which the models with a block are shown."""
@@ -143,20 +143,22 @@ def _write(comparison: Comparison, folder: Path, depths: Sequence[int]) -> None:
 
 def _document(comparison: Comparison, figures: Sequence[Figure]) -> dict[str, Any]:
     """Plain containers for JSON; NaN becomes None."""
-    names = [model.name for model in comparison.models]
-    table = zip(*(model.images.tolist() for model in comparison.models), strict=True)
+    models, differences = comparison.models, comparison.differences
     images = [
         {
             "name": comparison.dataset.names[index],
-            "mIoU": {name: null(value) for name, value in zip(names, values, strict=True)},
-            "difference": null(float(comparison.differences[index])),
+            "labelled": scores[0].labelled,
+            "wrong": {model.name: image.wrong for model, image in zip(models, scores, strict=True)},
+            "mIoU": {model.name: null(image.mIoU) for model, image in zip(models, scores, strict=True)},
+            "difference": int(differences[index]) if scores[0].labelled else None,
         }
-        for index, values in enumerate(table)
+        for index, scores in enumerate(zip(*(model.images for model in models), strict=True))
     ]
     return {
         "format_version": FORMAT_VERSION,
-        "difference": f"mIoU of {names[-1]} less that of {names[0]}",
-        "models": [{"name": model.name, **model.result.to_dict()} for model in comparison.models],
+        "difference": f"wrong pixels of {models[0].name} less those of {models[-1].name}",
+        "verdict": {"wrong": comparison.by_wrong_pixels._asdict(), "mIoU": comparison.by_miou._asdict()},
+        "models": [{"name": model.name, **model.result.to_dict()} for model in models],
         "images": images,
         "chosen": [figure.to_dict() for figure in figures],
     }

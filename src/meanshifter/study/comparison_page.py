@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from PIL.PngImagePlugin import PngInfo
 from meanshifter.data.datasets import Sample
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.evaluation.confusion import confusion_matrix
-from meanshifter.evaluation.result import Result, null
+from meanshifter.evaluation.result import null
 from meanshifter.files import write_beside
 from meanshifter.inference.inputs import file_name
 from meanshifter.report.page import Page, colorize, ignored_color
 from meanshifter.report.strip import Tile, draw_strip, error_map, fitted
-from meanshifter.study.image_scores import Choice, Comparison, Scored
+from meanshifter.study.image_scores import SHARE, Choice, Comparison, ImageScore, Scored
 
+LEAST = f"{100 * SHARE:g} %"
 WIDTH = 1540
 """Of the page: six pictures side by side stay legible."""
 
@@ -41,10 +42,10 @@ class Figure:
     """For each model with a block, its prediction after each number of mean shift steps."""
     legend: dict[str, Color]
     """The classes in truth or predictions."""
-    scores: dict[str, float]
-    """mIoU of the image by model."""
-    depth_scores: dict[str, dict[int, float]]
-    """mIoU of the image by model and number of steps."""
+    scores: dict[str, ImageScore]
+    """By model."""
+    depth_scores: dict[str, dict[int, ImageScore]]
+    """By model and number of steps."""
 
     @property
     def file(self) -> str:
@@ -58,12 +59,19 @@ class Figure:
             "group": self.choice.group,
             "rank": self.choice.rank,
             "picture": self.file,
-            "mIoU": {name: null(value) for name, value in self.scores.items()},
-            "mIoU_by_mean_shift_layers": {
-                name: {str(steps): null(value) for steps, value in scores.items()}
+            **_fields(self.scores),
+            "by_mean_shift_layers": {
+                name: _fields({str(steps): score for steps, score in scores.items()})
                 for name, scores in self.depth_scores.items()
             },
         }
+
+
+def _fields(scores: Mapping[str, ImageScore]) -> dict[str, dict[str, float | None]]:
+    return {
+        "wrong": {key: score.wrong for key, score in scores.items()},
+        "mIoU": {key: null(score.mIoU) for key, score in scores.items()},
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +81,7 @@ class _Reading:
     model: Scored
     maps: dict[int, Labels]
     """(H, W) train ids."""
-    results: dict[int, Result]
+    scores: dict[int, ImageScore]
     depths: tuple[int, ...]
     """The numbers of steps to show; none for a model without the block."""
 
@@ -104,9 +112,9 @@ def figure_of(comparison: Comparison, choice: Choice, depths: Sequence[int]) -> 
         ),
         tuple(_depth_tiles(reading, space) for reading in readings if reading.depths),
         _legend(shown, space),
-        {reading.model.name: reading.results[reading.own].mIoU for reading in readings},
+        {reading.model.name: reading.scores[reading.own] for reading in readings},
         {
-            reading.model.name: {steps: reading.results[steps].mIoU for steps in reading.depths}
+            reading.model.name: {steps: reading.scores[steps] for steps in reading.depths}
             for reading in readings
             if reading.depths
         },
@@ -118,34 +126,40 @@ def _read(model: Scored, sample: Sample, space: LabelSpace, depths: Sequence[int
     shown = tuple(dict.fromkeys(depths)) if model.predictor.model.has_steps else ()
     steps = list(dict.fromkeys([model.predictor.mean_shift_layers, *shown]))
     maps = dict(zip(steps, model.predictor.label_maps(sample.image, steps), strict=True))
-    results = {
-        count: Result(
-            confusion_matrix(sample.labels, labels, space.num_classes, ignore=space.ignore),
-            space.names,
-            replace(model.result.protocol, mean_shift_layers=count),
-        )
+    scores = {
+        count: ImageScore.of(confusion_matrix(sample.labels, labels, space.num_classes, ignore=space.ignore))
         for count, labels in maps.items()
     }
-    return _Reading(model, maps, results, shown)
+    return _Reading(model, maps, scores, shown)
 
 
 def _heading(comparison: Comparison, choice: Choice) -> str:
-    first, last = comparison.models[0].name, comparison.models[-1].name
-    dataset, difference = comparison.dataset, comparison.differences[choice.index]
+    dataset = comparison.dataset
     where = f"{dataset.names[choice.index]} ({dataset.name} {dataset.split}), {choice.title}"
-    if math.isnan(difference):
-        return f"{where}: no scored pixel"
-    return f"{where}: mIoU of {last} {difference:+.2f} against {first}"
+    return f"{where}: {describe(comparison, choice.index)}"
+
+
+def describe(comparison: Comparison, index: int) -> str:
+    """The scores of one image under the first and the last model, in half a sentence."""
+    (first, a), (last, b) = (
+        (model.name, model.images[index]) for model in (comparison.models[0], comparison.models[-1])
+    )
+    if not a.labelled:
+        return "no labelled pixel"
+    return (
+        f"{b.wrong:,} wrong pixels ({_number(b.percent)} %) of {last} against {a.wrong:,} ({_number(a.percent)} %) of "
+        f"{first}; mIoU {_number(b.mIoU)} against {_number(a.mIoU)}"
+    )
 
 
 def _prediction(reading: _Reading, space: LabelSpace) -> Tile:
-    note = f"mIoU {_number(reading.results[reading.own].mIoU)}"
+    note = f"mIoU {_number(reading.scores[reading.own].mIoU)}"
     return Tile(fitted(colorize(reading.maps[reading.own], space)), reading.model.name, note)
 
 
 def _errors(reading: _Reading, truth: Labels, space: LabelSpace) -> Tile:
     pixels = fitted(error_map(truth, reading.maps[reading.own], space))
-    return Tile(pixels, f"{reading.model.name}: errors", f"wrong {_number(100 - reading.results[reading.own].aAcc)} %")
+    return Tile(pixels, f"{reading.model.name}: errors", f"wrong {_number(reading.scores[reading.own].percent)} %")
 
 
 def _depth_tiles(reading: _Reading, space: LabelSpace) -> tuple[Tile, ...]:
@@ -153,7 +167,8 @@ def _depth_tiles(reading: _Reading, space: LabelSpace) -> tuple[Tile, ...]:
         Tile(
             fitted(colorize(reading.maps[steps], space)),
             f"{reading.model.name}, {steps} step{'' if steps == 1 else 's'}",
-            f"mIoU {_number(reading.results[steps].mIoU)}{', as scored' if steps == reading.own else ''}",
+            f"wrong {_number(reading.scores[steps].percent)} %, mIoU {_number(reading.scores[steps].mIoU)}"
+            f"{', as scored' if steps == reading.own else ''}",
         )
         for steps in reading.depths
     )
@@ -199,9 +214,11 @@ def comparison_page(comparison: Comparison, figures: Sequence[Figure]) -> Page:
     page.code("\n".join(protocols(comparison)))
     page.heading("How to read the pictures")
     page.text(
-        "The mIoU of an image is the mean over the classes in its truth or in its prediction (image mIoU above: its "
-        "mean over the images; mIoU: from all pixels together). In the error maps, "
-        "wrong pixels have the colour of the class predicted there, right pixels are faint and ignored ones grey."
+        "Images are ranked by their wrong pixels: labelled pixels that got another class. The mIoU of an image is the "
+        f"mean over the classes that hold at least {LEAST} of its labelled pixels in the truth, so that a few stray "
+        "pixels do not decide it (image mIoU above: its mean over the images; mIoU: from all pixels together). In "
+        "the error maps, wrong pixels have the colour of the class predicted there, right pixels are faint and "
+        "ignored ones grey."
     )
     page.legend(dataset.labels)
     for group, found in groupby(figures, key=lambda figure: figure.choice.group):
@@ -214,32 +231,33 @@ def comparison_page(comparison: Comparison, figures: Sequence[Figure]) -> Page:
 
 
 _GROUPS = {
-    "best": "Best: the images where the last model is farthest above the first",
-    "median": "Median: the middle of the ranking by the difference",
-    "worst": "Worst: the images where the difference is smallest, or most below zero",
+    "best": "Best: the images where the last model has the fewest wrong pixels beside the first",
+    "median": "Median: the middle of the ranking by the difference in wrong pixels",
+    "worst": "Worst: the images where the last model gains least, or has the most wrong pixels beside the first",
     "image": "The images that were asked for",
 }
 
 
 def score_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a line per model."""
-    rows = [
-        [model.name, *map(_number, (model.result.mIoU, model.result.mAcc, model.result.aAcc, _mean(model.images)))]
-        for model in comparison.models
-    ]
-    return ["", "mIoU", "mAcc", "aAcc", "image mIoU"], rows
+    rows = []
+    for model in comparison.models:
+        result, of_images = model.result, np.array([image.mIoU for image in model.images])
+        scores = (result.mIoU, result.mAcc, result.aAcc, 100 - result.aAcc, _mean(of_images))
+        rows.append([model.name, *map(_number, scores)])
+    return ["", "mIoU", "mAcc", "aAcc", "wrong pixels", "image mIoU"], rows
 
 
 def summary(comparison: Comparison) -> str:
-    """On how many images the last model is above the first, in one sentence."""
+    """On how many images the last model is better than the first: by wrong pixels, and by mIoU."""
     first, last = comparison.models[0].name, comparison.models[-1].name
-    differences = comparison.differences[~np.isnan(comparison.differences)]
-    if not differences.size:
-        return "No image has a scored pixel."
-    above, below = int((differences > 0).sum()), int((differences < 0).sum())
+    pixels, miou = comparison.by_wrong_pixels, comparison.by_miou
+    if not sum(pixels):
+        return "No image has a labelled pixel."
     return (
-        f"Of {differences.size} images, {last} has the higher mIoU on {above} and {first} on {below}; "
-        f"the median difference is {np.median(differences):+.2f}."
+        f"Of {sum(pixels)} images, {last} has fewer wrong pixels on {pixels.better} and {first} on {pixels.worse}; on "
+        f"{pixels.even} they are less than {LEAST} of the labelled pixels apart. By mIoU, {last} is higher on "
+        f"{miou.better} and {first} on {miou.worse}."
     )
 
 

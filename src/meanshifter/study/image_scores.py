@@ -6,15 +6,47 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
+from meanshifter.evaluation.confusion import Confusion
 from meanshifter.evaluation.evaluate import image_confusions, protocol_of
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
+
+SHARE = 0.001
+"""Of an image's labelled pixels. Classes of fewer have no part in its mIoU, and models that differ by fewer wrong
+pixels are even: a stray pixel decides neither."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """How one model labels one image."""
+
+    labelled: int
+    """Pixels that have a class in the truth."""
+    wrong: int
+    """Those of them that got another class."""
+    mIoU: float  # noqa: N815
+    """In percent, over the classes that hold at least `SHARE` of the labelled pixels in the truth; NaN without any."""
+
+    @classmethod
+    def of(cls, confusion: Confusion) -> ImageScore:
+        """The score of a confusion matrix (K, K), row truth and column prediction, of a single image."""
+        truth, right = confusion.sum(1), confusion.diagonal()
+        labelled = int(truth.sum())
+        counted = (truth > 0) & (truth >= SHARE * labelled)
+        shares = right[counted] / (truth + confusion.sum(0) - right)[counted]
+        return cls(labelled, labelled - int(right.sum()), float(100 * shares.mean()) if shares.size else math.nan)
+
+    @property
+    def percent(self) -> float:
+        """The wrong pixels in percent of the labelled ones; NaN without any."""
+        return 100 * self.wrong / self.labelled if self.labelled else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +58,8 @@ class Scored:
     predictor: Predictor
     result: Result
     """Over all images, as `evaluate` scores them."""
-    images: npt.NDArray[np.float64]
-    """(n,) mIoU of each image alone in percent, over the classes in its truth or prediction; NaN where none counts."""
+    images: tuple[ImageScore, ...]
+    """Of each image alone."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +69,7 @@ class Choice:
     index: int
     """In the data set."""
     group: str
-    """"best", "median" or "worst" by the difference in mIoU, or "image" where it was named."""
+    """"best", "median" or "worst" by the difference in wrong pixels, or "image" where it was named."""
     rank: int
     """In its group, from 1."""
 
@@ -45,6 +77,14 @@ class Choice:
     def title(self) -> str:
         """Group and rank, for example "best 1"."""
         return f"{self.group} {self.rank}"
+
+
+class Verdict(NamedTuple):
+    """On how many of the images with a labelled pixel the last model is better or worse than the first."""
+
+    better: int
+    worse: int
+    even: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +97,30 @@ class Comparison:
 
     @property
     def differences(self) -> npt.NDArray[np.float64]:
-        """(n,) per-image mIoU of the last model less that of the first."""
-        return self.models[-1].images - self.models[0].images
+        """(n,) wrong pixels of the first model less those of the last, image by image; NaN without a labelled pixel."""
+        pairs = zip(self.models[0].images, self.models[-1].images, strict=True)
+        return np.array([first.wrong - last.wrong if last.labelled else math.nan for first, last in pairs])
+
+    @property
+    def by_wrong_pixels(self) -> Verdict:
+        """Better: fewer wrong pixels, by `SHARE` of the labelled ones at least."""
+        margins = SHARE * np.array([image.labelled for image in self.models[0].images])
+        return _verdict(self.differences, np.maximum(margins, 1))
+
+    @property
+    def by_miou(self) -> Verdict:
+        """Better: the higher mIoU of the image."""
+        first, last = (np.array([image.mIoU for image in model.images]) for model in (self.models[0], self.models[-1]))
+        return _verdict(last - first, np.full(len(first), np.finfo(np.float64).tiny))
+
+
+def _verdict(gains: npt.NDArray[np.float64], margins: npt.NDArray[np.float64]) -> Verdict:
+    better, worse = int((gains >= margins).sum()), int((gains <= -margins).sum())
+    return Verdict(better, worse, int((~np.isnan(gains)).sum()) - better - worse)
 
 
 def score(name: str, predictor: Predictor, dataset: Dataset, limit: int | None, progress: bool) -> Scored:
-    """Result and per-image mIoU of one model.
+    """The result of one model, and its score of each image.
 
     Raises:
         InputError: as `evaluate`.
@@ -72,14 +130,14 @@ def score(name: str, predictor: Predictor, dataset: Dataset, limit: int | None, 
     steps = [predictor.mean_shift_layers]
     for (confusion,) in image_confusions(predictor, dataset, steps, limit=limit, progress=progress):
         total += confusion
-        images.append(Result(confusion, classes, protocol).mIoU)
-    return Scored(name, predictor, Result(total, classes, protocol), np.array(images))
+        images.append(ImageScore.of(confusion))
+    return Scored(name, predictor, Result(total, classes, protocol), tuple(images))
 
 
 def choose(differences: npt.NDArray[np.float64], pick: int) -> list[Choice]:
     """The `pick` images of the largest, the middle and the smallest difference, no image twice.
 
-    Images without a score are passed over; equal differences are ranked in the order of the data set. With fewer
+    Images without a difference are passed over; equal differences are ranked in the order of the data set. With fewer
     than 3 × `pick` images all are shown: the better third as best, the worse as worst, the rest as median.
     """
     ranked = [int(i) for i in np.argsort(-differences, kind="stable") if not math.isnan(differences[i])]
