@@ -202,14 +202,19 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 p { max-width: 46rem; margin: .6rem 0; }
 pre { background: var(--tint); padding: .7rem .9rem; border-radius: 6px; font-size: .85rem; white-space: pre-wrap; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: .6rem 0 1.2rem;
+  background: linear-gradient(to left, var(--paper) 1rem, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-thead th { color: var(--soft); font-weight: 600; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+  overflow-wrap: normal; hyphens: none; }
+thead th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; line-height: 1.3; }
 tbody th { font-weight: 500; }
 th:first-child { text-align: left; padding-left: 0; }
-.bars td { text-align: left; padding: .1rem .6rem; border: 0; }
+.bars th, .bars td { text-align: left; padding: .1rem .6rem; }
+.bars td { border: 0; }
+.bars tr > :first-child { padding-left: 0; }
 .bar { display: inline-block; height: .8em; min-width: 1px; margin-right: .5em; border-radius: 2px;
   outline: 1px solid var(--line); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: .8rem 0; }
@@ -228,6 +233,5 @@ figcaption { color: var(--soft); font-size: .85rem; padding-top: .2rem; }
 @media (max-width: 600px) {
   .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: .3rem .4rem; font-size: .9rem; }
-  thead th { white-space: normal; vertical-align: bottom; }
 }
 """
