@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image, an untrained MeanShifter and a Segmenter."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("modes")
-    for preset, name in (("meanshifter-ti16", "shift"), ("segmenter-ti16", "plain")):
+    for preset, name in (("meanshifter-ti16", "shift"), ("segmenter-ti16", "plain"), ("pixelshifter-ti16", "pixels")):
         ms.create_model(preset, num_classes=2, image_size=32, backbone_args=SMALL).save(folder / name)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
@@ -105,6 +105,20 @@ def test_a_refusal_leaves_the_process_with_status_2_and_one_line(folder: Path) -
     assert done.stderr.strip().splitlines() == [
         "meanshifter: model: has no mean shift block, so its tokens stay where they are; give a MeanShifter"
     ]
+
+
+def test_steps_from_pixels_are_said_to_be_there_and_what_is_named_instead_shows_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, model = str(folder / "photo.png"), str(folder / "pixels")
+    assert main(["modes", photo, "--model", model, "--out", str(tmp_path / "modes")]) == 2
+    error = capsys.readouterr().err
+    assert "pixel_shift" in error
+    assert "no mean shift block" not in error
+    assert not (tmp_path / "modes").exists()
+    for steps in ("0", "2"):
+        assert main(["predict", model, photo, "--mean-shift-layers", steps, "--out", str(tmp_path / steps)]) == 0
+        assert list((tmp_path / steps).glob("*.png"))
 
 
 def test_a_missing_library_is_said_before_the_model_is_read(

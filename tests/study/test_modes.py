@@ -172,6 +172,7 @@ def test_the_page_is_one_file_that_needs_nothing_else(found: Modes, tmp_path: Pa
     ("preset", "arguments", "message"),
     [
         ("segmenter-ti16", {}, "model: has no mean shift block"),
+        ("pixelshifter-ti16", {}, "model: takes its steps from pixels .*predict --mean-shift-layers"),
         ("meanshifter-ti16", {"layers": 0}, "layers: 0; the steps to follow are a whole number from 1 to 100"),
         ("meanshifter-ti16", {"layers": 101}, "layers: 101"),
         ("meanshifter-ti16", {"tolerance": 0.0}, "tolerance: 0.0"),

@@ -155,8 +155,8 @@ def find_modes(
         say: is given one line before each part.
 
     Raises:
-        InputError: a model without the block; an image that cannot be read, or of too many or equal patches; an
-            argument outside its range; scikit-learn is missing.
+        InputError: a model without the block, or whose steps start from pixels; an image that cannot be read, or of
+            too many or equal patches; an argument outside its range; scikit-learn is missing.
     """
     block = _check(predictor, layers, tolerance)
     original = as_pixels(image, predictor.max_pixels)
@@ -259,7 +259,15 @@ def save_numbers(modes: Modes, folder: Path, **facts: str) -> None:
 
 def _check(predictor: Predictor, layers: int, tolerance: float) -> MeanShift:
     """The block; everything that needs no image is refused here."""
-    block = as_segmenter(predictor.model).mean_shift
+    model = as_segmenter(predictor.model)
+    block = model.mean_shift
+    if model.pixel_shift is not None:
+        raise InputError(
+            "model: takes its steps from pixels (pixel_shift): each cell of pixels heads for a mode of the 3×3 patches "
+            "around it, and the patch encodings, whose modes are followed here, stay where they are; `meanshifter "
+            "predict --mean-shift-layers N` and `meanshifter compare` show its label maps after N steps, or give a "
+            "model with a mean_shift block"
+        )
     if block is None:
         raise InputError("model: has no mean shift block, so its tokens stay where they are; give a MeanShifter")
     if not 1 <= layers <= MAX_LAYERS or int(layers) != layers:
