@@ -73,7 +73,7 @@ def test_the_command_prints_every_preset_without_importing_torch() -> None:
 
 
 def test_what_has_no_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in (("--image-size", "15"), ("--classes", "0")):
+    for name, value in (("--image-size", "15"), ("--classes", "0"), ("--image-size", "9" * 200)):
         assert main(["models", name, value]) == 2
         assert f"{name}: {value}" in capsys.readouterr().err
     with pytest.raises(InputError, match="image_size: 15"):

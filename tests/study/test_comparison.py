@@ -19,6 +19,7 @@ from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.study.comparison import run_comparison, short_names
+from meanshifter.study.comparison_page import summary
 from meanshifter.study.image_scores import Comparison, ImageScore, Scored, choose, find_images
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
@@ -137,6 +138,7 @@ def test_the_verdict_is_even_where_few_pixels_differ_and_passes_over_images_with
     comparison = Comparison(cast(Any, None), (first, scored("between", [0] * 6), last))
     assert comparison.by_wrong_pixels == (1, 1, 3)
     assert comparison.by_miou == (0, 0, 5)
+    assert summary(comparison).endswith("1 more without a labelled pixel are passed over.")
     np.testing.assert_array_equal(comparison.differences, [9, 10, -9, -10, 0, math.nan])
 
 
@@ -218,7 +220,7 @@ def test_a_folder_whose_masks_are_all_ignored_is_written_without_a_number(tmp_pa
     data = Folder(tmp_path / "data", "all", labels=space)
     run_comparison(models, data, tmp_path / "out", images=["b"])
     assert document(tmp_path / "out")["images"][0]["mIoU"] == {"x": None, "y": None, "z": None}
-    assert "No image has a labelled pixel" in (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert "None of the 2 images has a labelled pixel" in (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert (tmp_path / "out" / "image_1_b.png").is_file()
 
 

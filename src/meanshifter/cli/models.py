@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+MOST = 65535
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -19,8 +21,8 @@ def run(args: argparse.Namespace) -> int | None:
     from meanshifter.model.cost import PATCH
 
     for name, value, least in (("--classes", args.classes, 1), ("--image-size", args.image_size, PATCH)):
-        if value < least:
-            raise InputError(f"{name}: {value}; it must be at least {least}")
+        if not least <= value <= MOST:
+            raise InputError(f"{name}: {value}; it is a whole number from {least} to {MOST}")
     if args.published:
         from meanshifter.interop.published import table
 

@@ -252,12 +252,14 @@ def summary(comparison: Comparison) -> str:
     """On how many images the last model is better than the first: by wrong pixels, and by mIoU."""
     first, last = comparison.models[0].name, comparison.models[-1].name
     pixels, miou = comparison.by_wrong_pixels, comparison.by_miou
+    bare = sum(not image.labelled for image in comparison.models[0].images)
     if not sum(pixels):
-        return "No image has a labelled pixel."
+        return f"None of the {bare} images has a labelled pixel."
     return (
         f"Of {sum(pixels)} images, {last} has fewer wrong pixels on {pixels.better} and {first} on {pixels.worse}; on "
         f"{pixels.even} they are less than {LEAST} of the labelled pixels apart. By mIoU, {last} is higher on "
         f"{miou.better} and {first} on {miou.worse}."
+        + (f" {bare} more without a labelled pixel are passed over." if bare else "")
     )
 
 
