@@ -24,6 +24,7 @@ from meanshifter.model.mean_shift import MeanShift
 from meanshifter.training import loop, scoring, state
 from meanshifter.training import step as step_module
 from meanshifter.training.batches import class_weights
+from meanshifter.training.data_record import DataRecord
 from meanshifter.training.loop import train
 from meanshifter.training.optimizer import learning_rate
 from meanshifter.training.recipe import OptimizerConfig, TrainConfig
@@ -306,7 +307,7 @@ def test_a_damaged_checkpoint_is_refused_and_loses_nothing(tiny: TrainConfig) ->
 def test_a_step_may_be_split_otherwise_when_a_run_is_resumed(tiny: TrainConfig, tmp_path: Path) -> None:
     train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
     folder = state.RunFolder(tmp_path / "run")
-    folder.claim(tiny, resume=False)
+    folder.claim(tiny, DataRecord.of(Shapes(split="train"), Shapes(split="val")), resume=False)
     folder.release()
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(InputError, match="is 4, but the run began with 2 crops a step"):

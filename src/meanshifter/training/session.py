@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from meanshifter.inference.precision import fused_attention_pays, resolve_precis
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.processes import Processes, create_fabric, launch, process_counts
 from meanshifter.training.batches import Batch, SampleStream, Share, batches, class_weights
+from meanshifter.training.data_record import DataRecord
 from meanshifter.training.optimizer import WeightAverage, create_optimizer
 from meanshifter.training.recipe import DataConfig, TrainConfig
 from meanshifter.training.resident import resident_batches
@@ -101,9 +103,10 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     """
     fabric = _fabric(config)
     train_set, val_set = _open_data(config)
-    model = build_model(config, train_set.labels)
+    data = DataRecord.of(train_set, val_set)
     run = RunFolder(Path(str(config.out)))
-    run.check(config, resume=resume)
+    run.check(config, data, resume=resume)
+    model = build_model(config, train_set.labels)
     processes = launch(fabric)
     processes.from_first(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
@@ -118,9 +121,9 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     _set_attention(model, config, fabric.device)
     depth = StochasticDepth(model)
     weight = processes.from_first(lambda: class_weights(train_set, config.loss.class_balance))
-    processes.from_first(lambda: run.claim(config, resume=resume))
+    processes.from_first(lambda: run.claim(config, data, resume=resume))
     try:
-        progress = restore(run, model, optimizer, average) if resume else Progress()
+        progress = restore(run, model, optimizer, average, speaks=processes.first) if resume else Progress()
     except InputError:
         run.release()
         raise
@@ -202,10 +205,16 @@ def _compiled(model: Segmenter) -> nn.Module:
     return cast(nn.Module, compiled)
 
 
-def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None) -> Progress:
+def restore(
+    run: RunFolder, model: Segmenter, optimizer: Optimizer, average: WeightAverage | None, *, speaks: bool
+) -> Progress:
     """Load the newest checkpoint into model, optimiser and average; where the run had got to.
 
-    The start where the run stopped before its first checkpoint.
+    The start where the run stopped before its first checkpoint. Where checkpoints/best is gone, the best of the
+    evaluations to come is; `speaks` says so.
+
+    Raises:
+        InputError: a checkpoint that is damaged or does not fit.
     """
     loaded = run.load_state()
     if loaded is None:
@@ -222,4 +231,12 @@ def restore(run: RunFolder, model: Segmenter, optimizer: Optimizer, average: Wei
         text = " ".join(str(error).split())
         last = run.checkpoint("last")
         raise InputError(f"{last}: does not fit this recipe ({text}); start another run with --out") from error
+    if progress.best > -math.inf and not run.has("best"):
+        if speaks:
+            warnings.warn(
+                f"{run.checkpoint('best')}: missing, though an evaluation scored {progress.best:.2f}; the best of "
+                "those to come takes its place",
+                stacklevel=2,
+            )
+        progress.best = -math.inf
     return progress

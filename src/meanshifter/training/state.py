@@ -1,6 +1,6 @@
 """The run folder: configuration, metrics, checkpoints, and what a run needs to continue.
 
-config.yaml · metrics.jsonl · events.* · checkpoints/{last,best}/{model.safetensors, config.json}
+config.yaml · data.json · metrics.jsonl · events.* · checkpoints/{last,best}/{model.safetensors, config.json}
 checkpoints/last/training.safetensors    raw weights, optimiser state, step and best score
 
 Files are renamed into place one by one. Resuming reads training.safetensors alone, predicting the other two, so that
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ from torch.optim import Optimizer
 from meanshifter.documents import parse_yaml, read_text
 from meanshifter.errors import InputError, RunError
 from meanshifter.files import write_text
-from meanshifter.model.checkpoint import CONFIG, save_model, save_tensors
+from meanshifter.model.checkpoint import CONFIG, WEIGHTS, save_model, save_tensors
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.batches import Batch
+from meanshifter.training.data_record import RECORD, DataRecord
 from meanshifter.training.lock import Lock
 from meanshifter.training.parsing import FORMAT_VERSION
 from meanshifter.training.recipe import TrainConfig
@@ -70,18 +72,21 @@ class RunFolder:
         self.path = path
         self.lock = Lock(path / ".lock")
 
-    def check(self, config: TrainConfig, *, resume: bool) -> None:
+    def check(self, config: TrainConfig, data: DataRecord, *, resume: bool) -> None:
         """See whether a run can begin there, or with `resume` go on; nothing is written.
 
         Raises:
-            InputError: the folder is taken (without `resume`), or holds no run to continue or another one.
+            InputError: the folder is taken (without `resume`), holds no run to continue or another one, has lost its
+                newest checkpoint, or its data have changed.
         """
         if resume:
-            self._check_same(config)
+            stored = self._check_same(config)
+            self._check_data(data)
+            self._check_whole(stored)
         elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
             raise InputError(f"{self.path}: already exists; --resume continues it, --out DIR starts another run")
 
-    def claim(self, config: TrainConfig, *, resume: bool) -> None:
+    def claim(self, config: TrainConfig, data: DataRecord, *, resume: bool) -> None:
         """Make the folder this process's own until it ends, or `release`.
 
         Raises:
@@ -90,40 +95,93 @@ class RunFolder:
         self.lock.take(f"{self.path}: another process is training there")
         with ExitStack() as undo:
             undo.callback(self.release)
-            self.check(config, resume=resume)
+            self.check(config, data, resume=resume)
             for left in self.path.rglob(".*.tmp"):  # half-written files of a process that was killed
                 left.unlink()
             text = yaml.safe_dump({"format_version": FORMAT_VERSION, **config.to_dict()}, sort_keys=False)
             write_text(self.path / "config.yaml", text)
+            if resume:
+                self._tell_what_is_missing()
+            if not (self.path / RECORD).exists():
+                write_text(self.path / RECORD, data.to_json())
             undo.pop_all()
 
     def release(self) -> None:
         """Let other processes in."""
         self.lock.drop()
 
-    def _check_same(self, config: TrainConfig) -> None:
+    def _check_same(self, config: TrainConfig) -> dict[str, Any]:
         try:
             stored = parse_yaml(read_text(self.path / "config.yaml"), self.path)
+            if not isinstance(stored, dict):
+                raise InputError("no mapping")
         except InputError as error:
             raise InputError(
                 f"{self.path}: holds no run to resume (no readable config.yaml); leave --resume out"
             ) from error
-        ours = config.to_dict()
-        changed = [key for key in _differences(stored, ours) if not key.startswith(FREE)]
-        if changed:
+        changed = [found for found in _differences(stored, config.to_dict()) if not found[0].startswith(FREE)]
+        changed.sort(key=lambda found: found[0] != "steps")
+        told = "; ".join(f"{name} is {new!r:.60}, but the run began with {old!r:.60}" for name, old, new in changed[:3])
+        if "steps" in (name for name, _, _ in changed):
             raise InputError(
-                f"{self.path}: {', '.join(changed[:3])} differ from its config.yaml; resume with the same fields, "
-                "or start another run with --out"
+                f"{self.path}: {told}; the learning rate of each step follows from their number, so --resume keeps "
+                f"it: train longer with --model.start {self.path} --out DIR, which begins another run with its weights"
             )
+        if changed:
+            raise InputError(f"{self.path}: {told}; resume with the same fields, or start another run with --out DIR")
         if (crops := _crops_per_step(stored)) != config.crops_per_step:
             raise InputError(
                 f"{self.path}: batch_size × accumulate × devices × num_nodes is {config.crops_per_step}, but the run "
                 f"began with {crops} crops a step; keep the product, or start another run with --out"
             )
+        return stored
+
+    def _check_data(self, now: DataRecord) -> None:
+        path = self.path / RECORD
+        changes = DataRecord.read(path).changes(now) if path.exists() else []
+        if changes:
+            more = "" if len(changes) <= 3 else f"; and {len(changes) - 3} more"
+            raise InputError(
+                f"{self.path}: the data are not those of the run: {'; '.join(changes[:3])}{more}; put them back, or "
+                f"start another run with --out DIR, and with --model.start {self.path} to begin with its weights"
+            )
+
+    def _check_whole(self, stored: Mapping[str, Any]) -> None:
+        """Refuse a run whose newest checkpoint is gone: one that begins again would write over what is left."""
+        path = self.checkpoint("last") / STATE
+        if path.is_file():
+            return
+        left = [self.checkpoint(name) for name in ("best", "last") if self.has(name)]
+        first, logged = _first_save(stored), [_entry(line) for line in self._lines()]
+        proof = [step for step, scored in logged if scored or step > first]
+        if left:
+            raise InputError(
+                f"{path}: missing, though {left[0]} is there; restore it from a copy, or start another run with "
+                f"--out DIR, and with --model.start {left[0]} to begin with these weights"
+            )
+        if proof:
+            raise InputError(
+                f"{path}: missing, though metrics.jsonl has got to step {max(proof)}; restore it from a copy, or start "
+                "another run with --out DIR"
+            )
+
+    def _tell_what_is_missing(self) -> None:
+        if not (self.path / RECORD).exists():
+            warnings.warn(
+                f"{self.path / RECORD}: missing, so whether the data are still those of the run was not compared; "
+                "from here on it will be",
+                stacklevel=2,
+            )
+        if not (self.checkpoint("last") / STATE).is_file() and self._lines():
+            warnings.warn(f"{self.path}: stopped before its first checkpoint; it begins again at step 0", stacklevel=2)
 
     def checkpoint(self, name: str) -> Path:
         """The folder of checkpoint "last" or "best"."""
         return self.path / "checkpoints" / name
+
+    def has(self, name: str) -> bool:
+        """Whether files of a model are in checkpoint "last" or "best"."""
+        return any((self.checkpoint(name) / file).exists() for file in (CONFIG, WEIGHTS))
 
     def save(self, name: str, model: Segmenter, state: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
         """Write a checkpoint over the old one of that name, each file whole before it replaces another.
@@ -177,12 +235,14 @@ class RunFolder:
 
     def forget_after(self, progress: Progress) -> None:
         """Drop the lines of metrics.jsonl that a run which goes on from there will write again."""
+        lines = self._lines()
+        kept = [line for line in lines if _is_before(line, progress)]
+        if kept != lines:
+            write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if _is_before(line, progress)]
-            if kept != lines:
-                write_text(path, "".join(f"{line}\n" for line in kept))
+        return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def keep_batch(self, step: int, parts: Sequence[Batch], rank: int) -> Path:
         """Write the crops with which loss or gradient were not finite; the file is named after step and process."""
@@ -209,12 +269,28 @@ def recipe_reading(path: str | Path) -> dict[str, Any]:
 
 def _is_before(line: str, progress: Progress) -> bool:
     """Whether a line of metrics.jsonl stays; one that a kill cut off does not."""
+    step, scored = _entry(line)
+    return 0 <= step < progress.step or (step == progress.step and (progress.scored or not scored))
+
+
+def _entry(line: str) -> tuple[int, bool]:
+    """Step of a line of metrics.jsonl, and whether it is an evaluation's; step -1 for a line that a kill cut off."""
     try:
         values = json.loads(line)
-        step = int(values["step"])
+        return int(values["step"]), "mIoU" in values
     except (ValueError, KeyError, TypeError):
-        return False
-    return step < progress.step or (step == progress.step and (progress.scored or "mIoU" not in values))
+        return -1, False
+
+
+def _first_save(stored: Mapping[str, Any]) -> float:
+    """The step after which a run with this config.yaml has written its first checkpoint."""
+    evaluation = stored.get("evaluation")
+    every = [
+        stored.get("save_every"),
+        stored.get("steps"),
+        evaluation.get("every") if isinstance(evaluation, dict) else 0,
+    ]
+    return min((count for count in every if isinstance(count, int) and count > 0), default=math.inf)
 
 
 def _crops_per_step(stored: Any) -> int | None:
@@ -227,13 +303,16 @@ def _crops_per_step(stored: Any) -> int | None:
     return None
 
 
-def _differences(stored: Any, ours: Any, prefix: str = "") -> list[str]:
+def _differences(stored: Any, ours: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Name, stored and own value of each field that differs."""
     if isinstance(stored, dict) and isinstance(ours, dict):
         keys = [*stored, *(key for key in ours if key not in stored)]
         return [
-            name for key in keys for name in _differences(stored.get(key), ours.get(key), f"{prefix}.{key}".lstrip("."))
+            found
+            for key in keys
+            for found in _differences(stored.get(key), ours.get(key), f"{prefix}.{key}".lstrip("."))
         ]
-    return [] if stored == ours else [prefix]
+    return [] if stored == ours else [(prefix, stored, ours)]
 
 
 def pack(model: Segmenter, optimizer: Optimizer) -> dict[str, Tensor]:
