@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from meanshifter.cli.main import main
+from meanshifter.cli.main import COMMANDS, main
 
 TINY = [
     "--model.backbone=vit_tiny_patch16_224",
@@ -65,7 +67,7 @@ def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
         result = meanshifter("--help")
         seconds.append(time.perf_counter() - began)
     assert result.returncode == 0
-    for command in ("demo", "train", "evaluate", "predict", "models", "data", "modes", "benchmark"):
+    for command in COMMANDS:
         assert f"  {command} " in result.stdout
     assert min(seconds) < 0.5
     heavy = "[name for name in ('torch', 'timm', 'numpy') if name in sys.modules]"
@@ -74,11 +76,29 @@ def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "models", "data", "modes", "benchmark"])
-def test_every_command_explains_itself(command: str) -> None:
-    result = meanshifter(command, "--help")
-    assert result.returncode == 0
-    assert result.stdout.startswith(f"usage: meanshifter {command}")
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command, and of every action that one has."""
+    found = {}
+    for command in COMMANDS:
+        found[command] = argparse.ArgumentParser()
+        import_module(f"meanshifter.cli.{command}").configure(found[command])
+        for argument in found[command]._actions:
+            if isinstance(argument, argparse._SubParsersAction):
+                found |= {f"{command} {name}": parser for name, parser in argument.choices.items()}
+    return found
+
+
+@pytest.mark.parametrize("words", parsers())
+def test_every_command_explains_itself(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*words.split(), "--help"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0
+    assert said.startswith(f"usage: meanshifter {words}")
+    for argument in parsers()[words]._actions:
+        assert argument.help or isinstance(argument, argparse._SubParsersAction), f"{argument.dest} is not explained"
+        for option in argument.option_strings:
+            assert option in said
 
 
 def test_a_folder_is_trained_scored_and_predicted(folder: Path, tmp_path: Path) -> None:

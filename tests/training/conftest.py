@@ -8,7 +8,7 @@ from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.recipe import TrainConfig
 
 TINY = """
-data: {name: shapes, workers: 0}
+data: {name: shapes, hold_out: "*[2-9]*", workers: 0}
 model:
   preset: segmenter-ti16
   backbone: vit_tiny_patch16_224
@@ -27,7 +27,7 @@ evaluation: {every: 4, window: null, short_side: null, limit: 2}
 
 @pytest.fixture(scope="session")
 def tiny_text() -> str:
-    """A recipe of eight steps on generated images."""
+    """A recipe of eight steps on the 16 generated images whose numbers have no digit but 0 and 1."""
     return TINY
 
 

@@ -21,6 +21,7 @@ from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.recipe import TrainConfig
 from tests.training.test_loop import curve
 
+SHAPES = 'name: shapes, hold_out: "*[2-9]*"'
 LABELS = {"names": ["sky", "road", "tree"], "raw": {"0": 0, "10": 1, "20": 2, "99": 255}, "ignore": 255}
 
 
@@ -54,7 +55,7 @@ def original(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Path:
         for name in names:
             write_pair(root / "data", split, name)
     (root / "data" / "labels.json").write_text(json.dumps(LABELS))
-    (root / "recipe.yaml").write_text(tiny_text.replace("name: shapes", "name: folder"))
+    (root / "recipe.yaml").write_text(tiny_text.replace(SHAPES, "name: folder"))
     train(configured(root), quiet=True)
     return root
 
@@ -187,6 +188,14 @@ def test_a_run_without_its_newest_checkpoint_does_not_begin_again(begun: Begun, 
     with pytest.raises(ms.InputError, match=named):
         begun.resume()
     assert begun.files() == before
+
+
+def test_steps_beyond_the_first_checkpoint_prove_that_there_was_one(begun: Begun) -> None:
+    shutil.rmtree(begun.run / "checkpoints")
+    lines = [line for line in (begun.run / "metrics.jsonl").read_text().splitlines(True) if "mIoU" not in line]
+    (begun.run / "metrics.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(ms.InputError, match=r"missing, though metrics\.jsonl has got to step 4"):
+        begun.resume()
 
 
 @pytest.mark.parametrize("lines", [0, 3])

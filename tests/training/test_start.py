@@ -90,6 +90,16 @@ def test_a_bandwidth_that_was_learnt_is_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(trained.mean_shift.project.weight, source.mean_shift.project.weight, atol=1e-6, rtol=0)
 
 
+def test_stochastic_depth_is_the_recipes(tmp_path: Path) -> None:
+    source = ms.create_model("segmenter-ti16", labels=Shapes().labels, image_size=48, backbone_args={"depth": 2})
+    source.save(tmp_path / "source")
+    model = build_model(recipe(tmp_path, tmp_path / "source", **{"model.drop_path": 0.4}), Shapes().labels)
+    assert source.config.drop_path != 0.4
+    assert model.config.drop_path == 0.4
+    rates = [getattr(block.drop_path1, "drop_prob", 0) for block in model.encoder.vit.blocks.children()]
+    assert rates == pytest.approx([0, 0.4])
+
+
 def test_contradictions_and_renamed_classes_are_told(tmp_path: Path) -> None:
     names = ["sky", *Shapes().labels.names[1:]]
     source = ms.create_model("segmenter-ti16", classes=names, image_size=48, backbone_args={"depth": 1})

@@ -32,7 +32,12 @@ def add_reading_options(parser: argparse.ArgumentParser, *, precision: bool = Tr
     group.add_argument("--scales", type=float, nargs="+", metavar="FACTOR", default=left_out, help="average over these")
     group.add_argument("--flip", action="store_true", default=left_out, help="average with the mirrored image")
     if precision:
-        group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=left_out)
+        group.add_argument(
+            "--precision",
+            choices=("auto", "fp32", "bf16", "fp16"),
+            default=left_out,
+            help="arithmetic of the model (default fp32); auto: bf16 where the device has units for it",
+        )
     group.add_argument("--batch-size", type=int, metavar="WINDOWS", default=left_out, help="windows per pass")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
 

@@ -12,7 +12,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.recipe import OptimizerConfig
 
-EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "dist_token", "class_embeddings")
+UNDECAYED = ("bias", "pos_embed", "cls_token", "reg_token", "dist_token", "class_embeddings")
+"""How names end that are not decayed whatever their shape: the bias of pixel_shift is a grid of them."""
 
 
 def create_optimizer(model: Segmenter, config: OptimizerConfig) -> Optimizer:
@@ -36,7 +37,7 @@ def create_optimizer(model: Segmenter, config: OptimizerConfig) -> Optimizer:
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and not name.endswith(EMBEDDINGS)
+    return parameter.ndim > 1 and not name.endswith(UNDECAYED)
 
 
 def set_learning_rate(optimizer: Optimizer, config: OptimizerConfig, step: int, steps: int) -> float:

@@ -1,0 +1,242 @@
+"""The mistakes that mutated_training.py makes, and the tests that should notice each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """`old` becomes `new` in one file of the training package."""
+
+    file: str
+    name: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """Files below tests/, without their extension, the quickest first."""
+
+
+OPTIMIZER = ("training/test_optimizer",)
+LOOP = ("training/test_reference", "training/test_loop")
+RESUME = ("training/test_resuming", "training/test_loop")
+BATCHES = ("training/test_batches",)
+START = ("training/test_start", "training/test_loop")
+
+SURVIVORS: dict[str, str] = {}
+"""Mistakes that may go unnoticed, and why."""
+
+MISTAKES = (
+    Mistake("optimizer.py", "decay of the average inverted", "weights], 1 - decay)", "weights], decay)", OPTIMIZER),
+    Mistake(
+        "optimizer.py",
+        "no warm-up of the average",
+        "decay = min(self.decay, (1 + step) / (10 + step))",
+        "decay = self.decay",
+        OPTIMIZER,
+    ),
+    Mistake("optimizer.py", "average a step late", "(1 + step) / (10 + step)", "(2 + step) / (11 + step)", OPTIMIZER),
+    Mistake(
+        "optimizer.py",
+        "head_lr ignored",
+        "head_lr = config.lr if config.head_lr is None else config.head_lr",
+        "head_lr = config.lr",
+        OPTIMIZER,
+    ),
+    Mistake("optimizer.py", "norms decayed", "parameter.ndim > 1 and not", "not", OPTIMIZER),
+    Mistake(
+        "optimizer.py",
+        "embeddings decayed",
+        "parameter.ndim > 1 and not name.endswith(UNDECAYED)",
+        "parameter.ndim > 1",
+        OPTIMIZER,
+    ),
+    Mistake("optimizer.py", "power ignored", "(1 - step / steps) ** config.power", "1 - step / steps", OPTIMIZER),
+    Mistake(
+        "optimizer.py",
+        "smallest rate ignored",
+        "config.min_lr + (base - config.min_lr) * factor",
+        "base * factor",
+        OPTIMIZER,
+    ),
+    Mistake("optimizer.py", "warm-up a step short", "/ (config.warmup + 1)", "/ max(config.warmup, 1)", OPTIMIZER),
+    Mistake("optimizer.py", "half a cosine", "math.pi * step / steps", "math.pi * step / (2 * steps)", OPTIMIZER),
+    Mistake("optimizer.py", "one rate for all groups", 'group["base_lr"], step', "config.lr, step", OPTIMIZER),
+    Mistake("optimizer.py", "momentum fixed", "momentum=config.momentum", "momentum=0.9", OPTIMIZER),
+    Mistake(
+        "optimizer.py", "betas left out", "AdamW(groups, lr=config.lr, betas=config.betas)", "AdamW(groups)", OPTIMIZER
+    ),
+    Mistake(
+        "optimizer.py", "the head's rate logged", "optimizer.param_groups[0]", "optimizer.param_groups[-1]", OPTIMIZER
+    ),
+    Mistake(
+        "loop.py",
+        "rate of the next step",
+        "config.optimizer, step, config.steps)",
+        "config.optimizer, step + 1, config.steps)",
+        LOOP,
+    ),
+    Mistake("loop.py", "gradient not clipped", "max_norm=limit", "max_norm=math.inf", LOOP),
+    Mistake(
+        "loop.py",
+        "average counts from 1",
+        "session.model.parameters(), session.progress.step)",
+        "session.model.parameters(), session.progress.step + 1)",
+        LOOP,
+    ),
+    Mistake("loop.py", "gradient kept", "    session.optimizer.zero_grad()\n", "", LOOP),
+    Mistake("loop.py", "depth without the seed", "(config.seed << 32) + step", "step", LOOP),
+    Mistake("loop.py", "last loss instead of the mean", "(total + loss.item(), count + 1)", "(loss.item(), 1)", LOOP),
+    Mistake("loop.py", "due a step early", "done % every == 0", "(done + 1) % every == 0", LOOP),
+    Mistake(
+        "loop.py", "gradient not looked at", 'if config.precision != "fp16"', 'if config.precision == "fp16"', LOOP
+    ),
+    Mistake("loop.py", "loss not looked at", '    refuse_nonfinite(session, "loss", loss, crops)\n', "", LOOP),
+    Mistake("loop.py", "evaluation not owed", "progress.scored = False", "progress.scored = True", LOOP),
+    Mistake("loop.py", "best not kept", "    session.keep_best(result.mIoU)\n", "", LOOP),
+    Mistake(
+        "step.py",
+        "mean of the parts' means",
+        "_count(part[1], session, config) / crops.total",
+        "len(images) / config.crops_per_step",
+        LOOP,
+    ),
+    Mistake(
+        "step.py", "depth of the first crops", "slice(offset, offset + len(images))", "slice(0, len(images))", LOOP
+    ),
+    Mistake("step.py", "classes weigh alike", "weight=session.weight,", "weight=None,", LOOP),
+    Mistake(
+        "step.py", "targets not smoothed", "label_smoothing=config.loss.label_smoothing", "label_smoothing=0.0", LOOP
+    ),
+    Mistake(
+        "step.py",
+        "padding stretched",
+        "padded_size=(logits.shape[-2] * stride, logits.shape[-1] * stride)",
+        "padded_size=None",
+        LOOP,
+    ),
+    Mistake(
+        "step.py",
+        "gradient kept where memory ran out",
+        "        session.optimizer.zero_grad()\n        _halve",
+        "        _halve",
+        LOOP,
+    ),
+    Mistake(
+        "stochastic_depth.py",
+        "branches not scaled up",
+        "self.keep.to(branch.dtype) / (1 - self.rate)",
+        "self.keep.to(branch.dtype)",
+        LOOP,
+    ),
+    Mistake("stochastic_depth.py", "kept where it drops", "bernoulli_(1 - path.rate)", "bernoulli_(path.rate)", LOOP),
+    Mistake("stochastic_depth.py", "one branch of each block", '("drop_path1", "drop_path2")', '("drop_path1",)', LOOP),
+    Mistake("state.py", "best forgotten", 'best, scored = float(facts["best"])', "best, scored = -math.inf", RESUME),
+    Mistake("state.py", "lines of the score kept", "(progress.scored or not scored)", "True", RESUME),
+    Mistake("state.py", "optimizer may differ", "FREE = (\n", 'FREE = (\n    "optimizer",\n', RESUME),
+    Mistake("state.py", "data not compared", "            self._check_data(data)\n", "", RESUME),
+    Mistake("state.py", "lost checkpoint not missed", "            self._check_whole(stored)\n", "", RESUME),
+    Mistake("state.py", "first checkpoint a step early", "scored or step > first", "scored or step >= first", RESUME),
+    Mistake("state.py", "first checkpoint taken for a later one", "return min((count", "return max((count", RESUME),
+    Mistake("state.py", "momentum not restored", "optimizer.load_state_dict(", "dict(", RESUME),
+    Mistake("data_record.py", "order of images not compared", "if before == after:", "if False:", RESUME),
+    Mistake("data_record.py", "ignored value not compared", "if then.ignore != now.ignore:", "if False:", RESUME),
+    Mistake(
+        "session.py",
+        "raw weights scored",
+        "return self.model if self.average is None else self.average.average",
+        "return self.model",
+        LOOP,
+    ),
+    Mistake(
+        "session.py",
+        "the latest of equals not best",
+        "if score >= self.progress.best",
+        "if score > self.progress.best",
+        LOOP,
+    ),
+    Mistake("session.py", "stream begins anew", "start, stop = start * config.accumulate,", "start, stop = 0,", RESUME),
+    Mistake(
+        "session.py",
+        "not calibrated",
+        "    if config.model.start is None:\n        _calibrate",
+        "    if False:\n        _calibrate",
+        LOOP,
+    ),
+    Mistake(
+        "session.py",
+        "held out images learned",
+        "config.data.hold_out, matching=False",
+        "config.data.hold_out, matching=True",
+        LOOP,
+    ),
+    Mistake(
+        "session.py",
+        "classes weighed by the validation split",
+        "class_weights(train_set, config",
+        "class_weights(val_set, config",
+        LOOP,
+    ),
+    Mistake("batches.py", "one shuffle for all epochs", "self.seed, epoch)[turn]", "self.seed, 0)[turn]", BATCHES),
+    Mistake("batches.py", "one draw for all positions", "(self.seed, position, 1)", "(self.seed, 1)", BATCHES),
+    Mistake(
+        "batches.py",
+        "processes overlap",
+        "(number * count + rank) * batch_size",
+        "(number + rank) * batch_size",
+        BATCHES,
+    ),
+    Mistake(
+        "resident.py",
+        "images in their order",
+        "stream.place(position), stream.generator(position)",
+        "position, stream.generator(position)",
+        ("training/test_loop",),
+    ),
+    Mistake(
+        "resident.py",
+        "another draw",
+        "stream.generator(position)",
+        "stream.generator(position + 1)",
+        ("training/test_loop",),
+    ),
+    Mistake(
+        "start.py", "depth of the source", "replace(source.config, drop_path=recipe.drop_path)", "source.config", START
+    ),
+    Mistake(
+        "start.py",
+        "weights of the source left",
+        "model.load_state_dict({**weights,",
+        "model.load_state_dict({**own,",
+        START,
+    ),
+    Mistake(
+        "start.py",
+        "seed ignored",
+        "torch.manual_seed(config.seed)",
+        "torch.manual_seed(0)",
+        ("training/test_start", *LOOP),
+    ),
+    Mistake(
+        "scoring.py",
+        "all images scored",
+        "session.val_set, limit=config.evaluation.limit, processes",
+        "session.val_set, limit=None, processes",
+        LOOP,
+    ),
+    Mistake("scoring.py", "precision of the scores", "precision=config.precision", 'precision="fp32"', LOOP),
+    Mistake(
+        "recipe.py",
+        "accumulated crops not counted",
+        "self.batch_size * self.accumulate * processes",
+        "self.batch_size * processes",
+        LOOP,
+    ),
+    Mistake(
+        "interrupt.py",
+        "second signal waits too",
+        "        signal.signal(number, self._before[number])\n        if",
+        "        if",
+        ("training/test_interrupt",),
+    ),
+)

@@ -1,0 +1,33 @@
+"""What Ctrl-C and SIGTERM do while a run is on its way."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from meanshifter.training.interrupt import Interrupt, Stopped
+
+
+def test_the_first_signal_is_noted_and_the_second_acts_at_once() -> None:
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt) as caught:
+            signal.raise_signal(signal.SIGINT)
+        assert not isinstance(caught.value, Stopped), "as Python does without a run"
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_where_everything_is_saved_the_first_signal_ends_the_run(within: bool) -> None:
+    with Interrupt(speaks=False) as interrupt:
+        if not within:
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="saved") as caught, interrupt.at_once("saved"):
+            signal.raise_signal(signal.SIGTERM)
+        assert (caught.value.signal, caught.value.said) == (signal.SIGTERM, True)
+    with Interrupt() as interrupt:
+        with interrupt.at_once("saved"):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.asked == signal.SIGTERM
