@@ -267,7 +267,7 @@ def test_half_precision_is_autocasts_and_moves_only_what_is_close(tiny_model: Ma
         cast = model(x.permute(2, 0, 1)[None])
     with torch.no_grad():
         exact = model(x.permute(2, 0, 1)[None])
-    assert not torch.equal(cast.float(), exact)
+    assert (full != half).any()
     scores = [F.interpolate(z.float(), scale_factor=float(model.stride), mode="bilinear")[0] for z in (cast, exact)]
     assert_same_labels(half, scores[0])
     error = (scores[0] - scores[1]).abs().max()
