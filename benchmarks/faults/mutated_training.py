@@ -10,22 +10,28 @@ no longer in the code exactly once, or where more than two mistakes go unnoticed
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from training_mistakes import MISTAKES, SURVIVORS, Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_SURVIVORS, MINUTES = 2, 5
+MOST_SURVIVORS, MINUTES = 2, 10
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["lightning_fabric", "numba", "pytest", "safetensors.torch", "tensorboard", "timm", "torch"]
+)
 
 
 @dataclass(frozen=True)
@@ -109,19 +115,51 @@ def judged(mistake: Mistake, copies: SimpleQueue[Path]) -> Outcome:
 
 def first_failure(folder: Path, tests: Sequence[str]) -> str | None:
     """The first test that fails in a copy; None: all pass."""
-    files = [f"tests/{test}.py" for test in tests]
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE", *files]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=run_tests, args=(folder, [f"tests/{test}.py" for test in tests], theirs))
+    process.start()
+    theirs.close()
     try:
-        done = subprocess.run(
-            words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60 * MINUTES
-        )
-    except subprocess.TimeoutExpired:
-        return f"none within {MINUTES} minutes"
-    if done.returncode == 0:
-        return None
-    told = [line.split(" ")[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return told[0] if told else (done.stdout + done.stderr).strip()[-200:].replace("\n", " ")
+        if not ours.poll(60 * MINUTES):
+            process.kill()
+            return f"none within {MINUTES} minutes"
+        failed: str | None = ours.recv()
+        return failed
+    except EOFError:
+        return "the process ended"
+    finally:
+        process.join()
+
+
+def run_tests(folder: Path, files: Sequence[str], pipe: Connection) -> None:
+    """In a process of its own, forked from one that has imported what all tests need."""
+    import pytest
+
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder / "src")
+    sys.path[:0] = [str(folder / "src")]
+    sys.dont_write_bytecode = True  # a mistake may have the size and the second of the code that it replaces
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    watch = Watch()
+    words = ["-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    status = pytest.main([*words, *files], plugins=[watch])
+    pipe.send(None if status == 0 else watch.failed or f"pytest ended with status {int(status)}")
+
+
+class Watch:
+    """A plugin of pytest that remembers the first failure."""
+
+    failed: str | None = None
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self._note(report)
+
+    def _note(self, report: Any) -> None:
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
 
 
 if __name__ == "__main__":
