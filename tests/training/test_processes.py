@@ -80,7 +80,7 @@ def test_what_one_process_cannot_read_is_said_once(recipe: Path, tmp_path: Path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.random.default_rng(n).integers(0, 2, shape, dtype=np.uint8)).save(file)
     (tmp_path / "data" / "images" / "train" / "3.png").write_bytes(b"no image")
-    data = ("--data.name", "folder", "--data.root", tmp_path / "data")
+    data = ("--data.name", "folder", "--data.root", tmp_path / "data", "--data.hold_out", "null")
     (tmp_path / "data" / "classes.txt").write_text("a\nb\n")
     done = meanshifter("train", recipe, "--out", tmp_path / "run", "--devices", "2", "--loss.class_balance", "0", *data)
     assert done.returncode == 2
