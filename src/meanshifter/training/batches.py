@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from meanshifter.data import balance
@@ -20,10 +22,12 @@ from meanshifter.data.augment import AugmentConfig, augment, draw_scale, resize_
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
 from meanshifter.model.config import Triple
-from meanshifter.training.workers import Noted, watched
+from meanshifter.training.workers import Noted, end_if_unsent, watched
 
 Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]
+Sent = Tensor | np.ndarray[Any, Any]
+"""A tensor whose memory is shared, or an array that came through a pipe."""
 Share = tuple[int, int]
 """Which of how many processes."""
 ALONE: Share = (0, 1)
@@ -61,7 +65,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         return np.random.default_rng((self.seed, position, 1))
 
     def sample(self, position: int) -> Sampled:
-        """Image (3, h, w) float32, labels (h, w) int64 and name."""
+        """Image (3, h, w) float32, labels (h, w) as the data set has them, uint8 or uint16, and name."""
         rng = self.generator(position)
         scale = draw_scale(self.config, rng)
         sample = self.dataset.read_reduced(
@@ -78,7 +82,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
             std=self.std,
             ignore=self.dataset.labels.ignore,
         )
-        return torch.from_numpy(image), torch.from_numpy(labels.astype(np.int64)), sample.name
+        return torch.from_numpy(image), torch.from_numpy(labels), sample.name
 
 
 @lru_cache(maxsize=2)
@@ -115,25 +119,59 @@ def batches(
         worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # else the loader draws from the global one, in the middle of the first step
     )
+    told = False
     for batch in watched(loader, noted, stream.files):
         if isinstance(batch, InputError):
             raise batch
-        yield batch
+        images, labels, names = batch
+        if not told and not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+            warnings.warn(_no_room(), stacklevel=2)
+            told = True
+        labels = torch.as_tensor(labels)
+        # few operations of torch take uint16
+        yield torch.as_tensor(images), labels.int() if labels.dtype == torch.uint16 else labels, names
 
 
-def _collate(samples: list[Sampled | InputError]) -> Batch | InputError:
+def _collate(samples: list[Sampled | InputError]) -> tuple[Sent, Sent, list[str]] | InputError:
     read: list[Sampled] = []
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
         read.append(sample)
     images, labels, names = zip(*read, strict=True)
-    return torch.stack(images), torch.stack(labels), list(names)
+    return _stack(images), _stack(labels), list(names)
+
+
+def _stack(parts: tuple[Tensor, ...]) -> Sent:
+    """One tensor, in a worker at once in shared memory; where that has no room an array, which needs none."""
+    try:
+        stacked: Tensor = default_collate(list(parts))
+    except (RuntimeError, OSError):
+        if get_worker_info() is None:
+            raise
+        return torch.stack(parts).numpy()
+    return stacked
+
+
+def _no_room() -> str:
+    return (
+        f"{_shared_memory()} has no room for the batches of the data workers, which come through pipes instead; that "
+        "is slower: give a container more, such as --shm-size 2g, or set data.workers 0"
+    )
+
+
+def _shared_memory() -> str:
+    try:
+        room = os.statvfs("/dev/shm")
+    except (AttributeError, OSError):  # not on Linux
+        return "shared memory"
+    return f"/dev/shm of {room.f_frsize * room.f_blocks / 2**20:,.0f} MB"
 
 
 def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    end_if_unsent()
     _die_with_parent()
 
 

@@ -8,17 +8,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from ctypes import c_int64
+from ctypes import c_char, c_int64
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import Dataset, get_worker_info
 
-from meanshifter.errors import RunError
+from meanshifter.errors import RunError, one_line
 
 Read = TypeVar("Read")
 _NONE = -1
+_LONGEST_REASON = 400
 
 
 class Noted(Dataset[Read], Generic[Read]):
@@ -27,6 +29,7 @@ class Noted(Dataset[Read], Generic[Read]):
     def __init__(self, inner: Dataset[Read], workers: int) -> None:
         self._inner = inner
         self._notes: Any = RawArray(c_int64, [0, _NONE] * workers)  # process id and position of each worker
+        self._reason: Any = RawArray(c_char, _LONGEST_REASON)
 
     def __getitem__(self, position: int) -> Read:
         info = get_worker_info()
@@ -44,6 +47,30 @@ class Noted(Dataset[Read], Generic[Read]):
             if pid == process and position != _NONE:
                 return int(position)
         return None
+
+    @property
+    def unsent(self) -> str:
+        """Why a worker could not send a batch; empty where none failed to."""
+        reason: bytes = self._reason.value
+        return reason.decode("utf-8", "replace")
+
+    @unsent.setter
+    def unsent(self, reason: str) -> None:
+        self._reason.value = reason.encode()[: _LONGEST_REASON - 1]
+
+
+def end_if_unsent() -> None:
+    """In a worker: end with a note where a batch cannot be sent, for which the main process would wait for ever."""
+    info = get_worker_info()
+    assert info is not None  # of a worker
+    noted = info.dataset
+
+    def end(error: BaseException, _batch: object) -> None:
+        if isinstance(noted, Noted):
+            noted.unsent = one_line(f"{type(error).__name__}: {error}")
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
 def watched(loader: Iterable[Any], noted: Noted[Any], describe: Callable[[int], str]) -> Iterator[Any]:
@@ -95,10 +122,14 @@ def _epitaph(dead: list[BaseProcess], noted: Noted[Any], describe: Callable[[int
         position = noted.held_by(worker.pid)
         held = "between two samples" if position is None else f"reading {describe(position)}"
         told.append(f"{_cause(worker.exitcode)} while {held}")
-    return (
-        f"a data worker was {'; another was '.join(told)}; if memory ran out, lower data.workers or data.cache, else "
-        "look at what was read; --resume goes on from the last checkpoint"
-    )
+    if noted.unsent:
+        told = [f"unable to send a batch ({noted.unsent})"]
+        remedy = "set data.workers 0, or raise the limit that it names"
+    elif any(worker.exitcode == -getattr(signal, "SIGBUS", 0) for worker in dead):
+        remedy = "shared memory has run out: give a container more, such as --shm-size 2g, or set data.workers 0"
+    else:
+        remedy = "if memory ran out, lower data.workers or data.cache, else look at what was read"
+    return f"a data worker was {'; another was '.join(told)}; {remedy}; --resume goes on from the last checkpoint"
 
 
 def _cause(status: int | None) -> str:
