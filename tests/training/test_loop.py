@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError, RunError
+from meanshifter.evaluation.boundary import near_boundary
+from meanshifter.evaluation.confusion import mean_iou
 from meanshifter.interop.contract import as_segmenter
 from meanshifter.model import checkpoint
 from meanshifter.model.config import MeanShiftConfig
@@ -54,6 +56,65 @@ def test_a_run_leaves_what_the_run_folder_promises(tiny: TrainConfig) -> None:
     assert [line["step"] for line in lines if "mIoU" in line] == [4, 8]
     assert trained.best == max(line["mIoU"] for line in lines if "mIoU" in line)
     assert not list(run.rglob(".*")), "nothing half-written is left"
+
+
+def test_each_evaluation_leaves_scores_per_class_and_near_boundaries(tiny: TrainConfig, tmp_path: Path) -> None:
+    run = train(tiny, quiet=True).path
+    shapes, model = Shapes(), ms.load_model(run / "checkpoints" / "last")
+    predictor = ms.Predictor(model, window=None, short_side=None)
+    near = np.zeros((2, 7, 7), np.int64)
+    for sample in (shapes[0], shapes[1]):
+        found = predictor(sample.image).labels
+        for radius, counts in zip((3, 9), near, strict=True):
+            where = near_boundary(sample.labels, radius, 255) & (sample.labels != 255)
+            np.add.at(counts, (sample.labels[where], found[where]), 1)
+    result = ms.evaluate(predictor, shapes, limit=2)
+    line = next(line for line in reversed(metrics(run)) if "mIoU" in line)
+    per_class: Any = line["IoU"]
+    assert list(per_class) == list(shapes.labels.names)
+    for name, score in result.per_class.items():
+        assert per_class[name] == (None if np.isnan(score.IoU) else pytest.approx(score.IoU))
+    assert [line["boundary_3"], line["boundary_9"]] == pytest.approx(mean_iou(near).tolist())
+    table = (run / "per_class.md").read_text()
+    assert table.startswith("Step 8\n")
+    assert result.table().splitlines()[:-1] == table.splitlines()[2:-1]
+
+
+def test_a_class_without_a_score_is_null(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_cross(session: Any, config: TrainConfig) -> scoring.Scores:
+        scores = scoring.score(session, config)
+        confusion = scores.result.confusion.copy()
+        confusion[6] = confusion[:, 6] = 0
+        return dataclasses.replace(scores, result=dataclasses.replace(scores.result, confusion=confusion))
+
+    monkeypatch.setattr(loop, "score", without_cross)
+    run = train(tiny, quiet=True).path
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    scored = [json.loads(line, parse_constant=pytest.fail) for line in lines if "mIoU" in line]
+    assert [line["IoU"]["cross"] for line in scored] == [None, None]
+    assert all(line["IoU"]["background"] is not None for line in scored)
+
+
+def test_a_signal_ends_a_run_that_waits_for_data(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_crops, calls = step_module.next_crops, 0
+
+    def stuck(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the wait went on")
+        return next_crops(*args, **options)
+
+    monkeypatch.setattr("meanshifter.training.loop.next_crops", stuck)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 8; the same command with --resume"):
+        train(tiny, quiet=True)
+    monkeypatch.undo()
+    train(tiny, resume=True, quiet=True)
+    train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 
 
 def test_training_learns(tiny: TrainConfig) -> None:

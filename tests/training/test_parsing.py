@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 import meanshifter as ms
+from meanshifter.cli.main import main
 from meanshifter.training.parsing import parse_recipe, recipe_names
 from meanshifter.training.recipe import TrainConfig
 
@@ -74,3 +76,108 @@ def test_a_wrong_recipe_file_is_named(tmp_path: Path, text: str, message: str) -
     with pytest.raises(ms.InputError, match=message) as caught:
         parse_recipe(path)
     assert str(caught.value).startswith(str(path))
+
+
+def sides(config: TrainConfig) -> dict[str, object]:
+    reading = config.evaluation
+    return {
+        "crop": config.augment.crop,
+        "base": config.augment.base,
+        "image_size": config.model.image_size,
+        "window": reading.window,
+        "stride": reading.stride,
+        "short_side": reading.short_side,
+        "long_side": reading.long_side,
+    }
+
+
+SIDES_OF_256 = {
+    "crop": (256, 256),
+    "base": (1024, 256),
+    "image_size": None,
+    "window": 256,
+    "stride": 240,
+    "short_side": 256,
+    "long_side": 1024,
+}
+
+
+def test_one_size_sets_what_belongs_together(tmp_path: Path) -> None:
+    assert sides(parse_recipe("folder_ti16", ["--size", "512"])) == sides(parse_recipe("folder_ti16"))
+    assert sides(parse_recipe("folder_ti16", ["--size", "256"])) == SIDES_OF_256
+    assert sides(parse_recipe("folder_ti16", ["--size=256"])) == SIDES_OF_256
+    (tmp_path / "mine.yaml").write_text("size: 256\n")
+    assert sides(parse_recipe(tmp_path / "mine.yaml")) == SIDES_OF_256
+
+
+def test_a_side_that_is_given_beside_the_size_wins(tmp_path: Path) -> None:
+    fields = ["--augment.crop", "128", "--size", "256", "--evaluation.stride", "100"]
+    assert sides(parse_recipe("folder_ti16", fields)) == {**SIDES_OF_256, "crop": (128, 128), "stride": 100}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("size: 256\naugment: {crop: 96}\nevaluation: {long_side: 4000}\nmodel: {image_size: [64, 64]}\n")
+    own = {"crop": (96, 96), "long_side": 4000, "image_size": (64, 64)}
+    assert sides(parse_recipe(recipe)) == {**SIDES_OF_256, **own}
+    assert sides(parse_recipe(recipe, ["--size", "256"])) == SIDES_OF_256, "the command line is above the recipe"
+
+
+def test_what_a_recipe_switches_off_a_size_does_not_switch_on() -> None:
+    config = parse_recipe("camvid_ti16", ["--size", "256"])
+    expected = {**SIDES_OF_256, "base": None, "window": None, "short_side": None, "image_size": (368, 480)}
+    assert sides(config) == expected
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "big", "2.5"])
+def test_a_size_is_a_number_of_pixels(size: str) -> None:
+    with pytest.raises(ms.InputError, match=f"size: .*{size}"):
+        parse_recipe("folder_ti16", [f"--size={size}"])
+
+
+@pytest.mark.parametrize(
+    "words", [["256", "320"], ["[256, 320]"], ["[256,", "320]"], ["256,320"], ["(256, 320)"]], ids=" ".join
+)
+def test_pairs_are_written_as_one_likes(words: list[str]) -> None:
+    assert parse_recipe("folder_ti16", ["--augment.crop", *words, "--steps", "9"]).augment.crop == (256, 320)
+    assert parse_recipe("folder_ti16", [f"--augment.crop={' '.join(words)}"]).augment.crop == (256, 320)
+
+
+def test_one_number_is_both_sides_and_only_of_sizes(tmp_path: Path) -> None:
+    assert parse_recipe("folder_ti16", ["--augment.crop", "256"]).augment.crop == (256, 256)
+    assert parse_recipe("folder_ti16", ["--augment.base", "null"]).augment.base is None
+    assert parse_recipe("folder_ti16", ["--optimizer.betas", "0.9", "0.95"]).optimizer.betas == (0.9, 0.95)
+    with pytest.raises(ms.InputError, match=r"optimizer\.betas"):
+        parse_recipe("folder_ti16", ["--optimizer.betas", "0.9"])
+    (tmp_path / "mine.yaml").write_text("augment: {crop: 96}\n")
+    assert parse_recipe(tmp_path / "mine.yaml").augment.crop == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("crop", "'augment.crop'"),
+        ("lr", "'optimizer.lr'"),
+        ("workers", "'data.workers'"),
+        ("window", "'evaluation.window'"),
+        ("croop", "'augment.crop'"),
+        ("data.crop", "'augment.crop'"),
+        ("batchsize", "'batch_size'"),
+        ("layers", "'model.mean_shift.layers' or 'model.pixel_shift.layers'"),
+        ("model.meanshift.layers", "'model.mean_shift.layers'"),
+    ],
+)
+def test_the_field_that_was_meant_is_found_by_its_last_part(written: str, meant: str) -> None:
+    with pytest.raises(ms.InputError, match=f"unknown field {written!r}, did you mean {meant}"):
+        parse_recipe("folder_ti16", [f"--{written}", "1"])
+
+
+def test_every_field_is_listed_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--fields"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("size", "minutes", "augment.crop", "model.mean_shift.layers", "model.pixel_shift.factor"):
+        assert len(lines[f"--{name}"].split()) > 5, name
+    assert "(int, int; default [512, 512])" in lines["--augment.crop"]
+    assert "(int; default 4)" in lines["--model.pixel_shift.factor"]
+
+
+def test_the_command_takes_a_pair_as_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "shapes", "--augment.crop", "64", "96", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["augment"]["crop"] == [64, 96]

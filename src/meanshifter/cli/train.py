@@ -16,19 +16,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fields", action="store_true", dest="list_fields", help="list every field with its meaning, and leave"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe as YAML and leave")
-    parser.epilog = "Any field can be set, such as --data.root DIR --model.mean_shift.layers 2 --steps 1000 --out DIR."
+    parser.epilog = (
+        "Any field can be set, such as --data.root DIR --model.mean_shift.layers 2 --steps 1000 --out DIR. "
+        "--minutes 30 trains as many steps as fit into that time, --size 256 sets crops, windows and sides together."
+    )
 
 
 def run(args: argparse.Namespace) -> int | None:
     """Train, or list what there is."""
     from meanshifter.errors import InputError
     from meanshifter.training import parsing
+    from meanshifter.training.fields import field_help
 
     if args.list:
         print("\n".join(parsing.recipe_names()))
         return 0
     if args.list_fields:
-        print(parsing.parser().format_help())
+        print(field_help())
         return 0
     if args.recipe is None:
         raise InputError(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 
 from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
+from meanshifter.training.fields import SIZE, field_names, join_tuples, members, nearest, spread_numbers, with_size
 from meanshifter.training.recipe import TrainConfig
 
 FORMAT_VERSION = 1
@@ -41,12 +42,13 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     values = parse_yaml(text, recipe)
     if not isinstance(values, Mapping):
         raise InputError(f"{recipe}: holds {type(values).__name__}; a recipe is a mapping of fields")
-    values = dict(values)
+    values = spread_numbers(values)
     if (version := values.pop("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         raise InputError(f"{recipe}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}")
     _refuse_unknown(_leaves(values), str(recipe))
-    given = [*preset_fields, *map(_with_underscores, fields)]
+    given = join_tuples([*preset_fields, *map(_with_underscores, fields)])
     _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
+    values, given = _without_shorthands(values, given)
     config = _parse(values, given, str(recipe))
     if nulls := list(_nulls(config)):
         raise InputError(f"{recipe}: {', '.join(nulls)}: null; give a value, or leave the field out")
@@ -55,16 +57,47 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     return config
 
 
-def parser() -> ArgumentParser:
-    """Every field of TrainConfig as an option, with its documentation."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+@cache
+def _parser() -> ArgumentParser:
+    """Every field of TrainConfig as an option."""
     built = ArgumentParser(prog="meanshifter train RECIPE", exit_on_error=False, add_help=False)
     built.add_class_arguments(TrainConfig)
     return built
 
 
+def _without_shorthands(values: dict[str, Any], given: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe's values and a command line with the fields that `size` stands for; of `minutes` and `steps`, one.
+
+    Raises:
+        InputError: both on the command line, or a size that is none.
+    """
+    minutes, steps = _take(list(given), "minutes")[0], _take(list(given), "steps")[0]
+    if minutes not in (None, "null") and steps is not None:
+        raise InputError(f"command line: --minutes {minutes} stands beside --steps {steps}; give one of them")
+    if steps is not None:
+        values.pop("minutes", None)
+    if (size := values.pop(SIZE, None)) is not None:
+        values = with_size(values, size, wins=False)
+    size, given = _take(given, SIZE)
+    return (values if size in (None, "null") else with_size(values, size, wins=True)), given
+
+
+def _take(given: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of a field on the command line, the last where it is given twice, and the command line without it."""
+    value, left, place = None, [], 0
+    while place < len(given):
+        word, place = given[place], place + 1
+        if word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+        elif word == f"--{name}" and place < len(given):
+            value, place = given[place], place + 1
+        else:
+            left.append(word)
+    return value, left
+
+
 def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> TrainConfig:
-    options = parser()
+    options = _parser()
     try:
         base = options.parse_object(dict(values), defaults=True)
         parsed = options.parse_args(list(fields), namespace=base)
@@ -114,13 +147,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _refuse_unknown(names: Iterator[str], source: str) -> None:
-    known = set(field_names(TrainConfig))
+    known = {SIZE, *field_names(TrainConfig)}
     wrong = [name for name in names if name not in known and not name.startswith(tuple(_free_fields(".")))]
     if wrong:
-        hints = []
-        for name in wrong:
-            near = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            hints.append(f"unknown field {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
+        hints = [f"unknown field {name!r}{nearest(name)}" for name in wrong]
         raise InputError(f"{source}: {'; '.join(hints)}")
 
 
@@ -128,29 +158,15 @@ def _free_fields(suffix: str = "") -> list[str]:
     return [f"model.backbone_args{suffix}"]
 
 
-def field_names(cls: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the fields of a dataclass and of the dataclasses in it."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        yield f"{prefix}{field.name}"
-        for inner in _members(hints[field.name]):
-            if dataclasses.is_dataclass(inner):
-                yield from field_names(typing.cast(type, inner), f"{prefix}{field.name}.")
-
-
 def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
     """Fields without a value that must have one, which the parser lets pass."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value is None and type(None) not in _members(hints[field.name]):
+        if value is None and type(None) not in members(hints[field.name]):
             yield f"{prefix}{field.name}"
         elif dataclasses.is_dataclass(value):
             yield from _nulls(value, f"{prefix}{field.name}.")
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def _one_line(error: object) -> str:

@@ -5,6 +5,7 @@ One dataclass per concern; the line under each field is also its `--help`. Impor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,6 +163,9 @@ class TrainConfig:
     """Run folder; null: runs/NAME after the recipe."""
     steps: int = 160_000
     """Optimiser steps."""
+    minutes: float | None = None
+    """Train as many steps as fit into this time, evaluations included, in place of steps; config.yaml then has their
+    number, measured on the first ones. null: steps counts."""
     batch_size: int = 8
     """Crops in one forward pass, on one device."""
     accumulate: int = 1
@@ -229,8 +233,10 @@ class TrainConfig:
             "num_nodes": self.num_nodes,
         }
         clip, betas, seed, share = optimizer.clip_norm, optimizer.betas, self.seed, self.data.val_share
+        minutes = self.minutes
         return [
             *((name, value, value is None or value >= 1, "at least 1") for name, value in counts.items()),
+            ("minutes", minutes, minutes is None or 0 < minutes < math.inf, "null, or above 0"),
             ("seed", seed, 0 <= seed < 2**31, "from 0 up to 2147483647"),
             ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
             ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),

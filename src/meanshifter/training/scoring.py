@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass
 
-from meanshifter.evaluation.diagnosis import diagnose_model
-from meanshifter.evaluation.evaluate import evaluate
+import numpy as np
+import torch
+
+from meanshifter.evaluation.confusion import confusion_matrix
+from meanshifter.evaluation.diagnosis import RADII, boundary_figures, diagnose_model, near_boundaries
+from meanshifter.evaluation.evaluate import check_classes, count_images, image_maps, protocol_of
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
+from meanshifter.processes import Processes
 from meanshifter.training.recipe import TrainConfig
 from meanshifter.training.session import Session
+
+PROBE = 3
+"""Images whose scoring is timed."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one evaluation gives."""
+
+    result: Result
+    boundary: dict[str, float]
+    """boundary_3 and boundary_9: mIoU in percent of the pixels within 3 and 9 of another class."""
 
 
 def reader(session: Session, config: TrainConfig) -> Predictor:
@@ -37,8 +56,33 @@ def step_figures(session: Session, config: TrainConfig) -> dict[str, float]:
     return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
-def score(session: Session, config: TrainConfig) -> Result:
+def score(session: Session, config: TrainConfig) -> Scores:
     """The scores on the validation split, as the recipe reads images out."""
-    return evaluate(
-        reader(session, config), session.val_set, limit=config.evaluation.limit, processes=session.processes
-    )
+    return _score(session, config, config.evaluation.limit, session.processes)
+
+
+def image_seconds(session: Session, config: TrainConfig) -> float:
+    """Seconds in which this process, alone, scores an image; the first is not timed."""
+    count = min(PROBE, count_images(session.val_set, config.evaluation.limit))
+    _score(session, config, 1, Processes())
+    began = time.perf_counter()
+    _score(session, config, count, Processes())
+    return (time.perf_counter() - began) / count
+
+
+def _score(session: Session, config: TrainConfig, limit: int | None, processes: Processes) -> Scores:
+    predictor, dataset = reader(session, config), session.val_set
+    check_classes(predictor.model.labels, dataset.labels, f"{dataset.name} {dataset.split}")
+    layers, K, ignore = predictor.mean_shift_layers, dataset.labels.num_classes, dataset.labels.ignore
+
+    def of_my_images() -> torch.Tensor:
+        totals = np.zeros((1 + len(RADII), K, K), np.int64)
+        share = (processes.rank, processes.count)
+        for sample, maps in image_maps(predictor, dataset, [layers], limit=limit, share=share):
+            totals[0] += confusion_matrix(sample.labels, maps[0], K, ignore=ignore)
+            totals[1:] += near_boundaries(sample.labels, maps, K, ignore)[0]
+        return torch.from_numpy(totals)
+
+    totals = processes.sum(processes.together(of_my_images)).numpy()
+    protocol = protocol_of(predictor, dataset, limit=limit)
+    return Scores(Result(totals[0], dataset.labels.names, protocol), boundary_figures(totals[1:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +44,7 @@ class Session:
     processes: Processes
     run: RunFolder
     val_set: Dataset
+    stream: SampleStream
     feed: Iterator[Batch]
     model: Segmenter
     """The raw model, whose weights are trained."""
@@ -57,6 +58,18 @@ class Session:
     crops_at_once: int
     """Crops in one pass: the batch size, or less where memory ran out."""
     progress: Progress
+
+    @property
+    def images(self) -> int:
+        """How many images there are to learn from."""
+        return len(self.stream.dataset)
+
+    def begin_feed(self, config: TrainConfig) -> None:
+        """Have `feed` begin at the step that is next, for a number of steps that may be another one."""
+        if isinstance(self.feed, Generator):
+            self.feed.close()  # and with it its workers
+        share = (self.processes.rank, self.processes.count)
+        self.feed = _feed(config, self.stream, self.progress.step, self.fabric.device, share)
 
     @property
     def scored(self) -> Segmenter:
@@ -138,6 +151,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
         processes,
         run,
         val_set,
+        stream,
         feed,
         model,
         network,

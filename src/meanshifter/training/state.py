@@ -98,13 +98,21 @@ class RunFolder:
             self.check(config, data, resume=resume)
             for left in self.path.rglob(".*.tmp"):  # half-written files of a process that was killed
                 left.unlink()
-            text = yaml.safe_dump({"format_version": FORMAT_VERSION, **config.to_dict()}, sort_keys=False)
-            write_text(self.path / "config.yaml", text)
+            self.write_config(config)
             if resume:
                 self._tell_what_is_missing()
             if not (self.path / RECORD).exists():
                 write_text(self.path / RECORD, data.to_json())
             undo.pop_all()
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write config.yaml, over an old one.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        text = yaml.safe_dump({"format_version": FORMAT_VERSION, **config.to_dict()}, sort_keys=False)
+        write_text(self.path / "config.yaml", text)
 
     def release(self) -> None:
         """Let other processes in."""
