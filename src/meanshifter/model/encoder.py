@@ -171,7 +171,7 @@ def _kept_weights(backbone: str) -> dict[str, Any] | None:
     """
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
-    stated = timm.get_pretrained_cfg(backbone)
+    stated: Any = timm.get_pretrained_cfg(backbone)  # whose `custom_load` is a string too
     if stated is None or stated.hf_hub_id is None or stated.custom_load == "hf":
         return None
     repo, _, revision = stated.hf_hub_id.partition("@")
