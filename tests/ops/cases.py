@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from meanshifter.ops import backends
 
@@ -45,3 +46,20 @@ def upsample(logits: torch.Tensor, size: tuple[int, int], padded: tuple[int, int
     """The definition, in float64: upsample, then crop at the top left."""
     full = F.interpolate(logits.double().contiguous(), padded, mode="bilinear", align_corners=False)
     return full[..., : size[0], : size[1]]
+
+
+class Recorded(TorchDispatchMode):
+    """Within the context, keeps what every operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen.append((func, out))
+        return out
+
+    def outputs(self, operator: Any) -> list[Any]:
+        """What this operator returned, call by call."""
+        return [out for func, out in self.seen if func is operator]

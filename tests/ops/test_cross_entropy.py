@@ -126,6 +126,8 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     [
         (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 7), r"value 7 in 64 pixels; classes are 0 to 2"),
         (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), -1), r"value -1 in 64 pixels; classes are 0 to 2"),
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 2**32), r"value 4294967296 in 64 pixels"),
+        (torch.zeros(1, 3, 2, 2), torch.zeros(1, 8, 8, device="meta").long(), r"labels: on meta, .* logits on cpu"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(2, 8, 8).long(), r"expected integers \(B, H, W\) with B=1"),
         (torch.zeros(1, 3, 2), torch.zeros(1, 8, 8).long(), r"expected floats \(B, K, h, w\)"),
     ],
@@ -135,11 +137,42 @@ def test_what_does_not_fit_is_refused(logits: torch.Tensor, labels: torch.Tensor
         ms.ops.upsampled_cross_entropy(logits, labels)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"label_smoothing": -0.1}, "label_smoothing: -0.1"),
+        ({"label_smoothing": float("nan")}, "label_smoothing: nan"),
+        ({"normalize": "mean"}, "normalize: 'mean'"),
+        ({"weight": torch.ones(3, requires_grad=True)}, "weight: requires a gradient"),
+    ],
+)
+@pytest.mark.usefixtures("user")
+def test_settings_that_it_has_not_are_refused(setting: Any, message: str) -> None:
+    with pytest.raises(ms.InputError, match=message):
+        ms.ops.upsampled_cross_entropy(torch.zeros(1, 3, 2, 2), torch.zeros(1, 8, 8).long(), **setting)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("ignored", [-100, 1, 65535, 2**40])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int64])
+def test_any_value_may_be_the_ignored_one(ignored: int, dtype: torch.dtype, name: str) -> None:
+    logits = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64).view(1, 8, 8) % 3
+    if dtype == torch.int64 or ignored == 65535:
+        labels[0, 0] = ignored
+    with implementation(name):
+        loss = ms.ops.upsampled_cross_entropy(logits, labels.to(dtype), ignore_index=ignored)
+    expected = F.cross_entropy(upsample(logits, (8, 8), (8, 8)), labels, ignore_index=ignored)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_full_resolution_logits_are_never_held(largest: Any, name: str) -> None:
     K, size = 150, (512, 512)
     logits = torch.randn(2, K, 32, 32, requires_grad=True)
     labels = torch.zeros(2, *size, dtype=torch.uint8)
     with implementation(name), largest:
-        ms.ops.upsampled_cross_entropy(logits, labels).backward()
+        loss = ms.ops.upsampled_cross_entropy(logits, labels)
+        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        gradient.square().sum().backward()
     assert largest.elements <= K * size[0] * size[1] / 64

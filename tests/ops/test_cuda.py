@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ pytest.importorskip("triton", reason="Triton kernels need triton, which this pla
 ON = "cuda" if torch.cuda.is_available() else "cpu"
 
 from meanshifter.inference.windows import axis_matrix  # noqa: E402
-from meanshifter.ops import View, cuda  # noqa: E402
+from meanshifter.ops import View, bilinear_matrix, cuda  # noqa: E402
 from meanshifter.ops.cross_entropy import _reference as reference_sums  # noqa: E402
+from meanshifter.ops.cross_entropy import loss_count  # noqa: E402
 from meanshifter.ops.label_map import _reference as reference_label_map  # noqa: E402
 from meanshifter.ops.upsampling import upsampling_axes  # noqa: E402
 
@@ -56,3 +58,65 @@ def test_losses_and_gradients_are_those_of_the_reference(
     expected, expected_gradient = reference_sums(logits.double(), labels, axes, weight.double(), **settings)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "dtype"), [(3, torch.uint8), (3, torch.uint16), (-1, torch.int16), (2**32, torch.int64)]
+)
+def test_a_label_that_is_no_class_reads_nothing_and_gives_nan(wrong: int, dtype: torch.dtype) -> None:
+    logits, weight = torch.randn(1, 3, 2, 2, device=ON), torch.ones(3, device=ON)
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64, device=ON)
+    settings: dict[str, Any] = {"ignore_index": 255, "smoothing": 0.0}
+    axes = upsampling_axes(logits, (4, 4), (4, 4))
+    good, _ = cuda.cross_entropy(logits, labels.to(dtype), axes, weight, **settings)
+    assert good.isfinite()
+    labels[0, 3, 3] = wrong
+    for sums in (cuda.cross_entropy, reference_sums):
+        loss, gradient = sums(logits, labels.to(dtype), axes, weight, **settings)
+        assert loss.isnan()
+        assert gradient.isnan().any()
+    assert loss_count(labels.to(dtype), weight, ignore_index=255, normalize="valid") == 15
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's NumPy
+@pytest.mark.parametrize(
+    ("value", "place", "smoothing"),
+    [
+        (math.nan, (0, 1, 1, 0), 0.1),
+        (math.inf, (0, 1, 0, 0), 0.0),
+        (-math.inf, (0, 0, 1, 1), 0.0),
+        (-math.inf, (0, 0), 0.0),
+        (-math.inf, (0, 2, 0, 0), 0.1),
+        (-math.inf, (0, slice(None), 0, 0), 0.0),
+    ],
+)
+def test_logits_that_are_not_finite_give_what_the_reference_gives(value: float, place: Any, smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 2, 2, generator=generator).to(ON)
+    logits[place] = value
+    labels = torch.randint(0, 3, (1, 4, 6), generator=generator).to(ON)
+    labels[:, :1] = 255
+    settings: dict[str, Any] = {"ignore_index": 255, "smoothing": smoothing}
+    axes, weight = upsampling_axes(logits, (4, 6), (4, 6)), torch.ones(3, device=ON)
+    loss, gradient = cuda.cross_entropy(logits, labels, axes, weight, **settings)
+    expected, expected_gradient = reference_sums(logits.double(), labels, axes, weight.double(), **settings)
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+    torch.testing.assert_close(loss.double(), expected, **close)
+    assert (gradient.isnan() >= expected_gradient.isnan()).all()
+    for one, other in zip(gradient, expected_gradient, strict=True):
+        if other.isfinite().all():
+            torch.testing.assert_close(one.double(), other, **close)
+    rows, cols = (bilinear_matrix(n, out, out).to(ON) for n, out in ((2, 4), (2, 6)))
+    for z in logits:
+        found = cuda.label_map(View(z, rows, cols))
+        full = reference_label_map([View(z.double(), rows.double(), cols.double())], (), ()).labels
+        assert torch.equal(found, full)
+
+
+def test_without_the_gradient_the_loss_is_the_same() -> None:
+    logits, labels = torch.randn(1, 3, 2, 2, device=ON), torch.zeros(1, 3, 4, dtype=torch.uint8, device=ON)
+    settings: dict[str, Any] = {"ignore_index": 255, "smoothing": 0.1}
+    given = logits, labels, upsampling_axes(logits, (3, 4), (3, 4)), torch.ones(3, device=ON)
+    loss, gradient = cuda.cross_entropy(*given, **settings, with_gradient=False)
+    assert torch.equal(loss, cuda.cross_entropy(*given, **settings)[0])
+    assert gradient.numel() == 0

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meanshifter.ops.backends import NEVER
 from meanshifter.ops.taps import Taps, axis_taps
 from meanshifter.ops.threads import in_parallel, spans
 from meanshifter.ops.upsampling import Axes, bilinear_matrix
@@ -78,27 +79,37 @@ def read_out(p: Floats, labels: npt.NDArray[Any], scores: dict[str, Floats]) -> 
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, axes: Axes, weight: Tensor, *, ignore_index: int, smoothing: float
+    logits: Tensor,
+    labels: Tensor,
+    axes: Axes,
+    weight: Tensor,
+    *,
+    ignore_index: int,
+    smoothing: float,
+    with_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of logits (B, K, h, w), and its gradient."""
+    """The summed loss of logits (B, K, h, w), and its gradient, or an empty tensor in its place."""
     from meanshifter.ops.softmax_cpu import LANES, cross_entropy_rows
 
     B, K = logits.shape[:2]
-    targets = labels.to(torch.int32).contiguous().numpy()
+    ignored, wide = -1, labels.long()  # as 32 bits do not hold every `ignore_index`
+    targets = wide.masked_fill(wide == ignore_index, ignored).to(torch.int32).contiguous().numpy()
     down, across = (bilinear_taps(*axis) for axis in axes)
     taps = (down.inputs, down.weight, across.inputs, across.weight)
     factors = np.zeros(-(-K // LANES) * LANES, dtype=np.float32)
     factors[:K] = weight.numpy()
     z = [_classes_last(image) for image in logits.detach()]
     parts = spans(labels.shape[1], max(8 // B, 1))  # whatever the number of threads, so that results repeat
-    gradients = [[np.zeros_like(image) for _ in parts] for image in z]
+    gradients = [[np.zeros_like(image if with_gradient else image[:0]) for _ in parts] for image in z]
 
     def fill(b: int, part: int) -> float:
-        constants = (ignore_index, factors, smoothing, K)
+        constants = (ignored, factors, smoothing, K)
         loss = cross_entropy_rows(z[b], *taps, targets[b], *constants, *parts[part], gradients[b][part])
         return float(loss)
 
     total = sum(in_parallel(fill, [(b, part) for b in range(B) for part in range(len(parts))]))
+    if not with_gradient:
+        return torch.tensor(total, dtype=torch.float32), logits.new_empty(0)
     gradient = np.stack([sum(several[1:], several[0])[..., :K] for several in gradients])
     return torch.tensor(total, dtype=torch.float32), torch.from_numpy(gradient).permute(0, 3, 1, 2)
 
@@ -111,7 +122,7 @@ def bilinear_taps(n_in: int, padded: int, n_out: int) -> Taps:
 
 def _classes_last(z: Tensor) -> Floats:
     """Logits (K, h, w) as (h, w, classes), padded with classes that never win."""
-    from meanshifter.ops.softmax_cpu import LANES, NEVER
+    from meanshifter.ops.softmax_cpu import LANES
 
     K, h, w = z.shape
     out = np.full((h, w, -(-K // LANES) * LANES), NEVER, dtype=np.float32)

@@ -9,6 +9,7 @@ Glossary: B batch, K classes, h w patch grid, H W pixels, T taps of an axis.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, no_type_check
 
@@ -22,6 +23,9 @@ from meanshifter.ops.upsampling import Axes, bilinear_matrix
 
 if TYPE_CHECKING:
     from meanshifter.ops.label_map import View
+
+
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # type: ignore[no-untyped-call]
 
 
 class Axis(NamedTuple):
@@ -68,18 +72,28 @@ def bilinear_axis(n_in: int, padded: int, n_out: int, device: torch.device) -> A
 @no_type_check
 @triton.jit
 def _logits(
-    z, rows_in, rows_w, cols_in, cols_w, y0, x0, ys, xs, in_y, in_x, k, h, w, H, W,
+    z, rows_in, rows_w, cols_in, cols_w, y0, y1, x0, x1, ys, xs, k, h, w, H, W,
     TY: tl.constexpr, TX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Class k of one cell (BY, BX)."""
+    """Class k of one cell (BY, BX), whose last row and column are repeated beyond it.
+
+    A tap that repeats the one before, with weight 0, is read as 0: infinity times 0 is NaN.
+    """
     v = tl.zeros((BY, BX), tl.float32)
     for j in tl.static_range(TX):
         col = tl.load(cols_in + x0 * TX + j)
+        new_col = col == col
+        if j > 0:
+            new_col = col != tl.load(cols_in + x0 * TX + j - 1)
         line = tl.zeros((BY,), tl.float32)
         for i in tl.static_range(TY):
             row = tl.load(rows_in + y0 * TY + i)
-            line += tl.load(rows_w + i * H + ys, mask=in_y, other=0.0) * tl.load(z + (k * h + row) * w + col)
-        v += line[:, None] * tl.load(cols_w + j * W + xs, mask=in_x, other=0.0)[None, :]
+            new = new_col
+            if i > 0:
+                new = new_col & (row != tl.load(rows_in + y0 * TY + i - 1))
+            value = tl.load(z + (k * h + row) * w + col, mask=new, other=0.0)
+            line += tl.load(rows_w + i * H + tl.minimum(ys, y1 - 1)) * value
+        v += line[:, None] * tl.load(cols_w + j * W + tl.minimum(xs, x1 - 1))[None, :]
     return v
 
 
@@ -97,10 +111,10 @@ def _argmax_cell(
     winner = tl.zeros((BY, BX), tl.int32)
     for k in range(K):
         v = _logits(
-            z, rows_in, rows_w, cols_in, cols_w, y0, x0, ys, xs, in_y, in_x, k, h, w, H, W, TY, TX, BY, BX
+            z, rows_in, rows_w, cols_in, cols_w, y0, y1, x0, x1, ys, xs, k, h, w, H, W, TY, TX, BY, BX
         )  # fmt: skip
-        winner = tl.where(v > best, k, winner)
-        best = tl.maximum(v, best)
+        wins = (v > best) | ((v != v) & (best == best))  # as in torch.argmax, the first NaN
+        winner, best = tl.where(wins, k, winner), tl.where(wins, v, best)
     tl.store(out + ys[:, None] * W + xs[None, :], winner, mask=in_y[:, None] & in_x[None, :])
 
 
@@ -108,13 +122,14 @@ def _argmax_cell(
 @triton.jit
 def _cross_entropy_cell(
     logits, rows_in, rows_w, y_starts, cols_in, cols_w, x_starts, labels, class_weight, losses, sums,
-    ignore, keep_share, smooth, weights, K, h, w, H, W,
-    TY: tl.constexpr, TX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
+    ignore, keep_share, smooth, weight_sum, K, h, w, H, W,
+    TY: tl.constexpr, TX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Loss of one cell, and the gradient of each class at each of its corners.
+    """Loss of one cell and, where it is asked for, the gradient of each class at each of its corners.
 
     With t the label of a pixel, q the softmax of its logits v, f = keep_share w_t and s = smooth:
     loss = f (logsum - v_t) + s sum_k w_k (logsum - v_k); gradient = (f + s sum w) q - s w - f [k = t].
+    A label that is no class has the factor NaN.
     """
     ry, rx, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ny, nx = tl.num_programs(0), tl.num_programs(1)
@@ -125,14 +140,16 @@ def _cross_entropy_cell(
     z = logits + b.to(tl.int64) * K * h * w
     inside = in_y[:, None] & in_x[None, :]
     pixel = b.to(tl.int64) * H * W + ys[:, None] * W + xs[None, :]
-    target = tl.load(labels + pixel, mask=inside, other=ignore)
-    valid = target != ignore
-    keep = tl.load(class_weight + target, mask=valid, other=0.0) * keep_share
-    top = tl.full((BY, BX), float("-inf"), tl.float32)
+    target = tl.load(labels + pixel, mask=inside, other=0).to(tl.int64)
+    valid = inside & (target != ignore)
+    known = (target >= 0) & (target < K)
+    keep = tl.load(class_weight + target, mask=valid & known, other=0.0) * keep_share
+    keep = tl.where(valid & (known == 0), float("nan"), keep)
+    top = tl.full((BY, BX), LOWEST, tl.float32)  # not -inf: less itself, that is NaN
     total, own, mean = tl.zeros((BY, BX), tl.float32), tl.zeros((BY, BX), tl.float32), tl.zeros((BY, BX), tl.float32)
     for k in range(K):
         v = _logits(
-            z, rows_in, rows_w, cols_in, cols_w, y0, x0, ys, xs, in_y, in_x, k, h, w, H, W, TY, TX, BY, BX
+            z, rows_in, rows_w, cols_in, cols_w, y0, y1, x0, x1, ys, xs, k, h, w, H, W, TY, TX, BY, BX
         )  # fmt: skip
         higher = tl.maximum(top, v)
         total = total * tl.exp(top - higher) + tl.exp(v - higher)
@@ -140,22 +157,31 @@ def _cross_entropy_cell(
         own = tl.where(target == k, v, own)
         mean += tl.load(class_weight + k) * v
     logsum = top + tl.log(total)
-    loss = keep * (logsum - own) + smooth * (weights * logsum - mean)
+    loss, weights = keep * (logsum - own), tl.load(weight_sum)
+    if smooth > 0:
+        loss += smooth * (weights * logsum - mean)
     tl.store(losses + (b * ny + ry) * nx + rx, tl.sum(tl.where(valid, loss, 0.0)))
-    share = tl.where(valid, keep + smooth * weights, 0.0)
-    for k in range(K):
-        v = _logits(
-            z, rows_in, rows_w, cols_in, cols_w, y0, x0, ys, xs, in_y, in_x, k, h, w, H, W, TY, TX, BY, BX
-        )  # fmt: skip
-        slope = tl.exp(v - logsum) * share - tl.where(target == k, keep, 0.0)
-        slope -= tl.where(valid, smooth * tl.load(class_weight + k), 0.0)
-        for i in tl.static_range(TY):
-            down = tl.load(rows_w + i * H + ys, mask=in_y, other=0.0)
-            line = tl.sum(slope * down[:, None], axis=0)
-            for j in tl.static_range(TX):
-                across = tl.load(cols_w + j * W + xs, mask=in_x, other=0.0)
-                place = ((b.to(tl.int64) * K + k) * ny * TY + ry * TY + i) * nx * TX + rx * TX + j
-                tl.store(sums + place, tl.sum(line * across))
+    if GRADIENT:
+        share = tl.where(valid, keep + smooth * weights, 0.0)
+        for k in range(K):
+            v = _logits(
+                z, rows_in, rows_w, cols_in, cols_w, y0, y1, x0, x1, ys, xs, k, h, w, H, W, TY, TX, BY, BX
+            )  # fmt: skip
+            slope = tl.exp(v - logsum) * share - tl.where(target == k, keep, 0.0)
+            slope -= tl.where(valid, smooth * tl.load(class_weight + k), 0.0)
+            for i in tl.static_range(TY):
+                down = tl.load(rows_w + i * H + ys, mask=in_y, other=0.0)
+                line = tl.sum(slope * down[:, None], axis=0)
+                for j in tl.static_range(TX):
+                    across = tl.load(cols_w + j * W + xs, mask=in_x, other=0.0)
+                    place = ((b.to(tl.int64) * K + k) * ny * TY + ry * TY + i) * nx * TX + rx * TX + j
+                    tl.store(sums + place, tl.sum(line * across))
+
+
+def _current(tensor: Tensor) -> AbstractContextManager[None]:
+    """Triton starts kernels on the current device, which may be another than the tensor's."""
+    device: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return device
 
 
 def label_map(view: View) -> Tensor:
@@ -165,26 +191,39 @@ def label_map(view: View) -> Tensor:
     K, h, w = z.shape
     H, W = len(view.rows), len(view.cols)
     out = torch.empty((H, W), dtype=torch.int32, device=z.device)
-    _argmax_cell[rows.cells, cols.cells](
-        z, *rows[:3], *cols[:3], out, K, h, w, H, W, rows.taps, cols.taps, rows.block, cols.block
-    )  # fmt: skip
+    with _current(z):
+        _argmax_cell[rows.cells, cols.cells](
+            z, *rows[:3], *cols[:3], out, K, h, w, H, W, rows.taps, cols.taps, rows.block, cols.block
+        )  # fmt: skip
     return out.to(torch.uint8 if K <= 255 else torch.uint16)
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, axes: Axes, weight: Tensor, *, ignore_index: int, smoothing: float
+    logits: Tensor,
+    labels: Tensor,
+    axes: Axes,
+    weight: Tensor,
+    *,
+    ignore_index: int,
+    smoothing: float,
+    with_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of logits (B, K, h, w), and its gradient."""
+    """The summed loss of logits (B, K, h, w), and its gradient, or an empty tensor in its place.
+
+    Where the reference's gradient is NaN at a patch, this one is at it and may be at all of its row and column.
+    """
     rows, cols = (bilinear_axis(*axis, logits.device) for axis in axes)
     B, K, h, w = logits.shape
     H, W = labels.shape[-2:]
     losses = logits.new_empty((B, rows.cells, cols.cells))
-    sums = logits.new_empty((B, K, rows.cells * rows.taps, cols.cells * cols.taps))
+    sums = logits.new_empty((B, K, rows.cells * rows.taps, cols.cells * cols.taps) if with_gradient else 0)
     smooth = smoothing / K
-    _cross_entropy_cell[rows.cells, cols.cells, B](
-        logits.contiguous(), *rows[:3], *cols[:3], labels.to(torch.int32).contiguous(), weight, losses, sums,
-        ignore_index, 1 - smoothing, smooth, float(weight.sum()) if smooth else 0.0, K, h, w, H, W,
-        rows.taps, cols.taps, rows.block, cols.block,
-    )  # fmt: skip
+    targets = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    with _current(logits):
+        _cross_entropy_cell[rows.cells, cols.cells, B](
+            logits.contiguous(), *rows[:3], *cols[:3], targets.contiguous(), weight.contiguous(), losses, sums,
+            ignore_index, 1 - smoothing, smooth, weight.sum(), K, h, w, H, W,
+            rows.taps, cols.taps, rows.block, cols.block, with_gradient,
+        )  # fmt: skip
     with torch.autocast(logits.device.type, enabled=False):
-        return losses.sum(), rows.fold(h) @ sums @ cols.fold(w).T
+        return losses.sum(), rows.fold(h) @ sums @ cols.fold(w).T if with_gradient else sums

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from meanshifter.errors import InputError
 from meanshifter.ops import cpu
-from meanshifter.ops.backends import backend
+from meanshifter.ops.backends import OPERATOR_TAGS, Ints, backend
 from meanshifter.ops.upsampling import Size, Tile, axis_matrices, check_logits, tile_side, tiles, upsampling_axes
 
 Score = Literal["probability", "margin", "entropy"]
@@ -48,16 +48,39 @@ def upsampled_argmax(
     """The label map of logits (B, K, h, w) upsampled bilinearly (align_corners=False, in float32).
 
     Upsampled to `padded_size` (default: `size`) and cropped at the top left to `size` = (H, W); the lowest
-    class wins a tie. Returns uint8, or uint16 above 255 classes.
+    class wins a tie, and NaN wins over numbers, as in `torch.argmax`. Returns uint8, or uint16 above 255 classes.
+    A torch operator, so that `torch.compile` keeps it in its graph.
 
     Raises:
         InputError: logits that are not (B, K, h, w) floats, or sizes that do not fit.
     """
     check_logits(logits)
+    padded = size if padded_size is None else padded_size
+    upsampling_axes(logits, size, padded)
+    labels: Tensor = _upsampled_argmax(logits.detach(), list(size), list(padded))
+    return labels
+
+
+@torch.library.custom_op(
+    "meanshifter::upsampled_argmax",
+    mutates_args=(),
+    schema="(Tensor logits, SymInt[] size, SymInt[] padded_size) -> Tensor",
+    **OPERATOR_TAGS,
+)
+def _upsampled_argmax(logits: Tensor, size: list[int], padded_size: list[int]) -> Tensor:
     wide = logits.float()
     rows, cols = axis_matrices(upsampling_axes(logits, size, padded_size), wide)
     maps = [label_map([View(z, rows, cols)]) for z in wide]
-    return torch.stack(maps) if maps else torch.empty((0, *size), dtype=torch.uint8, device=logits.device)
+    return torch.stack(maps) if maps else _fake_argmax(logits, size, padded_size)
+
+
+@_upsampled_argmax.register_fake
+def _fake_argmax(logits: Tensor, size: Ints, padded_size: Ints) -> Tensor:
+    return logits.new_empty((logits.shape[0], *size), dtype=_map_dtype(logits.shape[1]))
+
+
+def _map_dtype(K: int) -> torch.dtype:
+    return torch.uint8 if K <= 255 else torch.uint16
 
 
 def label_map(views: Sequence[View]) -> UInt[Tensor, "H W"]:
@@ -67,7 +90,7 @@ def label_map(views: Sequence[View]) -> UInt[Tensor, "H W"]:
     (as the multi-scale and flip tests of Segmenter and MMSegmentation do).
     """
     _check_views(views)
-    kind = backend(views[0].z)
+    kind = backend(*(view.z for view in views))
     if len(views) > 1 or kind == "reference":
         return pixel_scores(views).labels
     if kind == "numba":
@@ -93,7 +116,7 @@ def pixel_scores(
     for k in probabilities:
         if not 0 <= k < K:
             raise InputError(f"probabilities: class {k}; classes are 0 to {K - 1}")
-    if backend(views[0].z) != "numba":
+    if backend(*(view.z for view in views)) != "numba":
         return _reference(views, scores, probabilities)
     out = _empty(views, scores, probabilities)
     for rows, p in cpu.probabilities(list(views)):
@@ -141,7 +164,7 @@ def _score(name: Score, p: Float[Tensor, "K R C"]) -> Float[Tensor, "R C"]:
 
 def _empty(views: Sequence[View], scores: Sequence[Score], probabilities: Sequence[int]) -> PixelScores:
     K, size, device = len(views[0].z), (len(views[0].rows), len(views[0].cols)), views[0].z.device
-    labels = torch.empty(size, dtype=torch.uint8 if K <= 255 else torch.uint16, device=device)
+    labels = torch.empty(size, dtype=_map_dtype(K), device=device)
     floats = [torch.empty(size, device=device) for _ in range(len(scores) + len(probabilities))]
     return PixelScores(
         labels,

@@ -13,8 +13,6 @@ import numpy as np
 from meanshifter.kernels import kernel
 
 LANES = 8
-NEVER = -1e30
-"""The logit of a class that only pads: its softmax is 0."""
 
 _LOG2_E = np.float32(1.44269504)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -155,14 +153,14 @@ def cross_entropy_rows(
     end: Any,
     gradient: Any,
 ) -> Any:
-    """The summed loss of pixel rows begin..end of one image; its gradient (h, w, K) is added to `gradient`.
+    """The summed loss of pixel rows begin..end of an image; its gradient (h, w, K) is added to a `gradient` not empty.
 
     With t the label of a pixel, q the softmax of its logits v, f = (1 - smoothing) w_t and s = smoothing / K:
     loss = f (logsum - v_t) + s sum_k w_k (logsum - v_k); gradient = (f + s sum w) q - s w - f [k = t].
     `class_weight` (K) is 0 for classes that only pad, of which z has K - `classes`.
     """
     h, w, K = z.shape
-    flat, gradient_flat = z.reshape(h, w * K), gradient.reshape(h, w * K)
+    flat, gradient_flat = z.reshape(h, w * K), gradient.reshape(len(gradient), w * K)
     line, slope = np.empty(w * K, np.float32), np.empty(w * K, np.float32)
     v = np.empty(K, np.float32)
     smooth = np.float32(smoothing / classes)
@@ -183,12 +181,14 @@ def cross_entropy_rows(
                 logsum = top + np.log(total)
                 keep = np.float32((1 - smoothing) * class_weight[target])
                 loss += keep * (logsum - own) + smooth * (weights * logsum - mean)
-                scale = (keep + smooth * weights) / total
-                for k in range(K):
-                    v[k] = scale * v[k] - smooth * class_weight[k]
-                v[target] -= keep
-                _add_pixel(slope, col_index, col_weight, x, K, v)
-        _gather_gradient(gradient_flat, row_index, row_weight, y, slope)
+                if len(gradient) > 0:
+                    scale = (keep + smooth * weights) / total
+                    for k in range(K):
+                        v[k] = scale * v[k] - smooth * class_weight[k]
+                    v[target] -= keep
+                    _add_pixel(slope, col_index, col_weight, x, K, v)
+        if len(gradient) > 0:
+            _gather_gradient(gradient_flat, row_index, row_weight, y, slope)
     return loss
 
 

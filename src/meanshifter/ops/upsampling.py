@@ -10,7 +10,7 @@ matrices too, so one function serves them all, and only tiles of the product are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,18 +76,29 @@ class Tile:
         One equal product per class (bmm over classes), so that classes with equal logits stay equal to the bit.
         """
         down, across = self._matrices(rows, cols, len(z))
-        with torch.autocast(z.device.type, enabled=False):
-            return torch.bmm(down, torch.bmm(z[:, self.in_rows, self.in_cols], across.mT))
+        return _between(down, z[:, self.in_rows, self.in_cols], across.mT)
 
     def fold(self, pixels: Tensor, rows: Tensor, cols: Tensor) -> Float[Tensor, "K r c"]:
         """The transpose of `upsample`: from pixels (K, R, C) to the part of the patch grid they depend on."""
         down, across = self._matrices(rows, cols, len(pixels))
-        with torch.autocast(pixels.device.type, enabled=False):
-            return torch.bmm(torch.bmm(down.mT, pixels), across)
+        return _between(down.mT, pixels, across)
 
     def _matrices(self, rows: Tensor, cols: Tensor, K: int) -> tuple[Tensor, Tensor]:
         down, across = rows[self.out_rows, self.in_rows], cols[self.out_cols, self.in_cols]
         return down.expand(K, -1, -1), across.expand(K, -1, -1)
+
+
+def _between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    """``left @ x @ right`` of each class for weights of at least 0; one of 0 takes nothing, even of NaN or infinity."""
+    with torch.autocast(x.device.type, enabled=False):
+        finite = x.isfinite()
+        if finite.all():
+            return torch.bmm(left, torch.bmm(x, right))
+        out = torch.bmm(left, torch.bmm(x.where(finite, 0), right))
+        for places, value in ((x == math.inf, math.inf), (x == -math.inf, -math.inf), (x.isnan(), math.nan)):
+            reached = torch.bmm(left, torch.bmm(places.to(x.dtype), right)) > 0
+            out = torch.where(reached, out + value, out)
+        return out
 
 
 def tiles(rows: Tensor, cols: Tensor, side: int) -> Iterator[Tile]:
@@ -109,14 +120,13 @@ def _spans(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
     return spans
 
 
-def upsampling_axes(logits: Tensor, size: Size, padded_size: Size | None) -> Axes:
+def upsampling_axes(logits: Tensor, size: Sequence[int], padded_size: Sequence[int]) -> Axes:
     """From the grid of `logits` (B, K, h, w) to `padded_size`, of which `size` is kept.
 
     Raises:
         InputError: a size below 1, or one that does not fit into the padded one.
     """
-    padded = size if padded_size is None else padded_size
-    down, across = zip(logits.shape[-2:], padded, size, strict=True)
+    down, across = zip(logits.shape[-2:], padded_size, size, strict=True)
     for n_in, whole, n_out in (down, across):
         _check_axis(n_in, whole, n_out)
     return down, across
