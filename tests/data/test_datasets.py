@@ -218,3 +218,12 @@ def test_open_dataset(plain: Path) -> None:
         open_dataset("camvd", None, "val")
     with pytest.raises(InputError, match="take one of folder, camvid"):
         open_dataset("???", None, "val")
+
+
+def test_label_spaces_of_lists_and_of_tuples_are_one() -> None:
+    colors = [(1, 2, 3), (4, 5, 6)]
+    listed = LabelSpace(["a", "b"], palette=[list(color) for color in colors])  # type: ignore[arg-type]
+    assert listed == LabelSpace(("a", "b"), palette=tuple(colors))
+    assert listed == LabelSpace.from_dict(listed.to_dict())
+    with pytest.raises(InputError, match="names is the text 'road'"):
+        LabelSpace("road")  # type: ignore[arg-type]

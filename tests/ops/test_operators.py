@@ -18,7 +18,12 @@ LOSS, PRODUCT, ARGMAX = (
     getattr(torch.ops.meanshifter, name).default
     for name in ("upsampled_cross_entropy", "upsampled_cross_entropy_hessian", "upsampled_argmax")
 )
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
 COMPILED = """
+import sys
 import torch
 import meanshifter as ms
 
@@ -35,28 +40,39 @@ def check(module, run, fast, x, labels):
         module.zero_grad()
         loss, chosen = function(x, labels)
         loss.backward()
-        found.append([loss.detach(), chosen, *(p.grad for p in module.parameters())])
+        found.append([loss.detach(), *(p.grad for p in module.parameters()), chosen])
+    one, other = (several.pop() for several in found)
+    assert one.dtype == other.dtype and (one != other).float().mean() < 0.01  # nearly equal classes
     for ours, other in zip(*found, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-6)
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-model = ms.create_model("meanshifter-ti16", num_classes=5, image_size=32, backbone_args={"depth": 1}).eval()
+torch.backends.cudnn.allow_tf32 = False
+D = sys.argv[1]
+model = ms.create_model("meanshifter-ti16", num_classes=5, image_size=32, backbone_args={"depth": 1}).eval().to(D)
 run = both(model)
-check(model, run, torch.compile(run, fullgraph=True, backend="eager"), torch.randn(1, 3, 32, 32),
-      torch.randint(0, 5, (1, 32, 32), dtype=torch.uint8))
-head = torch.nn.Conv2d(4, 5, 1)
+check(model, run, torch.compile(run, fullgraph=True, backend="eager"), torch.randn(1, 3, 32, 32, device=D),
+      torch.randint(0, 5, (1, 32, 32), dtype=torch.uint8, device=D))
+head = torch.nn.Conv2d(4, 5, 1).to(D)
 run = both(head)
 fast = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
 for B, h, w in ((2, 3, 4), (2, 5, 4), (3, 6, 7)):
-    labels = torch.randint(0, 5, (B, 8 * h - 1, 8 * w))
-    check(head, run, fast, torch.randn(B, 4, h, w), labels)
+    labels = torch.randint(0, 5, (B, 8 * h - 1, 8 * w), device=D)
+    check(head, run, fast, torch.randn(B, 4, h, w, device=D), labels)
     torch.compiler.set_stance("fail_on_recompile")
 labels[0, 0, 0] = 9
 try:
-    fast(torch.randn(B, 4, h, w), labels)
+    print(fast(torch.randn(B, 4, h, w, device=D), labels)[0].item())
 except ms.InputError as error:
     print(error)
+if D == "cuda":
+    torch.compiler.set_stance("default")
+    for mode in ("default", "reduce-overhead"):
+        fast = torch.compile(run, fullgraph=True, mode=mode)
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            check(head, run, fast, torch.randn(B, 4, h, w, device=D), torch.randint(0, 5, (B, 8 * h, 8 * w), device=D))
 """
 
 
@@ -121,9 +137,10 @@ def test_third_and_forward_derivatives_are_refused() -> None:
 @pytest.mark.usefixtures("user")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of opcheck's own looking
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_operators_are_registered_as_torch_asks(dtype: torch.dtype) -> None:
-    z, labels, w = small()
-    logits = z.detach().to(dtype).permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_operators_are_registered_as_torch_asks(device: str, dtype: torch.dtype) -> None:
+    z, labels, w = (tensor.detach().to(device) for tensor in small())
+    logits = z.to(dtype).permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
     weight = w.to(torch.float64 if dtype == torch.float64 else torch.float32)
     settings = [8, 9], 255, "valid", 0.1
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
@@ -135,10 +152,11 @@ def test_the_operators_are_registered_as_torch_asks(dtype: torch.dtype) -> None:
     opcheck(ARGMAX, (logits, [7, 9], [8, 9]), test_utils=tests)
 
 
-def test_they_compile_into_one_graph_and_give_what_they_give_without() -> None:
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("device", DEVICES)
+def test_they_compile_into_one_graph_and_give_what_they_give_without(device: str) -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "value 9 in 1 pixels" in done.stdout
+    assert ("value 9 in 1 pixels" if device == "cpu" else "nan") in done.stdout
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

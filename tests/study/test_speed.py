@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def test_the_command_prints_and_writes_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logits = torch.randn(1, 5, 4, 4)
-    monkeypatch.setattr(cases, "CASES", {"label-map": ("Small label map", lambda: cases.label_map(logits))})
+    monkeypatch.setattr(
+        cases, "CASES", {"label-map": ("Small label map", lambda device: cases.label_map(logits, device))}
+    )
     assert main(["benchmark", "--only", "label-map", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "### Small label map" in shown
@@ -81,6 +84,9 @@ def test_the_command_prints_and_writes_its_tables(
     [
         (["--only", "speed"], "--only: 'speed'; use label-map,"),
         (["--only", "samples"], "--ade20k: missing"),
+        (["--device", "gpu0"], "--device: 'gpu0' is no device"),
+        (["--device", "meta"], "--device: meta"),
+        (["--device", "cuda:99"], "--device: cuda:99; torch finds"),
         (["--threads", "0"], "--threads: 0; it must be at least 1"),
     ],
 )
@@ -95,3 +101,38 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
     report.write_plot(points, tmp_path / "area.svg")
     assert "<svg" in (tmp_path / "area.svg").read_text("utf-8")
     assert "| ours | 100 | – | 400 | – |" in report.area_table(points)
+
+
+def test_a_training_step_is_measured_as_it_is_usually_written_and_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+
+    def once(ways: dict[str, Callable[[], object]], **_: object) -> list[Measured]:
+        seen.append({name: work() for name, work in ways.items()})
+        return []
+
+    small = partial(ms.create_model, image_size=512, backbone_args={"depth": 1})
+    monkeypatch.setattr(ms, "create_model", small)
+    monkeypatch.setattr(cases, "compare", once)
+    monkeypatch.setattr(cases, "K", 3)
+    cases.step()
+    assert {"definition, 2 crops, fp32", "meanshifter, 2 crops, fp32"} <= set(seen[0])
+
+
+def test_on_cuda_work_is_waited_for_and_its_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    now, peak = [0], [0]
+
+    def work() -> None:
+        calls.append("work")
+        now[0] += 10
+        peak[0] = max(peak[0], now[0] + 500)
+        now[0] -= 10
+
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "synchronize", lambda _: calls.append("wait"))
+    monkeypatch.setattr(cuda, "memory_allocated", lambda _: now[0] + 7)
+    monkeypatch.setattr(cuda, "max_memory_allocated", lambda _: peak[0] + 7)
+    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda _: calls.append("reset"))
+    (row,) = compare({"a": work}, rounds=2, device=torch.device("cuda"))
+    assert calls == ["work", *["wait", "work", "wait"] * 2, "wait", "reset", "work", "wait"]
+    assert row.peak_bytes == 510

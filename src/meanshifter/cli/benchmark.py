@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these measurements; without it, all")
     parser.add_argument("--ade20k", metavar="DIR", type=Path, help="ADE20K images, for the measurement `samples`")
+    parser.add_argument("--device", default="cpu", help="where to run, for example cuda (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's own number)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="also write benchmarks.md and, for --area, area.svg")
     parser.add_argument("--area", action="store_true", help="also time square images from 256 to 2048 pixels")
@@ -27,10 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
     from meanshifter.study.speed import cases, machine, report
 
-    names = list(cases.CASES) if args.only is None else args.only
+    device = _device(args.device)
+    here = [name for name in cases.CASES if device.type == "cpu" or name not in cases.CPU_ONLY]
+    names = here if args.only is None else args.only
     unknown = [name for name in names if name not in (*cases.CASES, "samples")]
     if unknown:
         raise InputError(f"--only: {unknown[0]!r}; use {', '.join(cases.CASES)} or samples")
+    if device.type != "cpu" and set(names) & set(cases.CPU_ONLY):
+        raise InputError(f"--device: {args.device}; {' and '.join(cases.CPU_ONLY)} are measured on the CPU only")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads: {args.threads}; it must be at least 1")
     if "samples" in names and args.ade20k is None:
@@ -41,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     print(parts[0], flush=True)
     for name in names:
         title, case = cases.CASES[name] if name in cases.CASES else cases.samples_case(args.ade20k)
-        parts.append(report.table(title, case()))
+        parts.append(report.table(title, case(device)))
         print(f"\n{parts[-1]}", flush=True)
     if args.area:
-        points = cases.area()
+        points = cases.area(device)
         parts.append(report.area_table(points))
         print(f"\n{parts[-1]}", flush=True)
         if args.out is not None:
@@ -52,3 +61,17 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         report.write(parts, args.out / "benchmarks.md")
     return 0
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: {name!r} is no device of torch; use cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: {name}; measured are cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device: {name}; torch finds {torch.cuda.device_count()} CUDA devices here")
+    return device

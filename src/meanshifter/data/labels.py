@@ -40,6 +40,11 @@ class LabelSpace:
     """The ignored train id; by default 255, or 65535 above 255 classes."""
 
     def __post_init__(self) -> None:
+        given: object = self.names
+        if isinstance(given, str):
+            raise InputError(f"labels: names is the text {given!r}; give a list of names")
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "palette", tuple(tuple(color) for color in self.palette))
         if not self.names:
             raise InputError("labels: 0 classes; a label space needs at least one class name")
         if len(self.names) > MOST_CLASSES:

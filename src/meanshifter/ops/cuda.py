@@ -186,14 +186,23 @@ def _current(tensor: Tensor) -> AbstractContextManager[None]:
 
 def label_map(view: View) -> Tensor:
     """The label map (H, W) of one view."""
-    z = view.z.detach().contiguous()
-    rows, cols = (to_device(axis_taps(matrix), z.device) for matrix in (view.rows, view.cols))
+    rows, cols = (to_device(axis_taps(matrix), view.z.device) for matrix in (view.rows, view.cols))
+    return _argmax(view.z.detach(), rows, cols)
+
+
+def upsampled_argmax(logits: Tensor, axes: Axes) -> Tensor:
+    """The label maps (B, H, W) of logits (B, K, h, w)."""
+    rows, cols = (bilinear_axis(*axis, logits.device) for axis in axes)
+    return torch.stack([_argmax(z, rows, cols) for z in logits])
+
+
+def _argmax(z: Tensor, rows: Axis, cols: Axis) -> Tensor:
     K, h, w = z.shape
-    H, W = len(view.rows), len(view.cols)
+    H, W = len(rows.inputs), len(cols.inputs)
     out = torch.empty((H, W), dtype=torch.int32, device=z.device)
     with _current(z):
         _argmax_cell[rows.cells, cols.cells](
-            z, *rows[:3], *cols[:3], out, K, h, w, H, W, rows.taps, cols.taps, rows.block, cols.block
+            z.contiguous(), *rows[:3], *cols[:3], out, K, h, w, H, W, rows.taps, cols.taps, rows.block, cols.block
         )  # fmt: skip
     return out.to(torch.uint8 if K <= 255 else torch.uint16)
 

@@ -69,7 +69,12 @@ def upsampled_argmax(
 )
 def _upsampled_argmax(logits: Tensor, size: list[int], padded_size: list[int]) -> Tensor:
     wide = logits.float()
-    rows, cols = axis_matrices(upsampling_axes(logits, size, padded_size), wide)
+    axes = upsampling_axes(logits, size, padded_size)
+    if backend(wide) == "triton":
+        from meanshifter.ops import cuda
+
+        return cuda.upsampled_argmax(wide, axes)
+    rows, cols = axis_matrices(axes, wide)
     maps = [label_map([View(z, rows, cols)]) for z in wide]
     return torch.stack(maps) if maps else _fake_argmax(logits, size, padded_size)
 

@@ -24,10 +24,10 @@ from meanshifter.inference.precision import has_bfloat16
 from meanshifter.inference.windows import window_starts
 from meanshifter.study.speed import definition
 from meanshifter.study.speed.peers import installed
-from meanshifter.study.speed.timing import Measured, compare
+from meanshifter.study.speed.timing import CPU, Measured, compare
 from meanshifter.training.batches import SampleStream
 
-Case = Callable[[], list[Measured]]
+Case = Callable[[torch.device], list[Measured]]
 K = 150
 DEFINITION, OURS = "definition", "meanshifter"
 
@@ -43,23 +43,25 @@ def smooth_logits() -> torch.Tensor:
     return 5 * torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic")
 
 
-def label_map(logits: torch.Tensor) -> list[Measured]:
+def label_map(logits: torch.Tensor, device: torch.device = CPU) -> list[Measured]:
     """150 classes from 32×32 patches to 512×512 pixels."""
-    size = (512, 512)
+    size, logits = (512, 512), logits.to(device)
     return compare(
         {
             DEFINITION: lambda: definition.upsampled_argmax(logits, size),
             OURS: lambda: ms.ops.upsampled_argmax(logits, size),
         },
         rounds=15,
+        device=device,
     )
 
 
-def loss() -> list[Measured]:
+def loss(device: torch.device = CPU) -> list[Measured]:
     """Forward and backward of the cross-entropy of 8 crops of 512×512 and 150 classes."""
-    logits = random_logits(8).requires_grad_()
+    logits = random_logits(8).to(device).requires_grad_()
     labels = torch.randint(0, K, (8, 512, 512), generator=torch.Generator().manual_seed(1))
     labels[:, :32] = 255
+    labels = labels.to(device)
 
     def run(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         torch.autograd.grad(function(logits, labels), logits)
@@ -70,7 +72,35 @@ def loss() -> list[Measured]:
             OURS: lambda: run(ms.ops.upsampled_cross_entropy),
         },
         rounds=5,
+        device=device,
     )
+
+
+def step(device: torch.device = CPU) -> list[Measured]:
+    """Forward and backward of Segmenter-Ti/16 with 150 classes, on 8 crops of 512×512 (2 on the CPU)."""
+    torch.manual_seed(0)
+    count = 2 if device.type == "cpu" else 8
+    model = ms.create_model("segmenter-ti16", num_classes=K).to(device).train()
+    images = torch.randn(count, 3, 512, 512, device=device)
+    labels = torch.randint(0, K, (count, 512, 512), device=device)
+
+    def one(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, half: bool) -> Callable[[], None]:
+        def run() -> None:
+            model.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                value = function(model(images), labels)
+            torch.autograd.backward(value)
+
+        return run
+
+    ways = {}
+    for precision in ("fp32", "bf16"):
+        half = precision == "bf16"
+        if half and not has_bfloat16(device):
+            break
+        ways[f"{DEFINITION}, {count} crops, {precision}"] = one(definition.upsampled_cross_entropy, half=half)
+        ways[f"{OURS}, {count} crops, {precision}"] = one(ms.ops.upsampled_cross_entropy, half=half)
+    return compare(ways, rounds=5 if device.type == "cpu" else 15, device=device)
 
 
 @contextmanager
@@ -87,10 +117,12 @@ def photo(height: int, width: int) -> Iterator[Path]:
         yield path
 
 
-def prediction(height: int = 512, width: int = 683, *, fast: bool = True, rounds: int = 9) -> list[Measured]:
+def prediction(
+    height: int = 512, width: int = 683, *, fast: bool = True, rounds: int = 9, device: torch.device = CPU
+) -> list[Measured]:
     """From the path of a photo to its label map, Segmenter-Ti/16 with 150 classes, windows of 512, stride 480."""
     torch.manual_seed(0)
-    model = ms.create_model("segmenter-ti16", num_classes=K).eval()
+    model = ms.create_model("segmenter-ti16", num_classes=K).eval().to(device)
     mean, std = np.asarray(model.config.mean, np.float32), np.asarray(model.config.std, np.float32)
     predictor = ms.Predictor(model, short_side=None)
     vit = model.encoder.vit
@@ -102,7 +134,7 @@ def prediction(height: int = 512, width: int = 683, *, fast: bool = True, rounds
             for y in window_starts(height, 512, 480)
             for x in window_starts(width, 512, 480)
         ]
-        batches = [model.normalize(np.stack(crops[i : i + 2])) for i in range(0, len(crops), 2)]
+        batches = [model.normalize(np.stack(crops[i : i + 2])).to(device) for i in range(0, len(crops), 2)]
 
         @torch.inference_mode()
         def encoder() -> None:
@@ -110,21 +142,21 @@ def prediction(height: int = 512, width: int = 683, *, fast: bool = True, rounds
                 vit.forward_features(batch)
 
         ways["slide inference, definition"] = lambda: definition.slide(
-            model, path, mean, std, window=512, stride=480, K=K
+            model, path, mean, std, window=512, stride=480, K=K, device=device
         )
         ways["timm's encoder alone, same windows"] = encoder
         ways["meanshifter, fp32"] = lambda: predictor(path)
-        if fast and has_bfloat16(torch.device("cpu")):
+        if fast and has_bfloat16(device):
             half = ms.Predictor(model, short_side=None, precision="bf16")
             ways["meanshifter, bf16"] = lambda: half(path)
-        return compare(ways, rounds=rounds)
+        return compare(ways, rounds=rounds, device=device)
 
 
-def block() -> list[Measured]:
+def block(device: torch.device = CPU) -> list[Measured]:
     """The mean shift block of MeanShifter-Ti/16 on 2 crops of 1024 tokens, beside the encoder."""
     torch.manual_seed(0)
-    model = ms.create_model("meanshifter-ti16", num_classes=K).eval()
-    images = torch.randn(2, 3, 512, 512)
+    model = ms.create_model("meanshifter-ti16", num_classes=K).eval().to(device)
+    images = torch.randn(2, 3, 512, 512).to(device)
     shift = model.mean_shift
     assert shift is not None
     with torch.inference_mode():
@@ -141,7 +173,9 @@ def block() -> list[Measured]:
         with torch.inference_mode():
             return model.encode(images)
 
-    return compare({"encoder": encode, **{f"mean shift, {n} steps": steps(n) for n in (1, 2, 4, 12)}}, rounds=7)
+    return compare(
+        {"encoder": encode, **{f"mean shift, {n} steps": steps(n) for n in (1, 2, 4, 12)}}, rounds=7, device=device
+    )
 
 
 def samples(root: Path) -> list[Measured]:
@@ -177,14 +211,14 @@ def samples(root: Path) -> list[Measured]:
 
 def samples_case(root: Path) -> tuple[str, Case]:
     """The title and measurement of `samples`."""
-    return "Training samples, crops of 512×512 of ADE20K's recipe, one thread", lambda: samples(root)
+    return "Training samples, crops of 512×512 of ADE20K's recipe, one thread", lambda _: samples(root)
 
 
-def area() -> dict[str, list[tuple[int, Measured]]]:
+def area(device: torch.device = CPU) -> dict[str, list[tuple[int, Measured]]]:
     """Square images from 256 to 2048 pixels: the usual way, the package, and the encoder alone."""
     points: dict[str, list[tuple[int, Measured]]] = {}
     for side in (256, 512, 1024, 2048):
-        for measured in prediction(side, side, rounds=3 if side > 600 else 7):
+        for measured in prediction(side, side, rounds=3 if side > 600 else 7, device=device):
             points.setdefault(measured.name, []).append((side, measured))
     return points
 
@@ -209,15 +243,24 @@ def peers() -> list[Measured]:
         return compare(ways, rounds=5)
 
 
+CPU_ONLY = ("peers", "samples")
+"""What other packages and the reading of files do, on the CPU wherever the rest runs."""
 CASES: dict[str, tuple[str, Case]] = {
-    "label-map": ("Label map, 150×32×32 → 512×512, independent logits", lambda: label_map(random_logits(1))),
-    "label-map-smooth": ("Label map, 150×32×32 → 512×512, smooth logits", lambda: label_map(smooth_logits())),
+    "label-map": (
+        "Label map, 150×32×32 → 512×512, independent logits",
+        lambda device: label_map(random_logits(1), device),
+    ),
+    "label-map-smooth": (
+        "Label map, 150×32×32 → 512×512, smooth logits",
+        lambda device: label_map(smooth_logits(), device),
+    ),
     "loss": ("Cross-entropy and gradient, 8×150×32×32 → 512×512", loss),
-    "prediction": ("Photo of 512×683 to label map, 150 classes", prediction),
+    "step": ("Forward and backward of Segmenter-Ti/16, 150 classes, crops of 512×512", step),
+    "prediction": ("Photo of 512×683 to label map, 150 classes", lambda device: prediction(device=device)),
     "large": (
         "Photo of 1024×1365 to label map at full scale, 150 classes",
-        lambda: prediction(1024, 1365, rounds=3),
+        lambda device: prediction(1024, 1365, rounds=3, device=device),
     ),
-    "peers": ("Photo of 512×683 to label map, 150 classes, through what is installed", peers),
+    "peers": ("Photo of 512×683 to label map, 150 classes, through what is installed", lambda _: peers()),
     "block": ("Mean shift on 2 × 1024 tokens of width 192, d_ms 192", block),
 }

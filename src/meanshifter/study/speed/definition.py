@@ -47,18 +47,19 @@ def slide(
     window: int,
     stride: int,
     K: int,
+    device: torch.device | str = "cpu",
 ) -> npt.NDArray[np.uint8]:
     """From a file to its label map: full-size logits of all windows are added, averaged, and the largest taken."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     H, W = pixels.shape[:2]
-    image = torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std).permute(2, 0, 1)[None]
-    total, count = torch.zeros(1, K, H, W), torch.zeros(1, 1, H, W)
+    image = torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std).to(device).permute(2, 0, 1)[None]
+    total, count = torch.zeros(1, K, H, W, device=device), torch.zeros(1, 1, H, W, device=device)
     for y, x in windows(H, W, window, stride):
         crop = image[:, :, y : y + window, x : x + window]
         logits = F.interpolate(patch_logits(crop), crop.shape[-2:], mode="bilinear", align_corners=False)
         total[:, :, y : y + window, x : x + window] += logits
         count[:, :, y : y + window, x : x + window] += 1
-    labels: npt.NDArray[np.uint8] = (total / count).argmax(1)[0].byte().numpy()
+    labels: npt.NDArray[np.uint8] = (total / count).argmax(1)[0].byte().cpu().numpy()
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Times as medians of alternating rounds, and memory as the peak of the process above where it stood."""
+"""Times as medians of alternating rounds, and memory as the peak of the process or of CUDA above where it stood."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 Work = Callable[[], Any]
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -30,10 +33,16 @@ class Measured:
     """Memory above what was held before; None where the system does not tell."""
 
 
-def compare(ways: Mapping[str, Work], *, rounds: int = 7, memory: bool = True) -> list[Measured]:
+CPU = torch.device("cpu")
+
+
+def compare(
+    ways: Mapping[str, Work], *, rounds: int = 7, memory: bool = True, device: torch.device = CPU
+) -> list[Measured]:
     """Time every way once per round, in an order that turns with the round, after one untimed call of each.
 
-    Machines drift; ratios of medians taken in turn within one process drift far less.
+    Machines drift; ratios of medians taken in turn within one process drift far less. What CUDA is given to do is
+    waited for, and memory there is what torch has allocated.
     """
     for work in ways.values():
         work()
@@ -42,13 +51,32 @@ def compare(ways: Mapping[str, Work], *, rounds: int = 7, memory: bool = True) -
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            _wait_for(device)
             began = time.perf_counter()
             ways[name]()
+            _wait_for(device)
             seconds[name].append(time.perf_counter() - began)
-    peaks = {name: peak_memory(ways[name]) if memory else None for name in names}
+    peak = partial(cuda_peak, device=device) if device.type == "cuda" else peak_memory
+    peaks = {name: peak(ways[name]) if memory else None for name in names}
     return [
         Measured(name, statistics.median(times), min(times), max(times), peaks[name]) for name, times in seconds.items()
     ]
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def cuda_peak(work: Work, device: torch.device) -> int:
+    """Bytes of the device's memory at the peak of `work`, above what was allocated before."""
+    gc.collect()
+    _wait_for(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    _wait_for(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def peak_memory(work: Work) -> int | None:
