@@ -6,19 +6,24 @@ name. A few more names that training frameworks store beside the weights become 
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from meanshifter.errors import InputError
 from meanshifter.file_kinds import other_kind
 from meanshifter.files import require_file
-from meanshifter.pickle_sizes import LIMIT, largest_tuple, names_asked
+from meanshifter.pickle_archives import open_archive
+from meanshifter.pickle_calls import TorchCalls, is_harmless
+from meanshifter.pickle_sizes import PICKLES, Refused, Walk, names_asked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,11 +59,6 @@ None is what it is called: `builtins.getattr`, by which members of enumerations 
 """
 
 
-HARMLESS = ("collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.bytearray", "_codecs.encode")
-"""Names that torch's restricted unpickler allows, besides its own."""
-TORCHS_OWN = re.compile(r"torch\.(_utils\._rebuild_\w+|\w+Storage|Size|device|\w+\d+)")
-
-
 def read_pickle(path: str | Path) -> Any:
     """What a file that `torch.save` wrote holds, on the CPU.
 
@@ -73,8 +73,7 @@ def read_pickle(path: str | Path) -> Any:
     with suppress(OSError):  # torch says it
         if (kind := other_kind(path)) is not None:
             raise InputError(f"{path}: {kind[0]}, no file of torch.save; {kind[1]}")
-    _refuse_inflating(path)
-    _refuse_nested(path)
+    _refuse_unsafe(path)
     # one class each, as torch looks them up by identity
     allowed: list[Any] = [(type(name, (Inert,), {}), name) for name in STAND_INS]
     try:
@@ -83,62 +82,75 @@ def read_pickle(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {asked[1]}" if asked else _asked(path)
-        raise InputError(
-            f"{path}: refused, nothing of it ran: {what}; only tensors and plain containers as torch.save writes them "
-            "are read, so ask for the weights as safetensors, or for a file of the state_dict alone"
-        ) from error
+        raise _refusal(path, f"it asks for {asked[1]}" if asked else "it is no file of torch.save") from error
     except Exception as error:  # what torch raises for damaged files depends on where the damage is
-        raise InputError(
-            f"{path}: cannot be read as a file of torch.save ({type(error).__name__}: {_last_words(error)}); it is "
-            "damaged or of another kind, copy it again"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def _refuse_inflating(path: Path) -> None:
-    """torch.save compresses nothing, so that an archive whose entries are larger than itself is a bomb."""
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: cannot be read as a file of torch.save ({type(error).__name__}: {_last_words(error)}); it is damaged "
+        "or of another kind, copy it again"
+    )
+
+
+def _refusal(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path}: refused, nothing of it ran: {what}; only tensors and plain containers as torch.save writes them "
+        "are read, so ask for the weights as safetensors, or for a file of the state_dict alone"
+    )
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Walk every pickle that torch could find in the file, and refuse what torch.save does not write.
+
+    Raises:
+        InputError: something in them is refused, or cannot be followed, so that torch must not try either.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            inside = sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # no archive, or a broken one: torch says what is wrong with it
-        return
-    if inside > path.stat().st_size:
-        raise InputError(
-            f"{path}: an archive that unpacks to {inside:,} bytes, more than it has; torch.save writes no such file: "
-            "ask for the original"
-        )
+        for calls, pickles in _pickles(path):
+            walk = Walk(calls)
+            for stream in pickles:
+                try:
+                    walk.pickle(stream)
+                except Refused as error:
+                    raise _refusal(path, str(error)) from error
+                except Exception as error:  # ValueError of pickletools, IndexError of a stack that underflows, and more
+                    asked = _asked(stream)
+                    raise (_unreadable(path, error) if asked is None else _refusal(path, asked)) from error
+    except zipfile.BadZipFile as error:
+        raise _unreadable(path, error) from error
 
 
-def _refuse_nested(path: Path) -> None:
-    """A few bytes can say a tuple of more elements than can be hashed in a life."""
-    if any(largest_tuple(stream) > LIMIT for stream in _pickles(path)):
-        raise InputError(
-            f"{path}: refused: a tuple in it holds tuples over and over, more than {LIMIT:,} elements; torch.save "
-            "writes no such file: ask for the original"
-        )
-
-
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """What torch will unpickle of a file: an archive is one for torch if it begins as one."""
+def _pickles(path: Path) -> Iterator[tuple[TorchCalls, Iterable[IO[bytes]]]]:
+    """What torch will unpickle of a file, in groups that share tensors: it is an archive if it begins as one."""
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            file.seek(0)
-            yield file
+        room = path.stat().st_size
+        if file.read(4) == b"PK\x03\x04":
+            with open_archive(path) as archive:
+                records = archive.records
+                for name in records:
+                    if name.casefold().endswith(".pkl"):
+                        yield TorchCalls(STAND_INS, records, room), [io.BytesIO(archive.read(name))]
             return
-    with suppress(Exception), zipfile.ZipFile(path) as archive:  # torch says what is wrong with a broken one
-        for name in archive.namelist():
-            if name.endswith("data.pkl"):
-                with archive.open(name) as stream:
-                    yield stream
+        if tarfile.is_tarfile(path):
+            raise InputError(
+                f"{path}: a tar archive, as torch wrote before version 0.2, and not read; load it with torch and save "
+                "it again"
+            )
+        # a map ends where the file does, whatever length a pickle states
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            stream = cast("IO[bytes]", mapped)
+            yield TorchCalls(STAND_INS, None, room), (stream for _ in range(PICKLES))
 
 
-def _asked(path: Path) -> str:
-    """What a pickle with operations that torch.save does not use asks for."""
-    for stream in _pickles(path):
-        for name in names_asked(stream):
-            if name not in (*HARMLESS, *STAND_INS) and not TORCHS_OWN.fullmatch(name):
-                return f"it asks for {name}"
-    return "it is no file of torch.save"
+def _asked(stream: IO[bytes]) -> str | None:
+    """What a pickle with operations that torch.save does not use asks for, if it is more than that."""
+    stream.seek(0)
+    for name in names_asked(stream):
+        if not is_harmless(name, STAND_INS):
+            return f"it asks for {name}"
+    return None
 
 
 def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
