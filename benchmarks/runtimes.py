@@ -102,15 +102,13 @@ def latencies(model: ms.Segmenter, others: dict[str, PatchModel], rounds: int) -
 
         return call
 
-    def plain() -> object:
-        with model.attention(fused=False):
-            return work(model, half=True)()
-
+    unfused = model.evaluation_view()
+    unfused.set_attention(fused=False)
     ways = {
         "torch, fp32": work(model),
         PLAIN: work(uncentered(model)),
         "torch, fp32, compiled": work(compiled),
-        "torch, bf16": plain,
+        "torch, bf16": work(unfused, half=True),
     }
     ways |= {name: work(other) for name, other in others.items()}
     return table("Patch logits of 2 windows of 512×512", compare(ways, rounds=rounds, memory=False))

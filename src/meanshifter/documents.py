@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +55,19 @@ def parse_json(text: str, source: object) -> Any:
         raise InputError(f"{source}: no JSON that can be read (nested too deeply)") from error
     except ValueError as error:  # of numbers with thousands of digits too
         raise InputError(f"{source}: no JSON ({_one_line(error)}); copy or write it again") from error
+
+
+def dump_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """`value` as JSON for strict parsers: numbers that are not finite, of which JSON has none, become null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_yaml(text: str, source: object, loader: type[SafeLoader] | None = None) -> Any:

@@ -150,24 +150,6 @@ def test_many_classes_make_uint16_labels(tiny_model: Make) -> None:
         assert_same_labels(labels, usual_logits(model.eval(), random_image(40, 40), (40, 40), 32, 24, None))
 
 
-def test_training_flags_survive_prediction_and_errors(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model().train()
-    model.encoder.eval()
-    before = {name: module.training for name, module in model.named_modules()}
-    predictor = ms.Predictor(model, short_side=None)
-    seen = []
-
-    def failing(images: Pixels) -> Tensor:
-        seen.append(model.training)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(model, "normalize", failing)
-    with pytest.raises(ZeroDivisionError):
-        predictor(random_image(20, 20))
-    assert seen == [False]
-    assert {name: module.training for name, module in model.named_modules()} == before
-
-
 def test_path_pil_image_and_array_give_one_result(tiny_model: Make, tmp_path: Path) -> None:
     predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=40)
     image = random_image(30, 44)

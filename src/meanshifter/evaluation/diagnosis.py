@@ -53,9 +53,9 @@ def diagnose_sample(
 
     Steps from pixels do not move the tokens, so that such a model has figures of step 0 only.
     """
-    model, labels = as_segmenter(predictor.model), torch.from_numpy(sample.labels.astype(np.int64))
+    model, labels = as_segmenter(predictor.model).evaluation_view(), torch.from_numpy(sample.labels.astype(np.int64))
     size = fitted_size(*sample.image.shape[:2], short_side=predictor.short_side, long_side=predictor.long_side, scale=1)
-    with torch.inference_mode(), model.evaluating():
+    with torch.inference_mode():
         tokens, grid = model.encode(model.normalize(resize(sample.image, size)))
         places = patch_labels(labels, size, grid, model.patch_size)
         figures = diagnose(model.mean_shift, tokens.float(), layers, grid, places, model.labels.ignore)

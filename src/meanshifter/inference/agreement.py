@@ -66,10 +66,9 @@ def agreement(first: Predictor, second: Predictor, images: Sequence[Picture]) ->
 @torch.inference_mode()
 def _bands(first: Predictor, second: Predictor, pixels: Pixels) -> Iterator[tuple[list[View], list[View]]]:
     """Bands of rows of the result, read by both."""
-    with first.model.evaluating(), second.model.evaluating():
-        both = [predictor.bands(pixels, [predictor.mean_shift_layers]) for predictor in (first, second)]
-        for (_, (ours,)), (_, (theirs,)) in zip(*both, strict=True):
-            yield ours, theirs
+    both = [predictor.bands(pixels, [predictor.mean_shift_layers]) for predictor in (first, second)]
+    for (_, (ours,)), (_, (theirs,)) in zip(*both, strict=True):
+        yield ours, theirs
 
 
 def windows_of(predictor: Predictor, image: Picture) -> Iterator[Tensor]:

@@ -51,7 +51,8 @@ class Predictor:
     """Reads label maps out of a model, as large as the image and without ever holding K × H × W.
 
     Args:
-        model: a `Segmenter`, whose training flags are as before after every call, or an export that `load_model` read.
+        model: a `Segmenter`, read in evaluation mode whatever its own, which is neither asked nor touched: several
+            threads and predictors may share one, also while it trains. Or an export that `load_model` read.
         window: side of the square windows in pixels; None reads the whole image at once. This, the stride and the
             sides default to what the model's configuration says, which is 512, 480, 512 and 2048 unless another
             tool's checkpoint said otherwise.
@@ -135,7 +136,7 @@ class Predictor:
         """
         source = self.load(image)
         H, W = source.shape[:2]
-        with enough_memory(H, W), self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+        with enough_memory(H, W), torch.inference_mode(), opened(source) as pixels:
             out = _Maps((H, W), self.model.labels.num_classes, self.scores, self.probabilities)
             for rows, (views,) in self.bands(pixels, [self.mean_shift_layers]):
                 self._read_out(views, rows, out)
@@ -152,7 +153,7 @@ class Predictor:
         if not steps:
             raise InputError("layers: 0 entries; name at least one number of mean shift steps")
         H, W = source.shape[:2]
-        with enough_memory(H, W), self.model.evaluating(), torch.inference_mode(), opened(source) as pixels:
+        with enough_memory(H, W), torch.inference_mode(), opened(source) as pixels:
             maps = [_Maps((H, W), self.model.labels.num_classes).labels for _ in steps]
             for rows, several in self.bands(pixels, steps):
                 for labels, views in zip(maps, several, strict=True):
@@ -217,8 +218,8 @@ class Predictor:
 
         At most the logits of the windows that one band touches are alive.
         """
-        H = pixels.shape[0]
-        readings = [self._read(pixels, scale, mirrored, steps) for scale, mirrored in self._ways()]
+        H, model = pixels.shape[0], self.model.evaluation_view()
+        readings = [self._read(model, pixels, scale, mirrored, steps) for scale, mirrored in self._ways()]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
             views = [reading.views(rows.start, rows.stop) for reading in readings]
@@ -238,43 +239,45 @@ class Predictor:
         """Whether an image of `size` is read once only, neither resized nor mirrored."""
         return not self.flip and len(self.scales) == 1 and self._size(size, self.scales[0]) == size
 
-    def _read(self, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]) -> Reading:
+    def _read(
+        self, model: PatchModel, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]
+    ) -> Reading:
         H, W = pixels.shape[:2]
         size = self._size((H, W), scale)
         resized = pixels if isinstance(pixels, FileRows) else resize(pixels, size)
         source: Source = resized[:, ::-1] if mirrored else resized
         if self.tool == "segmenter" and self.window is not None and min(size) < self.window:
-            whole = self.model.normalize(np.ascontiguousarray(source[0 : size[0], 0 : size[1]]))
+            whole = model.normalize(np.ascontiguousarray(source[0 : size[0], 0 : size[1]]))
             size = enlarged_size(*size, self.window)
             source = F.interpolate(whole, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
         stretch = self.tool == "mmsegmentation"
         rows, cols = (
-            axis(length, out, window=self.window, stride=self.stride, patch_size=self.model.stride, stretch=stretch)
+            axis(length, out, window=self.window, stride=self.stride, patch_size=model.stride, stretch=stretch)
             for length, out in zip(size, (H, W), strict=True)
         )
-        return Reading(self._encode(source, rows, cols, steps), rows, cols, mirrored=mirrored)
+        return Reading(self._encode(model, source, rows, cols, steps), rows, cols, mirrored=mirrored)
 
     def _encode(
-        self, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
+        self, model: PatchModel, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
     ) -> Iterator[Encoded]:
         """The windows one by one; they are encoded in batches, each when its first is taken."""
-        count = self._batch_size((rows.width, cols.width), self.model.device)
+        count = self._batch_size((rows.width, cols.width), model.device)
 
         def run(windows: Pixels | Tensor) -> list[Tensor]:
-            return self._logits(windows, rows.patches * cols.patches, steps)
+            return self._logits(model, windows, rows.patches * cols.patches, steps)
 
         for batch in crops(pixels, rows, cols, count):
-            for logits in self._budget.in_parts(run, batch, self.model.device):
+            for logits in self._budget.in_parts(run, batch, model.device):
                 yield from zip(*logits, strict=True)
 
-    def _logits(self, windows: Pixels | Tensor, tokens: int, steps: list[int]) -> list[Tensor]:
+    def _logits(self, model: PatchModel, windows: Pixels | Tensor, tokens: int, steps: list[int]) -> list[Tensor]:
         """Patch logits (b, K, h, w) of windows (b, height, width, 3), for each entry of `steps`."""
-        device = self.model.device
-        size = {"images": len(windows), "heads": self.model.heads, "tokens": tokens}
-        fused = fused_attention_pays(device, self.precision, **size)
-        with self._arithmetic(device), self.model.attention(fused=fused):
-            images = windows.permute(0, 3, 1, 2) if isinstance(windows, Tensor) else self.model.normalize(windows)
-            return [logits.float() for logits in self.model.logits_at(images, steps)]
+        device = model.device
+        size = {"images": len(windows), "heads": model.heads, "tokens": tokens}
+        model.set_attention(fused=fused_attention_pays(device, self.precision, **size))
+        with self._arithmetic(device):
+            images = windows.permute(0, 3, 1, 2) if isinstance(windows, Tensor) else model.normalize(windows)
+            return [logits.float() for logits in model.logits_at(images, steps)]
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         if self.model.own_precision is not None or self.precision == "fp32":

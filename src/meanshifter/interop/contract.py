@@ -6,7 +6,6 @@ Glossary: B batch, K classes, H W pixels, h w the grid of the logits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,11 +61,11 @@ class PatchModel(Protocol):
     def logits_at(self, images: Tensor, layers: Sequence[int | None]) -> list[Tensor]:
         """Patch logits (B, K, h, w) after each of several numbers of mean shift steps."""
 
-    def evaluating(self) -> AbstractContextManager[object]:
-        """Evaluation mode inside, and what was before after."""
+    def evaluation_view(self) -> PatchModel:
+        """The model in evaluation mode, with a mode and an attention of its own; weights are shared."""
 
-    def attention(self, *, fused: bool) -> AbstractContextManager[object]:
-        """Fused attention inside or not, where there is a choice."""
+    def set_attention(self, *, fused: bool) -> None:
+        """Whether attention runs fused, where there is a choice."""
 
     def to(self, device: Any) -> Any:
         """Move it, for good."""

@@ -7,7 +7,6 @@ of mean shift steps that are built in. Glossary: B batch, K classes, H W pixels,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol
@@ -148,13 +147,12 @@ class RuntimeModel:
             )
         return [whole[..., :h, :w] for _ in layers]
 
-    def evaluating(self) -> AbstractContextManager[object]:
-        """Nothing to do."""
-        return nullcontext()
+    def evaluation_view(self) -> RuntimeModel:
+        """Itself, which has no other mode."""
+        return self
 
-    def attention(self, *, fused: bool) -> AbstractContextManager[object]:
+    def set_attention(self, *, fused: bool) -> None:
         """Nothing to choose."""
-        return nullcontext(fused)
 
     def to(self, device: str | torch.device) -> RuntimeModel:
         """Run there from now on.

@@ -6,8 +6,7 @@ Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; weights an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, is_out_of_memory
 from meanshifter.model.projection import center_patches
 from meanshifter.model.vit_names import timm_names
 from meanshifter.network import why_unreachable
@@ -78,17 +77,6 @@ class Encoder(nn.Module):
         for module in self.vit.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused  # type: ignore[assignment]
-
-    @contextmanager
-    def attention(self, *, fused: bool) -> Iterator[None]:
-        """`set_attention` within, and what was set before after."""
-        before = [(module, module.fused_attn) for module in self.vit.modules() if hasattr(module, "fused_attn")]
-        self.set_attention(fused=fused)
-        try:
-            yield
-        finally:
-            for module, flag in before:
-                module.fused_attn = flag
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
         """Patch tokens and their grid (h, w) = (ceil(H/P), ceil(W/P)).
@@ -148,9 +136,13 @@ def _create_vit(
             pretrained_cfg_overlay=_kept_weights(backbone) if pretrained else None,
             **arguments,
         )
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, ValueError, ArithmeticError) as error:
         raise InputError(f"backbone: {backbone!r} cannot be built as a plain ViT: {_one_line(error)}") from error
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        if not pretrained:
+            raise InputError(f"backbone: {backbone!r} cannot be built as a plain ViT: {_one_line(error)}") from error
         raise InputError(
             f"backbone_weights: timm could not load {backbone!r}: {_one_line(error)}; check the tag and the network, "
             "or give a local file, --model.backbone_weights FILE"
@@ -160,6 +152,12 @@ def _create_vit(
             f"backbone: {backbone!r} is a {type(vit).__name__}, not a plain ViT; choose a vit_* or deit_* name"
         )
     vit.attn_pool = None  # type: ignore[assignment]
+    patch = vit.patch_embed.patch_size[0]
+    if min(image_size) < patch:
+        raise InputError(
+            f"image_size: {tuple(image_size)} (the crop, unless another is given) is below the patch of {patch} "
+            f"pixels; both sides are {patch} or more"
+        )
     return vit
 
 

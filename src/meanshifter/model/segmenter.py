@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +90,19 @@ class Segmenter(nn.Module):
         """Attention heads of an encoder layer."""
         return self.encoder.heads
 
-    def attention(self, *, fused: bool) -> AbstractContextManager[None]:
-        """Fused attention in the encoder inside, or not, and what was set before after."""
-        return self.encoder.attention(fused=fused)
+    def set_attention(self, *, fused: bool) -> None:
+        """Whether the encoder's attention runs fused (no N × N weights are held), or not."""
+        self.encoder.set_attention(fused=fused)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode inside, and every module's own training flag restored after."""
-        flags = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
+    def evaluation_view(self) -> Segmenter:
+        """This model in evaluation mode, as modules of its own over the same tensors.
+
+        Mode and attention of a view are nobody else's, so that threads may each have one, also while the model trains.
+        Weights that are loaded or moved later are the view's too; submodules that are replaced later are not.
+        """
+        view = _view(self, {})
+        assert isinstance(view, Segmenter)
+        return view
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], mean_shift_layers: int | None = None
@@ -190,6 +188,17 @@ class Segmenter(nn.Module):
         from meanshifter.model.hub import push_to_hub
 
         return push_to_hub(self, repo, results=results, licence=licence, private=private)
+
+
+def _view(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
+    """A module that shares everything with `module` but its submodules, of which it has views, and its mode."""
+    own = getattr(module, "_orig_mod", module)  # of torch.compile, which is bound to the module's own mode
+    module = own if isinstance(own, nn.Module) else module
+    if id(module) not in known:
+        view = known[id(module)] = nn.Module.__new__(type(module))
+        parts = {name: None if part is None else _view(part, known) for name, part in module._modules.items()}
+        view.__dict__.update(module.__dict__, training=False, _modules=parts, _compiled_call_impl=None)
+    return known[id(module)]
 
 
 def normalized(

@@ -5,7 +5,6 @@ Glossary: N tokens, D token width, L steps, H W pixels, h w the grid of the toke
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 from meanshifter.data.datasets import Sample
 from meanshifter.data.labels import Labels as TrainIds
 from meanshifter.data.reading import read_mask
+from meanshifter.documents import dump_json
 from meanshifter.errors import InputError
 from meanshifter.evaluation.diagnosis import boundary_figures, diagnose_sample
 from meanshifter.files import write_text
@@ -162,8 +162,8 @@ def find_modes(
     original = as_pixels(image, predictor.max_pixels)
     truth = None if labels is None else _truth(predictor, original, labels)
     pixels = _as_read(predictor, original)
-    model = as_segmenter(predictor.model)
-    with torch.inference_mode(), model.evaluating():
+    model = as_segmenter(predictor.model).evaluation_view()
+    with torch.inference_mode():
         tokens, grid = model.encode(model.normalize(pixels))
         say(f"{tokens.shape[1]} patches, {grid[0]} × {grid[1]}: {layers} steps")
         states = in_double(block).trajectory(tokens.double(), layers, grid)[:, 0].cpu()
@@ -254,7 +254,7 @@ def save_numbers(modes: Modes, folder: Path, **facts: str) -> None:
     Raises:
         InputError: a place that cannot be written.
     """
-    write_text(folder / NUMBERS, json.dumps({**facts, **modes.to_dict()}, allow_nan=False) + "\n")
+    write_text(folder / NUMBERS, dump_json({**facts, **modes.to_dict()}) + "\n")
 
 
 def _check(predictor: Predictor, layers: int, tolerance: float) -> MeanShift:
