@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import meanshifter as ms
 from meanshifter.pickles import read_pickle
 
-MAGIC = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
 """How a file of torch.save before version 1.6 begins."""
 
 

@@ -1,5 +1,6 @@
 """The kinds of error that end a command, and how memory that ran out is told from other errors."""
 
+import errno
 import re
 
 
@@ -25,10 +26,25 @@ def one_line(text: str) -> str:
     Line breaks become spaces; control characters, marks that turn the direction of writing, and bytes that are no
     UTF-8 are spelt as escapes, so that no name of a file can forge a line or move a terminal's cursor.
     """
-    line = re.sub(r"\s*\n\s*", " ", text.strip())
+    return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
+
+
+def printable(text: str) -> str:
+    """`text` with escapes in place of all that `one_line` spells so, line breaks too."""
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode("ascii") for sign in line
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode("ascii") for sign in text
     )
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Whether no more files could be opened, which an error, or one that it came from, says."""
+    while True:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(error):
+            return True
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            return False
+        error = cause
 
 
 _NO_MEMORY = re.compile(

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import ast
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import meanshifter as ms
 from meanshifter.cli.main import main
 from meanshifter.data import Shapes
 from meanshifter.evaluation import save_results, weights_hash
-from meanshifter.model.hub import read_results
+from meanshifter.model.hub import read_results, save_pretrained
 
 SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
 
@@ -105,3 +109,26 @@ def test_a_licence_is_a_name_and_goes_along(model: ms.Segmenter, tmp_path: Path)
     for again, option, named in (("kept", [], "cc-by-4.0"), ("other", ["--licence", "mit"], "mit")):
         assert main(["convert", str(tmp_path / "hub"), str(tmp_path / again), "--to", "hub", *option]) == 0
         assert f"\nlicense: {named}\n" in (tmp_path / again / "README.md").read_text()
+
+
+def test_a_card_shows_names_and_obeys_none(tmp_path: Path) -> None:
+    names = ("a | b", "<img src=x>", "`code` **bold** [link](https://x.y)", "1. #5 x", "---", "$x$ @you")
+    model = ms.create_model("segmenter-ti16", classes=names, image_size=32, backbone_args=SMALL)
+    protocol = {"dataset": "x | y\n---\nlicense: mit", "split": "<b>", "weights": weights_hash(model), "tool": "`|`"}
+    score = {"protocol": protocol, "mIoU": float("nan"), "aAcc": None, "mAcc": float("inf")}
+    save_pretrained(model, tmp_path, results=[score], name='o/"); evil("```')
+    card = (tmp_path / "README.md").read_text("utf-8")
+    head, text = card.split("---\n", 2)[1:]
+    assert yaml.safe_load(head)["library_name"] == "meanshifter"
+    assert "\n---\n" not in text.replace("| --- | --- |", "")
+    shown = html.unescape(text)
+    assert all(name in shown for name in names)
+    (row,) = (line for line in text.splitlines() if "x &#124; y" in line)
+    assert row.count("|") == 8
+    assert "| – | – | – |" in row
+    assert not re.search(r"<(?!/?code)", text)
+    call = text.split("```python\n")[1].split("\n```")[0]
+    assert next(node for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Constant)).value == 'o/"); evil("```'
+    found = json.loads((tmp_path / "results.json").read_text("utf-8"), parse_constant=pytest.fail)["results"][0]
+    assert [found[key] for key in ("mIoU", "aAcc", "mAcc")] == [None, None, None]
+    assert read_results(tmp_path) == [found]

@@ -207,3 +207,13 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused(tmp_path: Path, monkey
 def test_configurations_that_make_no_model(field: str, value: object, line: str) -> None:
     with pytest.raises(ms.InputError, match=line):
         ModelConfig("vit_tiny_patch16_384", **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    model = small()
+    with torch.no_grad():
+        next(iter(model.decoder.parameters())).flatten()[0] = value
+    model.save(tmp_path / "model")
+    with pytest.raises(ms.InputError, match=r"model\.safetensors: decoder\.head\.weight is not finite"):
+        ms.load_model(tmp_path / "model")

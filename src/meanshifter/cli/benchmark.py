@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanshifter.cli.printing import echo
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,15 +48,15 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     parts = [machine.describe()]
-    print(parts[0], flush=True)
+    echo(*parts[0].split("\n"))
     for name in names:
         title, case = cases.CASES[name] if name in cases.CASES else cases.samples_case(args.ade20k)
         parts.append(report.table(title, case(device)))
-        print(f"\n{parts[-1]}", flush=True)
+        echo("", *parts[-1].split("\n"))
     if args.area:
         points = cases.area(device)
         parts.append(report.area_table(points))
-        print(f"\n{parts[-1]}", flush=True)
+        echo("", *parts[-1].split("\n"))
         if args.out is not None:
             report.write_plot(points, args.out / "area.svg")
     if args.out is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.evaluate import add_dataset, open_scored
+from meanshifter.cli.printing import echo
 from meanshifter.cli.reading import add_reading_options, load_predictor
 from meanshifter.errors import InputError
 
@@ -62,12 +63,12 @@ def run(args: argparse.Namespace) -> None:
         progress=True,
     )
     _print_table(*score_table(comparison))
-    print(f"\n{summary(comparison)}")
+    echo("", summary(comparison))
     for model in comparison.models:
-        print(f"{model.name}: {model.result.protocol}")
+        echo(f"{model.name}: {model.result.protocol}")
     for choice in comparison.choices:
-        print(f"{choice.title}: {comparison.dataset.names[choice.index]}, {describe(comparison, choice.index)}")
-    print(f"page: {(args.out / PAGE).resolve()}")
+        echo(f"{choice.title}: {comparison.dataset.names[choice.index]}, {describe(comparison, choice.index)}")
+    echo(f"page: {(args.out / PAGE).resolve()}")
 
 
 def _names(given: list[str] | None, paths: list[str]) -> list[str]:
@@ -88,4 +89,4 @@ def _names(given: list[str] | None, paths: list[str]) -> list[str]:
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
+        echo("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())

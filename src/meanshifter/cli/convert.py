@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import SEGMENTER_HELP
+from meanshifter.cli.printing import echo
 from meanshifter.errors import InputError
 from meanshifter.files import require_replaceable
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_segmenter(args.source, partial=args.partial, mean_shift_layers=args.mean_shift_layers)
     model.config = replace(model.config, **_reading(args.source))
     for path in _write(model, args):
-        print(path)
+        echo(str(path))
 
 
 def _check_place(args: argparse.Namespace) -> None:

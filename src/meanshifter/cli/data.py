@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli import data_check
+from meanshifter.cli.printing import echo
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def _print_table() -> None:
         rows.append((about.name, str(about.classes), "not needed" if about.name == "shapes" else fetch, images))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print()
+        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    echo("")
     for about in _abouts():
-        print(f"{about.name}: {about.title}; {about.terms}; {about.home}")
-    print("folder: your own images/ and masks/ in one folder; `meanshifter train DIR` learns from them")
+        echo(f"{about.name}: {about.title}; {about.terms}; {about.home}")
+    echo("folder: your own images/ and masks/ in one folder; `meanshifter train DIR` learns from them")
 
 
 def _abouts() -> list[About]:
@@ -80,5 +81,5 @@ def _download(name: str, folder: Path) -> None:
         near = get_close_matches(name.lower(), names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(names)}"
         raise InputError(f"data set {name!r} is unknown; {hint}")
-    print(f"{name}: {kinds[name].about.terms}")
-    print(f"{name} is in {kinds[name].download(folder)}")
+    echo(f"{name}: {kinds[name].about.terms}")
+    echo(f"{name} is in {kinds[name].download(folder)}")

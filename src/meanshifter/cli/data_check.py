@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli.layout import add_layout_options, layout_of
+from meanshifter.cli.printing import echo, say
+from meanshifter.documents import dump_json
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,21 +51,22 @@ def run(args: argparse.Namespace) -> int:
     with _bar("checking") as advance:
         layout = layout_of(args, None)
         report = check(args.dataset, args.root, args.split, layout=layout, threads=args.threads, advance=advance)
-    print("\n".join(report_lines(report)))
+    echo(*report_lines(report))
     if args.json is not None:
-        write_text(args.json, json.dumps(report.to_dict(), indent=1) + "\n")
-        print(f"\nJSON: {args.json.resolve()}")
+        write_text(args.json, dump_json(report.to_dict(), indent=1) + "\n")
+        echo("", f"JSON: {args.json.resolve()}")
     if args.out is not None:
         from meanshifter.report.doctor_page import save_page
 
         save_page(report, args.out)
-        print(f"\npage: {args.out.resolve()}")
+        echo("", f"page: {args.out.resolve()}")
     if args.fix is not None:
         with _bar("repairing") as advance:
             done = repair(report, args.fix, ignore_unknown=args.fix_unknown == "ignore", advance=advance)
-        print(
-            f"\nrepaired copy: {done.out.resolve()}: {done.kept:,} pairs, {len(done.changed):,} files changed, "
-            f"{len(done.left_out):,} left out; repair.json lists them"
+        echo(
+            "",
+            f"repaired copy: {done.out.resolve()}: {done.kept:,} pairs, {len(done.changed):,} files changed, "
+            f"{len(done.left_out):,} left out; repair.json lists them",
         )
     return _conclude(report, args)
 
@@ -73,14 +74,13 @@ def run(args: argparse.Namespace) -> int:
 def _conclude(report: Report, args: argparse.Namespace) -> int:
     notices = len(report.findings) - len(report.faults)
     if not report.faults:
-        print(f"\nno faults, {notices} notice{'s'[: notices != 1]}")
+        echo("", f"no faults, {notices} notice{'s'[: notices != 1]}")
         return 0
     kinds = len({finding.kind for finding in report.faults})
     remedy = "see above" if args.fix is not None else "see above, or write a repaired copy with --fix DIR"
-    print(
-        f"meanshifter: {report.root}: {len(report.faults):,} fault{'s'[: len(report.faults) != 1]} of {kinds} "
-        f"kind{'s'[: kinds != 1]}; {remedy}",
-        file=sys.stderr,
+    say(
+        f"{report.root}: {len(report.faults):,} fault{'s'[: len(report.faults) != 1]} of {kinds} "
+        f"kind{'s'[: kinds != 1]}; {remedy}"
     )
     return 2
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from meanshifter.cli.printing import echo
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -25,13 +27,13 @@ def run(args: argparse.Namespace) -> int | None:
     demo = run_demo(args.out, steps=args.steps, overwrite=args.overwrite)
     header, rows = score_table(demo)
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    print()
+    echo("")
     for row in (header, *rows):
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
-    print(f"\n{demo.entries[0].result.protocol.images} held-out images, {demo.seconds / 60:.1f} minutes in all")
-    print(f"page: {demo.page.resolve()}")
+        echo("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
+    echo("", f"{demo.entries[0].result.protocol.images} held-out images, {demo.seconds / 60:.1f} minutes in all")
+    echo(f"page: {demo.page.resolve()}")
     for command in next_commands(demo):
-        print(f"next: {command}")
+        echo(f"next: {command}")
     if args.open:
         import webbrowser
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.layout import add_layout_options, layout_of
+from meanshifter.cli.printing import echo
 from meanshifter.cli.processes import add_process_options, start_processes
 from meanshifter.cli.reading import add_reading_options, load_predictor
 from meanshifter.errors import InputError
@@ -72,14 +73,14 @@ def run(args: argparse.Namespace) -> None:
     results = _scores(args, processes)
     if not processes.first:
         return
-    print("\n\n".join(result.table() for result in results))
+    echo(*"\n\n".join(result.table() for result in results).split("\n"))
     if len(results) > 1:
-        print("\nmean-shift layers   mIoU")
+        echo("", "mean-shift layers   mIoU")
         for result in results:
-            print(f"{result.protocol.mean_shift_layers:>17}  {result.mIoU:5.2f}")
+            echo(f"{result.protocol.mean_shift_layers:>17}  {result.mIoU:5.2f}")
     if args.out is not None:
         save_results(args.out, results)
-        print(f"written to {args.out}")
+        echo(f"written to {args.out}")
 
 
 def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
@@ -113,10 +114,10 @@ def _score_predictions(args: argparse.Namespace) -> None:
     result = evaluate_predictions(
         args.predictions, dataset, first=args.first_id, partial=args.partial, limit=args.limit
     )
-    print(result.table())
+    echo(*result.table().split("\n"))
     if args.out is not None:
         save_results(args.out, [result])
-        print(f"written to {args.out}")
+        echo(f"written to {args.out}")
 
 
 def open_scored(args: argparse.Namespace, labels: LabelSpace | None, models: Sequence[str] = ()) -> Dataset:

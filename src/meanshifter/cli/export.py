@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import SEGMENTER_HELP
+from meanshifter.cli.printing import echo
 from meanshifter.cli.reading import add_reading_options, load_predictor, reading_settings
 from meanshifter.errors import InputError, RunError
 
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         check=lambda exported: _compare(predictor, exported, images, described, args),
         overwrite=args.overwrite,
     )
-    print(f"written to {args.out}; next: meanshifter predict {args.out} IMAGE… --out DIR")
+    echo(f"written to {args.out}; next: meanshifter predict {args.out} IMAGE… --out DIR")
     return 0
 
 
@@ -125,7 +126,7 @@ def _compare(
 
     settings: dict[str, Any] = reading_settings(args.model, args)
     found = agreement(predictor, Predictor(exported, **settings), images)
-    print(f"{args.format} {args.arithmetic} on {len(images)} {described}: {found}")
+    echo(f"{args.format} {args.arithmetic} on {len(images)} {described}: {found}")
     _check_limit(found.percent, args)
     if args.label_map:
         _compare_graph(predictor, exported, images[0], args)
@@ -142,7 +143,7 @@ def _compare_graph(predictor: Predictor, exported: RuntimeModel, image: Picture,
     part = np.ascontiguousarray(as_pixels(image, predictor.max_pixels)[:PART, :PART])
     whole = Predictor(predictor.model, window=None, short_side=None, mean_shift_layers=predictor.mean_shift_layers)
     different = 100 * float((read_labels(exported.folder / FILE, part) != whole(part).labels).mean())
-    print(f"{FILE} on {part.shape[0]}×{part.shape[1]} pixels of the first image: {100 - different:.4f} % agree")
+    echo(f"{FILE} on {part.shape[0]}×{part.shape[1]} pixels of the first image: {100 - different:.4f} % agree")
     _check_limit(different, args)
 
 

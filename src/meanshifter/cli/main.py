@@ -15,7 +15,8 @@ from io import TextIOWrapper
 from types import FrameType
 
 from meanshifter import __version__
-from meanshifter.errors import InputError, OtherProcessError, RunError, is_out_of_memory, one_line
+from meanshifter.cli.printing import say
+from meanshifter.errors import InputError, OtherProcessError, RunError, is_out_of_files, is_out_of_memory
 
 COMMANDS = {
     "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the result",
@@ -47,29 +48,37 @@ def _run(words: list[str], *, debug: bool) -> int:
     _set_up()
     try:
         return _dispatch(words)
-    except InputError as error:
-        return _fail(str(error), 2, debug)
-    except RunError as error:
-        return _fail(str(error), 1, debug)
-    except OtherProcessError:
-        return 2
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, _Terminated) or getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM
         status = 143 if terminated else 130
         return status if getattr(stop, "said", False) else _fail(str(stop) or "interrupted", status, debug)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            return _fail(f"{error.strerror or error}; free space or choose another place", 1, debug)
-        return _fail(
-            f"{error.filename}: {error.strerror}; check the path, its permissions and the space left", 2, debug
-        )
     except Exception as error:
-        if is_out_of_memory(error):
+        return _told(error, debug)
+
+
+def _told(error: Exception, debug: bool) -> int:
+    """Say in one line what ended the command; returns the exit status."""
+    match error:
+        case OtherProcessError():
+            return 2
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        case _ if is_out_of_files(error):
+            what = "too many open files; raise the limit, as with `ulimit -n 4096`, or use fewer workers and threads"
+            return _fail(what, 1, debug)
+        case InputError():
+            return _fail(str(error), 2, debug)
+        case RunError():
+            return _fail(str(error), 1, debug)
+        case OSError(filename=None):
+            return _fail(f"{error.strerror or error}; free space or choose another place", 1, debug)
+        case OSError():
+            what = f"{error.filename}: {error.strerror}; check the path, its permissions and the space left"
+            return _fail(what, 2, debug)
+        case _ if is_out_of_memory(error):
             return _fail("out of memory; use smaller windows, batches or images, or another device", 1, debug)
-        return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
+    return _fail(f"internal error, please report it with --debug: {type(error).__name__}: {error}", 1, debug)
 
 
 def _is_helper() -> bool:
@@ -143,11 +152,6 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 def _note(message: Warning | str, *_: object, **__: object) -> None:
     say(str(message))
-
-
-def say(message: str) -> None:
-    """One line on standard error."""
-    print(f"meanshifter: {one_line(message)}", file=sys.stderr)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

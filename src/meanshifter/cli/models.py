@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from meanshifter.cli.printing import echo
+
 MOST = 65535
 
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int | None:
     if args.published:
         from meanshifter.interop.published import table
 
-        print("\n".join(table()))
+        echo(*table())
     elif args.table:
         _published()
     else:
@@ -38,27 +40,29 @@ def _presets(classes: int, image_size: int) -> None:
     from meanshifter.model.cost import size_of
     from meanshifter.model.presets import BACKBONES, PRESETS, parse_preset
 
-    print(f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
+    echo(f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
     for preset in PRESETS:
         size = size_of(preset, num_classes=classes, image_size=image_size)
         backbone = BACKBONES[parse_preset(preset)[2]]
-        print(f"{preset:24} {backbone:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
+        echo(f"{preset:24} {backbone:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
 
 
 def _published() -> None:
     from meanshifter.model.cost import size_of
     from meanshifter.study.published import TABLE_1
 
-    print("Parameters computed here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K val.\n")
-    print(f"| {'model':20} | layers | channels | parameters | millions | published | mIoU, published |")
-    print(f"| {'-' * 20} | -----: | -------: | ---------: | -------: | --------: | --------------: |")
+    echo(
+        "Parameters computed here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K val.", ""
+    )
+    echo(f"| {'model':20} | layers | channels | parameters | millions | published | mIoU, published |")
+    echo(f"| {'-' * 20} | -----: | -------: | ---------: | -------: | --------: | --------------: |")
     for row in TABLE_1:
         name = "Segmenter-Ti/16" if row.layers is None else "MeanShifter-Ti/16"
         preset = "segmenter-ti16" if row.layers is None else "meanshifter-ti16"
         block = None if row.layers is None else {"layers": row.layers, "channels": row.channels}
         count = size_of(preset, num_classes=150, image_size=512, mean_shift=block).parameters
         layers, channels = ("", "") if block is None else (row.layers, row.channels)
-        print(
+        echo(
             f"| {name:20} | {layers:>6} | {channels:>8} | {count:>10,} | {count / 1e6:>8.2f} "
             f"| {row.millions:>9.2f} | {row.mIoU:>15.2f} |"
         )

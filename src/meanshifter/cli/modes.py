@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from meanshifter.cli import SEGMENTER_HELP
+from meanshifter.cli.printing import echo
 from meanshifter.cli.reading import add_resizing_options, load_predictor
 from meanshifter.errors import InputError
 
@@ -56,14 +57,14 @@ def run(args: argparse.Namespace) -> None:
         layers=args.layers,
         tolerance=args.tolerance,
         labels=args.labels,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=lambda line: echo(line, error=True),
     )
     page = write_modes(modes, out, image=args.image, model=args.model, command=["meanshifter", *sys.argv[1:]])
-    print("step  modes  of one patch  largest")
+    echo("step  modes  of one patch  largest")
     for step in range(modes.layers + 1):
         counts = mode_counts(modes.sizes(step))
-        print(f"{step:>4}  {counts['modes']:>5}  {counts['single']:>12}  {counts['largest']:>7}")
+        echo(f"{step:>4}  {counts['modes']:>5}  {counts['single']:>12}  {counts['largest']:>7}")
     for reference in modes.references:
         bandwidth = f"bandwidth {reference.bandwidth:.3g}, quantile {reference.quantile:g}"
-        print(f"scikit-learn, {bandwidth}: clusters {reference.clusters}")
-    print(f"page: {page.resolve()}")
+        echo(f"scikit-learn, {bandwidth}: clusters {reference.clusters}")
+    echo(f"page: {page.resolve()}")

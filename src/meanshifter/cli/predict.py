@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import MODEL_HELP
+from meanshifter.cli.printing import echo, say
 from meanshifter.cli.processes import add_process_options, start_processes
 from meanshifter.cli.reading import add_reading_options, check_precision, labelling_settings, load_predictor
-from meanshifter.errors import InputError, one_line
+from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
     from meanshifter.data.walk import PassedOver
@@ -119,10 +119,10 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     failed = [reason for share in shares for reason in share]
     if not processes.first:
         return 2 if failed else 0
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} label maps written to {args.out}")
+    echo(f"{len(jobs) - len(failed)} of {len(jobs)} label maps written to {args.out}")
     _say_passed(passed)
     for reason in failed:
-        print(f"meanshifter: {one_line(reason)}", file=sys.stderr)
+        say(reason)
     return 2 if failed else 0
 
 
@@ -146,16 +146,14 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
             raise
     total = summary.done + summary.failed
     there = f", {summary.skipped} were there" if summary.skipped else ""
-    print(f"{summary.done} of {total} label maps written to {args.out}{there}")
+    echo(f"{summary.done} of {total} label maps written to {args.out}{there}")
     _say_passed(summary.passed)
     if summary.restarted:
-        print(
-            "meanshifter: the manifest was of other weights or settings, and all has been done again", file=sys.stderr
-        )
+        say("the manifest was of other weights or settings, and all has been done again")
     for reason in summary.reasons:
-        print(f"meanshifter: {' '.join(reason.split())}", file=sys.stderr)
+        say(reason)
     if summary.failed > len(summary.reasons):
-        print(f"meanshifter: {summary.failed - len(summary.reasons)} more are in the manifest", file=sys.stderr)
+        say(f"{summary.failed - len(summary.reasons)} more are in the manifest")
     return 2 if summary.failed else 0
 
 
@@ -163,7 +161,7 @@ def _say_passed(passed: PassedOver) -> None:
     from meanshifter.data.walk import said
 
     if passed:
-        print(f"meanshifter: {one_line(said(passed))}", file=sys.stderr)
+        say(said(passed))
 
 
 def _runner(args: argparse.Namespace) -> Runner | None:
@@ -214,7 +212,7 @@ class _Progress:
         self._bar.update(self._task, description=text)
         if self._alone and now - self._said > EVERY:
             self._said = now
-            print(f"meanshifter: {text}", file=sys.stderr)
+            say(text)
 
 
 EVERY = 60

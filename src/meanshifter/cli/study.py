@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from meanshifter.cli.printing import echo
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int | None:
     from meanshifter.study.plan import study_names
 
     if args.list:
-        print("\n".join(study_names()))
+        echo(*study_names())
         return 0
     if args.study is None:
         raise InputError(f"study: none given; give a YAML file or one of {', '.join(study_names())}")
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int | None:
         args.out,
         fields=args.fields,
         jobs=args.jobs,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=lambda line: echo(line, error=True),
     )
-    print((folder / "table.md").read_text("utf-8"), end="")
+    echo(*(folder / "table.md").read_text("utf-8").rstrip("\n").split("\n"))
     return 0

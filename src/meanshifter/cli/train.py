@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from meanshifter.cli.printing import echo
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command; every field of the recipe is one more."""
@@ -29,10 +31,10 @@ def run(args: argparse.Namespace) -> int | None:
     from meanshifter.training.fields import field_help
 
     if args.list:
-        print("\n".join(parsing.recipe_names()))
+        echo(*parsing.recipe_names())
         return 0
     if args.list_fields:
-        print(field_help())
+        echo(*field_help().split("\n"))
         return 0
     if args.recipe is None:
         raise InputError(
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int | None:
     trained = train(config, resume=args.resume)
     if not trained.first:
         return 0
-    print(trained.result.table())
-    print(f"\n{trained.path}: best mIoU {trained.best:.2f}, {trained.seconds / 60:.1f} minutes")
-    print(f"next: meanshifter predict {trained.path} IMAGE… --out DIR")
+    echo(*trained.result.table().split("\n"))
+    echo("", f"{trained.path}: best mIoU {trained.best:.2f}, {trained.seconds / 60:.1f} minutes")
+    echo(f"next: meanshifter predict {trained.path} IMAGE… --out DIR")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from meanshifter.documents import dump_json
 from meanshifter.evaluation.confusion import Confusion
 from meanshifter.evaluation.protocol import Protocol
 from meanshifter.files import write_text
@@ -133,7 +133,7 @@ def save_results(path: str | Path, results: Sequence[Result]) -> None:
         InputError: a place that cannot be written.
     """
     document = {"format_version": 1, "results": [result.to_dict() for result in results]}
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    text = dump_json(document, indent=1, ensure_ascii=False)
     write_text(path, text)
 
 

@@ -6,7 +6,6 @@ leads a run writes here, so that no line is ever shared, and a line that a kill 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from meanshifter.data.remote import file_system, is_address
 from meanshifter.errors import InputError
 from meanshifter.inference.listing import MANIFEST, Entry
 from meanshifter.inference.store import Store
+from meanshifter.utils.locking import TAKEN, lock_file
 
 FORMAT_VERSION: Final = 1
 FLUSH_SECONDS: Final = 30
@@ -160,9 +160,11 @@ class _File:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock_file(self._file)
+        except OSError as error:
             self._file.close()
+            if error.errno not in TAKEN:
+                raise
             raise InputError(
                 f"{self.path}: another run is writing its label maps there; wait for it, or use another --out"
             ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meanshifter.documents import dump_json
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, require_replaceable, write_text
 from meanshifter.interop.label_graph import FILE, write_label_graph
@@ -74,7 +74,7 @@ def export_model(
         FORMATS[format].write(program, beside, precision, calibration=calibration)
         if label_graph:
             write_label_graph(model, layers, beside / FILE)
-        write_text(beside / CONFIG, json.dumps(described, indent=2) + "\n")
+        write_text(beside / CONFIG, dump_json(described, indent=2) + "\n")
         if check is not None:
             check(load_export(beside))
 

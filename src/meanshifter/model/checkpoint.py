@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -16,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meanshifter.data.labels import LabelSpace
-from meanshifter.documents import parse_json, read_text
+from meanshifter.documents import dump_json, parse_json, read_text
 from meanshifter.errors import InputError
 from meanshifter.files import require_file, write_beside, write_text
 from meanshifter.model.building import build
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.model.stored import load_stored, stored_state
+from meanshifter.pickles import check_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CARRIED = "carried.safetensors"
@@ -42,7 +42,7 @@ def save_model(model: Segmenter, folder: str | Path) -> None:
         save_tensors(folder / CARRIED, model.carried, {"format": "pt"})
     else:
         (folder / CARRIED).unlink(missing_ok=True)  # of a model that was there before
-    write_text(folder / CONFIG, json.dumps(describe(model), indent=2) + "\n")
+    write_text(folder / CONFIG, dump_json(describe(model), indent=2) + "\n")
 
 
 def describe(model: Segmenter) -> dict[str, Any]:
@@ -74,6 +74,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segme
         )
     config, labels = read_model_config(folder)
     state = read_tensors(folder / WEIGHTS)
+    check_tensors(state, folder / WEIGHTS)
     size = sum(tensor.nbytes for tensor in state.values())
     model = build(config, labels, folder / CONFIG, tensors=len(state), size=size)
     _load_weights(model, state, folder / WEIGHTS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meanshifter.documents import parse_json, read_text
-from meanshifter.errors import InputError
+from meanshifter.documents import dump_json, parse_json, read_text
+from meanshifter.errors import InputError, one_line
 from meanshifter.files import write_text
 from meanshifter.model.checkpoint import save_model
 
@@ -51,7 +52,7 @@ def save_pretrained(
     folder = Path(folder)
     save_model(model, folder)
     if scores:
-        write_text(folder / RESULTS, json.dumps({"format_version": 1, "results": scores}, indent=1) + "\n")
+        write_text(folder / RESULTS, dump_json({"format_version": 1, "results": scores}, indent=1) + "\n")
     else:
         (folder / RESULTS).unlink(missing_ok=True)  # of a model that was there before
     write_text(folder / CARD, card(model, scores, licence, name))
@@ -95,7 +96,7 @@ def _check_weights(scores: Scores, model: Segmenter, source: object) -> None:
 def _is_score(entry: Mapping[str, Any]) -> bool:
     protocol, others = entry.get("protocol"), (entry.get(name) for name in ("aAcc", "mAcc"))
     described = isinstance(protocol, Mapping) and "dataset" in protocol
-    numbers = isinstance(entry.get("mIoU"), int | float) and all(isinstance(x, int | float | None) for x in others)
+    numbers = "mIoU" in entry and all(isinstance(x, int | float | None) for x in (entry["mIoU"], *others))
     return described and numbers
 
 
@@ -138,6 +139,8 @@ def card(model: Segmenter, scores: Scores, licence: str | None, name: str) -> st
     shift = config.mean_shift
     block = "none" if shift is None else f"{shift.layers} steps, kernel {shift.kernel}"
     block = block if config.pixel_shift is None else f"from pixels, {config.pixel_shift.layers} steps"
+    kind = "Segmenter" if shift is None and config.pixel_shift is None else "MeanShifter"
+    encoder = _plain(config.backbone)
     lines = [
         "---",
         *([] if licence is None else [f"license: {licence}"]),
@@ -146,16 +149,16 @@ def card(model: Segmenter, scores: Scores, licence: str | None, name: str) -> st
         "tags: [semantic-segmentation, vision-transformer, segmenter]",
         "---",
         "",
-        f"# {'Segmenter' if shift is None and config.pixel_shift is None else 'MeanShifter'} ({config.backbone})",
+        f"# {kind} ({encoder})",
         "",
-        f"- encoder {config.backbone}, patches of {model.patch_size} pixels, made for {_size(config.image_size)}",
+        f"- encoder {encoder}, patches of {model.patch_size} pixels, made for {_size(config.image_size)}",
         f"- decoder {config.decoder}; mean shift: {block}",
         f"- {K} classes; {parameters:,} parameters",
         "",
         "```python",
         "import meanshifter as ms",
         "",
-        f'seg = ms.Predictor(ms.load_model("{name}"))("photo.jpg")',
+        f'seg = ms.Predictor(ms.load_model({_quoted(name)}))("photo.jpg")',
         'seg.save("mask.png")',
         "```",
         "",
@@ -165,7 +168,7 @@ def card(model: Segmenter, scores: Scores, licence: str | None, name: str) -> st
         "",
         "## Classes",
         "",
-        ", ".join(model.labels.names),
+        f"In the order of their numbers: {', '.join(map(_plain, model.labels.names))}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -181,9 +184,24 @@ def _score_lines(scores: Scores) -> list[str]:
     for entry in scores:
         protocol = entry["protocol"]
         rest = ", ".join(f"{key} {value}" for key, value in protocol.items() if key not in shown)
-        figures = [f"{entry[name]:.2f}" if entry.get(name) is not None else "–" for name in ("aAcc", "mAcc", "mIoU")]
-        lines.append(f"| {' | '.join([*(str(protocol.get(key, '–')) for key in shown), *figures, rest])} |")
+        figures = [_figure(entry.get(name)) for name in ("aAcc", "mAcc", "mIoU")]
+        cells = [_plain(cell) for cell in (*(str(protocol.get(key, "–")) for key in shown), *figures, rest)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None or not isfinite(value) else f"{value:.2f}"
+
+
+def _plain(text: str) -> str:
+    """`text` as it stands, in a line or a cell of Markdown: neither markup nor HTML, and nothing invisible."""
+    return re.sub(r"[\\`*_{}\[\]<>()#+!|~&$:@]", lambda sign: f"&#{ord(sign[0])};", one_line(text))
+
+
+def _quoted(text: str) -> str:
+    """`text` as a string of Python within a block of code."""
+    return json.dumps(one_line(text), ensure_ascii=False).replace("`", "\\x60")
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 from string import Template
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from meanshifter.data.labels import Color, Labels, LabelSpace
+from meanshifter.errors import printable
 from meanshifter.files import write_text
 
 Pixels = npt.NDArray[np.uint8]
@@ -124,6 +125,11 @@ class Page:
             InputError: a place that cannot be written.
         """
         write_text(path, self.html())
+
+
+def escape(text: str) -> str:
+    """`text` for HTML: no markup, and of names only what shows; marks that turn the direction of writing would not."""
+    return "\n".join(escape_html(printable(line)) for line in text.split("\n"))
 
 
 def colorize(labels: Labels, space: LabelSpace) -> Pixels:

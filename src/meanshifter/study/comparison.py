@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from meanshifter.data.datasets import Dataset
+from meanshifter.documents import dump_json
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import check_classes, count_images
 from meanshifter.evaluation.result import null
@@ -136,7 +137,7 @@ def _write(comparison: Comparison, folder: Path, depths: Sequence[int]) -> None:
         figure = figure_of(comparison, choice, depths)
         save_strip(figure, folder / figure.file, protocols(comparison))
         figures.append(figure)
-    text = json.dumps(_document(comparison, figures), indent=1, ensure_ascii=False, allow_nan=False)
+    text = dump_json(_document(comparison, figures), indent=1, ensure_ascii=False)
     write_text(folder / SCORES, text)
     comparison_page(comparison, figures).save(folder / PAGE)
 

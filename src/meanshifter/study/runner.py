@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import multiprocessing as mp
 import os
 import shutil
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
+from meanshifter.documents import dump_json
 from meanshifter.errors import InputError, RunError
 from meanshifter.files import write_beside, write_text
 from meanshifter.study.plan import Cell
@@ -74,7 +76,16 @@ def is_finished(cell: Cell) -> bool:
 def scores_of(cell: Cell) -> dict[str, Any]:
     """What a finished training left: protocol, scores, parameters; `failure` in their place if it diverged."""
     facts: dict[str, Any] = json.loads((cell.folder / SCORES).read_text("utf-8"))
-    return facts
+    return facts | {name: _numbers(facts[name]) for name in ("mIoU", "boundary", "diagnostics") if name in facts}
+
+
+def _numbers(value: Any) -> Any:
+    """Figures as they were before JSON, which has no NaN and holds null for it."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return math.nan if value is None else value
 
 
 def confusions_of(cell: Cell, split: str) -> np.ndarray[Any, Any]:
@@ -141,8 +152,7 @@ def _end_with(parent: int) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder for this process, once one that is ending has let go of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         yield
 
 
@@ -235,4 +245,4 @@ def open_split(cell: Cell, split: str) -> Any:
 
 def _write_scores(cell: Cell, facts: dict[str, Any]) -> None:
     head = {"format_version": 1, "row": cell.row, "seed": cell.seed}
-    write_text(cell.folder / SCORES, json.dumps({**head, **facts}, indent=1) + "\n")
+    write_text(cell.folder / SCORES, dump_json({**head, **facts}, indent=1) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from meanshifter.documents import dump_json
 from meanshifter.files import write_text
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.cost import size_of
@@ -126,7 +126,7 @@ def write_tables(found: Findings, folder: Path) -> None:
     """`table.md`, `table.csv` (one line per score), `study.json`, and plots where matplotlib is there."""
     write_text(folder / "table.md", markdown(found))
     write_text(folder / "table.csv", _csv(found))
-    write_text(folder / "study.json", json.dumps(_document(found), indent=1) + "\n")
+    write_text(folder / "study.json", dump_json(_document(found), indent=1) + "\n")
     try:
         from meanshifter.study.plots import write_plots
     except ImportError:

@@ -13,7 +13,7 @@ from typing import Final, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from meanshifter.errors import one_line
+from meanshifter.errors import one_line, printable
 
 WARM_UP: Final = 2
 """Steps of a process that tell nothing of the others: kernels are compiled, workers started, caches filled."""
@@ -171,7 +171,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def _left(self, done: int) -> str:
         left = self.pace.left(done)

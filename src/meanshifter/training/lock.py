@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from contextlib import suppress
@@ -10,17 +9,11 @@ from pathlib import Path
 from typing import IO
 
 from meanshifter.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: there is no lock
-    fcntl = None  # type: ignore[assignment]
-
-TAKEN = (errno.EACCES, errno.EAGAIN)
+from meanshifter.utils.locking import TAKEN, lock_file
 
 
 class Lock:
-    """A POSIX lock on a file: unlike `flock`, workers forked from the holder do not keep it alive after a kill."""
+    """A lock on a file that belongs to the process: workers forked from it do not keep it alive after a kill."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,8 +33,7 @@ class Lock:
                 f"{self.path.parent}: cannot be written ({error.strerror}); choose a place with space and write access"
             ) from error
         try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, by_process=True)
         except OSError as error:
             file.seek(0)
             holder = file.read().strip()

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from meanshifter.documents import parse_yaml, read_text
+from meanshifter.documents import dump_json, parse_yaml, read_text
 from meanshifter.errors import InputError, RunError
 from meanshifter.files import write_text
 from meanshifter.model.checkpoint import CONFIG, WEIGHTS, save_model, save_tensors
@@ -235,7 +235,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(dump_json(line) + "\n")
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be written ({error.strerror}); the run has stopped; make space and go on with --resume"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from meanshifter.data.layout import SPLIT_FOLDERS
 from meanshifter.data.listing import Pair
 from meanshifter.data.mask_values import indices
 from meanshifter.data.reading import rgb
+from meanshifter.documents import dump_json
 from meanshifter.errors import InputError
 from meanshifter.files import folder_beside, write_beside, write_text
 
@@ -87,8 +87,8 @@ def repair(
         if not done.kept:
             raise InputError(f"{report.root}: no pair can be kept; `meanshifter data check` says why")
         plain = LabelSpace(space.names, space.palette, ignore=space.ignore)
-        write_text(folder / "labels.json", json.dumps(plain.to_dict(), indent=1))
-        write_text(folder / "repair.json", json.dumps(done.to_dict(), indent=1))
+        write_text(folder / "labels.json", dump_json(plain.to_dict(), indent=1))
+        write_text(folder / "repair.json", dump_json(done.to_dict(), indent=1))
     return done
 
 
