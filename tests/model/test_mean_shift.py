@@ -103,7 +103,7 @@ def test_no_steps_leave_the_tokens_as_they_are() -> None:
     ("settings", "message"),
     [
         ({"layers": -1}, "mean_shift.layers: -1 is not a whole number from 0 to 1000"),
-        ({"channels": 0}, "mean_shift.channels: 0 is not at least 1"),
+        ({"channels": 0}, "mean_shift.channels: 0 is not a whole number from 1"),
         ({"neighbors": 1.0, "spatial": 0.0}, "neighbors: 1.0 is not above 1, or null; mean_shift.spatial: 0.0 is not"),
         ({"step_size": 1.5}, "mean_shift.step_size: 1.5 is not from 0 to 1"),
     ],

@@ -48,7 +48,7 @@ def test_a_folder_of_data_is_a_recipe(tmp_path: Path) -> None:
         ("camvid_ti16", ["--model.mean_shift.layer", "1"], "did you mean 'model.mean_shift.layers'"),
         ("camvid_ti16", ["--optimizer.lr", "fast"], r"optimizer\.lr: .*Got value: fast"),
         ("camvid_ti16", ["--optimizer.name", "adam"], r"optimizer\.name: .*Got value: adam"),
-        ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0 is not at least 1; ema: 2.0 is not"),
+        ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0 is not from 1 to 2147483647; ema: 2.0 is not"),
         ("camvid_ti16", ["--augment.scale", "[2.0, 0.5]"], r"augment\.scale: \(2\.0, 0\.5\) is not"),
         ("camvid_ti16", ["--evaluation.window", "256"], "evaluation.stride: 480 is above evaluation.window 256"),
         ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0 is not from 0"),

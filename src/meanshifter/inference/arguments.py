@@ -12,6 +12,7 @@ import torch
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.interop.contract import PatchModel
+from meanshifter.model.config import LARGEST
 from meanshifter.ops import Score
 
 
@@ -21,6 +22,8 @@ def check_resizing(short_side: int | None, long_side: int, scales: Sequence[floa
         raise InputError(f"short_side: {short_side} pixels; it must be at least 1, or None for no resizing")
     if short_side is not None and long_side < short_side:
         raise InputError(f"long_side: {long_side} is below short_side {short_side}; exchange them")
+    if short_side is not None and long_side > LARGEST:
+        raise InputError(f"long_side: {long_side} pixels; it is {LARGEST} at most")
     if not scales:
         raise InputError("scales: none given; use (1.0,) for the image at one size")
     for scale in scales:

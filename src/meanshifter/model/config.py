@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -20,8 +20,13 @@ def _is_steps(value: object) -> bool:
     return isinstance(value, int) and 0 <= value <= MOST_STEPS
 
 
+LARGEST = 2**31 - 1
+"""Of sizes and counts: what torch, timm and image formats take everywhere."""
+COUNT = f"a whole number from 1 to {LARGEST}"
+
+
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
 
 
 def _is_positive(value: object) -> bool:
@@ -33,6 +38,23 @@ def _are_arguments(values: Any) -> bool:
         return False
     numbers = [value for value in values.values() if isinstance(value, int | float)]
     return all(isinstance(name, str) for name in values) and all(0 <= number < 2**31 for number in numbers)
+
+
+def _argument_rules(values: Any) -> list[tuple[str, Any, bool, str]]:
+    """Field, value, whether it is right and what it must be, of those that timm would divide by or build with."""
+    if not isinstance(values, Mapping):
+        return []
+    rules: dict[str, tuple[Callable[[object], bool], str]] = {
+        **dict.fromkeys(("patch_size", "embed_dim", "num_heads"), (_is_count, COUNT)),
+        "depth": (_is_steps, f"a whole number from 0 to {MOST_STEPS}"),
+        "in_chans": (lambda value: value == 3, "3: images are RGB"),
+        "mlp_ratio": (_is_positive, "a number above 0"),
+    }
+    return [
+        (f"backbone_args.{name}", values[name], rules[name][0](values[name]), rules[name][1])
+        for name in rules
+        if name in values
+    ]
 
 
 def _is_triple(value: object) -> bool:
@@ -71,7 +93,7 @@ class MeanShiftConfig:
     def __post_init__(self) -> None:
         rules = [
             ("layers", self.layers, _is_steps(self.layers), f"a whole number from 0 to {MOST_STEPS}"),
-            ("channels", self.channels, self.channels is None or self.channels >= 1, "at least 1"),
+            ("channels", self.channels, self.channels is None or _is_count(self.channels), f"{COUNT}, or null"),
             ("kernel", self.kernel, self.kernel in ("dot", "gaussian"), "'dot' or 'gaussian'"),
             ("neighbors", self.neighbors, self.neighbors is None or self.neighbors > 1, "above 1, or null"),
             ("spatial", self.spatial, self.spatial is None or self.spatial > 0, "above 0, or null"),
@@ -98,8 +120,8 @@ class PixelShiftConfig:
     def __post_init__(self) -> None:
         rules = [
             ("layers", self.layers, _is_steps(self.layers), f"a whole number from 0 to {MOST_STEPS}"),
-            ("factor", self.factor, self.factor >= 1, "at least 1"),
-            ("channels", self.channels, self.channels >= 1, "at least 1"),
+            ("factor", self.factor, _is_count(self.factor), COUNT),
+            ("channels", self.channels, _is_count(self.channels), COUNT),
             ("spatial", self.spatial, self.spatial > 0, "above 0"),
         ]
         wrong = [f"pixel_shift.{name}: {value!r} is not {rule}" for name, value, right, rule in rules if not right]
@@ -172,7 +194,12 @@ class ModelConfig:
         whole = {"stride": self.stride, "long_side": self.long_side}
         optional = {"decoder_heads": self.decoder_heads, "window": self.window, "short_side": self.short_side}
         rules = [
-            ("decoder_layers", self.decoder_layers, isinstance(self.decoder_layers, int), "a whole number"),
+            (
+                "decoder_layers",
+                self.decoder_layers,
+                _is_steps(self.decoder_layers),
+                f"a whole number from 0 to {MOST_STEPS}",
+            ),
             ("backbone", self.backbone, isinstance(self.backbone, str), "a name"),
             (
                 "backbone_args",
@@ -180,10 +207,11 @@ class ModelConfig:
                 _are_arguments(self.backbone_args),
                 "names with values from 0 on",
             ),
+            *_argument_rules(self.backbone_args),
             ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
-            *((name, value, _is_count(value), "a whole number from 1 to 2147483647") for name, value in whole.items()),
+            *((name, value, _is_count(value), COUNT) for name, value in whole.items()),
             *(
-                (name, value, value is None or _is_count(value), "one from 1 to 2147483647, or null")
+                (name, value, value is None or _is_count(value), f"{COUNT}, or null")
                 for name, value in optional.items()
             ),
             *(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from meanshifter.errors import InputError
 from meanshifter.model.affinity import Grid, effective_neighbors, key_and_query_channels
-from meanshifter.model.config import MeanShiftConfig
+from meanshifter.model.config import MOST_STEPS, MeanShiftConfig
 
 
 class MeanShift(nn.Module):
@@ -197,8 +197,8 @@ def _shift(start: Tensor, z: Tensor) -> Tensor:
 
 def check_layers(layers: int, name: str) -> int:
     """`layers`, if it is a whole number from 0 on."""
-    if layers < 0 or int(layers) != layers:
-        raise InputError(f"{name}: {layers}; the number of mean shift steps is a whole number from 0 on")
+    if not 0 <= layers <= MOST_STEPS or int(layers) != layers:
+        raise InputError(f"{name}: {layers}; the number of mean shift steps is a whole number from 0 to {MOST_STEPS}")
     return int(layers)
 
 

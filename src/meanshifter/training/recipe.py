@@ -5,16 +5,16 @@ One dataclass per concern; the line under each field is also its `--help`. Impor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 from meanshifter.data.augment import AugmentConfig
 from meanshifter.data.layout import FolderLayout
 from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
+from meanshifter.model.config import LARGEST, MeanShiftConfig, PixelShiftConfig
 
 
 @dataclass
@@ -232,23 +232,28 @@ class TrainConfig:
             "devices": self.devices,
             "num_nodes": self.num_nodes,
         }
-        clip, betas, seed, share = optimizer.clip_norm, optimizer.betas, self.seed, self.data.val_share
-        minutes = self.minutes
+        from_zero = {
+            "seed": self.seed,
+            "data.cache": self.data.cache,
+            "optimizer.warmup": optimizer.warmup,
+            "evaluation.every": evaluation.every,
+        }
+        clip, betas, share, minutes = optimizer.clip_norm, optimizer.betas, self.data.val_share, self.minutes
         return [
-            *((name, value, value is None or value >= 1, "at least 1") for name, value in counts.items()),
-            ("minutes", minutes, minutes is None or 0 < minutes < math.inf, "null, or above 0"),
-            ("seed", seed, 0 <= seed < 2**31, "from 0 up to 2147483647"),
-            ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
-            ("data.workers", self.data.workers, self.data.workers >= 0, "0 or above"),
+            *(
+                (name, value, value is None or 1 <= value <= LARGEST, f"from 1 to {LARGEST}")
+                for name, value in counts.items()
+            ),
+            *((name, value, 0 <= value <= LARGEST, f"from 0 to {LARGEST}") for name, value in from_zero.items()),
+            ("minutes", minutes, minutes is None or 0 < minutes < inf, "null, or a number above 0"),
             ("data.val_share", share, share is None or 0 < share < 1, "null, or between 0 and 1"),
-            ("data.cache", self.data.cache, self.data.cache >= 0, "0 or above"),
-            ("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
+            ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
+            ("data.workers", self.data.workers, 0 <= self.data.workers <= 1024, "from 0 to 1024"),
+            ("optimizer.lr", optimizer.lr, 0 < optimizer.lr < inf, "a number above 0"),
             ("optimizer.momentum", optimizer.momentum, 0 <= optimizer.momentum < 1, "from 0 up to but not 1"),
             ("optimizer.betas", betas, all(0 <= beta < 1 for beta in betas), "two rates from 0 up to but not 1"),
             ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or above"),
             ("optimizer.clip_norm", clip, clip is None or clip > 0, "null, or above 0"),
-            ("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "0 or above"),
-            ("evaluation.every", evaluation.every, evaluation.every >= 0, "0 or above"),
             ("loss.class_balance", loss.class_balance, loss.class_balance >= 0, "0 or above"),
             ("loss.label_smoothing", loss.label_smoothing, 0 <= loss.label_smoothing < 1, "from 0 up to but not 1"),
         ]
