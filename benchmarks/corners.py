@@ -128,7 +128,8 @@ def one(args: argparse.Namespace, folder: Path, root: Path, steps: int, average:
 def score(run: Path, data: Folder, images: int) -> list[float]:
     model = ms.load_model(run / "checkpoints" / "last")
     K, ignore = model.labels.num_classes, model.labels.ignore
-    predictor = ms.Predictor(model, window=None, short_side=None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = ms.Predictor(model, window=None, short_side=None, device=device)
     wrong, seen, confusion = np.zeros(3), np.zeros(3), np.zeros((K, K))
     for index in range(0, len(data), max(1, len(data) // images)):
         sample = data[index]
