@@ -19,7 +19,9 @@ NEVER = -1e30
 Ints = Sequence[int | torch.SymInt]
 _NOT_CAPTURED = getattr(torch.Tag, "cudagraph_unsafe", None)
 OPERATOR_TAGS: dict[str, Any] = (
-    {"tags": _NOT_CAPTURED} if _NOT_CAPTURED and "tags" in inspect.signature(torch.library.custom_op).parameters else {}
+    {"tags": (_NOT_CAPTURED,)}
+    if _NOT_CAPTURED and "tags" in inspect.signature(torch.library.custom_op).parameters
+    else {}
 )
 """CUDA graphs leave our operators out where torch can be told so: tables kept by `ops.cuda` would lie in their pool."""
 
