@@ -108,7 +108,8 @@ def images(model: Path) -> list[Subject]:
 
     def read(path: Path) -> object:
         large_file(path, MAX_PIXELS)
-        return read_image(path)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that of several pictures one is read
+            return read_image(path)
 
     command = ("predict", str(model), "{file}", "--out", "{out}")
     return [Subject(f"image {kind}", f"a.{kind}", found, read, command=command) for kind, found in wholes.items()]
@@ -224,7 +225,8 @@ def run_state(store: Path) -> Subject:
 
     def read(path: Path) -> object:
         fresh = tiny()
-        return restore(RunFolder(path.parents[2]), fresh, create_optimizer(fresh, OptimizerConfig(name="adamw")), None)
+        optimizer = create_optimizer(fresh, OptimizerConfig(name="adamw"))
+        return restore(RunFolder(path.parents[2]), fresh, optimizer, None, speaks=False)
 
     whole = store / "run/checkpoints/last" / STATE
     return Subject("training state", f"checkpoints/last/{STATE}", [whole.read_bytes()], read, frame=store / "run")
