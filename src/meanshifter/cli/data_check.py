@@ -29,6 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_layout_options(parser, runs=False)
     parser.add_argument("--out", metavar="FILE.html", type=Path, help="write a page with pictures of what was found")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all findings and figures as JSON")
+    parser.add_argument(
+        "--write-labels",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        help="write a labels.json with the values or colors that occur, to name the classes in (default: into the "
+        "folder)",
+    )
     parser.add_argument("--fix", metavar="DIR", type=Path, help="write a repaired copy into a new folder")
     parser.add_argument(
         "--fix-unknown",
@@ -55,6 +64,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_text(args.json, dump_json(report.to_dict(), indent=1) + "\n")
         echo("", f"JSON: {args.json.resolve()}")
+    if args.write_labels is not None:
+        from meanshifter.data.doctor.skeleton import write_skeleton
+
+        target = report.root / "labels.json" if args.write_labels == Path() else args.write_labels
+        space = write_skeleton(report, target)
+        echo("", f"labels: {target.resolve()}: {len(space.names):,} classes; look at their names, then check again")
+        if report.question is not None and report.question.strong:
+            echo("the value that was ignored is a class in it; give it 255 there if it is to be ignored")
     if args.out is not None:
         from meanshifter.report.doctor_page import save_page
 

@@ -18,6 +18,7 @@ class Cached(Dataset):
 
     def __init__(self, dataset: Dataset, budget: int) -> None:
         self.name, self.split, self.labels = dataset.name, dataset.split, dataset.labels
+        self.named_by = dataset.named_by
         self._dataset, self._left = dataset, budget
         self._kept: dict[int, Sample] = {}
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meanshifter.data.decoding import Factor
-from meanshifter.data.label_files import folder_labels
+from meanshifter.data.label_files import GIVEN, folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.data.layout import SPLIT_FOLDERS, USUAL, FolderLayout
 from meanshifter.data.listing import Listing, Pair, list_folders
@@ -48,6 +48,8 @@ class Dataset(ABC):
     name: str
     split: str
     labels: LabelSpace
+    named_by: str = ""
+    """Where the classes are from, such as "classes.txt"; empty: the data set itself says so."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -159,14 +161,16 @@ class Folder(FileDataset):
             raise InputError("folder: no root; name the folder that holds images/ and masks/")
         folder = Path(root)
         pairs = _folder_pairs(folder, split, layout)
+        named_by = GIVEN
         if labels is None:
-            labels = folder_labels(folder, lambda: _all_masks(folder, layout), classes, raw, colors)
+            labels, named_by = folder_labels(folder, lambda: _all_masks(folder, layout), classes, raw, colors)
         named = (
             split
             if layout.val_share is None or split not in ("train", "val")
             else f"{split}, {layout.val_share:g} held out"
         )
         super().__init__("folder", named, labels, pairs)
+        self.named_by = named_by
 
     @classmethod
     def from_lists(

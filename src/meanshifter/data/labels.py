@@ -19,6 +19,18 @@ Color = tuple[int, int, int]
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 MOST_CLASSES: Final = 65_535
 """Train ids of 16 bits, less the ignored one."""
+BACKGROUNDS: Final = frozenset(
+    ("background", "bg", "void", "other", "others", "unlabeled", "unlabelled", "unknown", "none", "nothing", "clutter")
+)
+"""Names of a class of which a picture shows what is left, in lower case."""
+APART: Final = 24
+"""Levels of 255 by which two colours differ in one channel at least, to be told apart."""
+_FIRST = """
+4b87c3 00ff00 4b00ff ff0000 ffd200 ff2db4 0f7800 00ffd2 a55a0f 9669f0 ff8796 c3e187 873c78 f000ff f0b4ff 1ee1ff
+a5e10f 00e169 ff005a 0f9678 ffc387 5a5a0f 873c3c ff7800 a5960f 960096 0087ff b4005a b40f0f 870fd2 a5f0d2 ff87ff
+"""
+FIRST_COLORS: Final = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in _FIRST.split())
+"""Colours as far apart as they go in CIELAB, from black, grey and white too; each is the farthest from those before."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class LabelSpace:
     names: tuple[str, ...]
     """One name per class, in the order of the train ids."""
     palette: tuple[Color, ...] = ()
-    """One RGB colour per class, for label maps and overlays; generated where it is not given."""
+    """One RGB colour per class, for label maps and overlays; by default those of `colors`, else `default_palette`."""
     raw: Mapping[int, int] | None = None
     """Mask value → train id (or `ignore`); None: masks already hold train ids and the ignore value."""
     colors: Mapping[Color, int] | None = None
@@ -55,7 +67,8 @@ class LabelSpace:
         if self.ignore == -1:
             object.__setattr__(self, "ignore", 255 if len(self.names) <= 255 else 65535)
         if not self.palette:
-            object.__setattr__(self, "palette", distinct_colors(len(self.names)))
+            drawn = _palette_of_map(self.names, self.colors) if self.colors else default_palette(self.names)
+            object.__setattr__(self, "palette", drawn)
         if len(self.palette) != len(self.names):
             raise InputError(
                 f"labels: {len(self.palette)} colours for {len(self.names)} classes; give one colour per class"
@@ -76,6 +89,11 @@ class LabelSpace:
         top = np.iinfo(self.dtype).max
         if not 0 <= self.ignore <= top:
             raise InputError(f"labels: ignore is {self.ignore}; with {len(self.names)} classes it lies in 0 to {top}")
+        if self.ignore < len(self.names):
+            raise InputError(
+                f"labels: ignore is {self.ignore}, which is also the class {self.names[self.ignore]!r}; give a value "
+                f"from {len(self.names)} on, such as {255 if len(self.names) <= 255 else 65535}"
+            )
         for color in (*self.palette, *(self.colors or {})):
             if not all(0 <= channel <= 255 for channel in color):
                 raise InputError(f"labels: colour {color}; red, green and blue lie in 0 to 255")
@@ -141,11 +159,46 @@ def _whole(value: Any) -> int:
     return int(value) if isinstance(value, str) else index(value)
 
 
+def default_palette(names: Sequence[str]) -> tuple[Color, ...]:
+    """The colours of classes that bring none: `distinct_colors`, and black for the background.
+
+    That is the first class with a name of `BACKGROUNDS`, or the first of all where it is called after its number: in
+    overlays it darkens the image, and the classes of interest stand out.
+    """
+    plain = [name.casefold().strip(" _-") for name in names]
+    background = next((k for k, name in enumerate(plain) if name in BACKGROUNDS or (k == 0 and name == "class 0")), -1)
+    others = iter(distinct_colors(len(names)))
+    return tuple((0, 0, 0) if k == background else next(others) for k in range(len(names)))
+
+
 def distinct_colors(count: int) -> tuple[Color, ...]:
-    """`count` colours, well apart for the first dozens: hues in golden-ratio steps, three bands of brightness."""
+    """`count` colours of which no two are equal: those of `FIRST_COLORS`, then hues in golden-ratio steps."""
     golden = 0.618033988749895
-    colors = []
-    for k in range(count):
+    colors = dict.fromkeys(FIRST_COLORS[:count])
+    for k in range(4 * count):
+        if len(colors) == count:
+            return tuple(colors)
         rgb = colorsys.hsv_to_rgb((k * golden) % 1.0, (0.85, 0.55, 0.95)[k % 3], (0.95, 0.85, 0.60)[k // 3 % 3])
-        colors.append(_color([round(255 * channel) for channel in rgb]))
-    return tuple(colors)
+        colors[_color([round(255 * channel) for channel in rgb])] = None
+    for k in range(1, 2 * count):  # thousands of classes: hues run out; an odd factor repeats no number below 2 ** 24
+        number = k * 0x9E3779 % 2**24
+        colors[number >> 16, number >> 8 & 255, number & 255] = None
+    return tuple(colors)[:count]
+
+
+def are_distinct(colors: Sequence[Color | None]) -> bool:
+    """Whether all are there and any two differ by `APART` levels in one channel at least."""
+    known = np.array([color for color in colors if color is not None], np.int64).reshape(-1, 3)
+    if len(known) < len(colors):
+        return False
+    return all(int(abs(known[k + 1 :] - known[k]).max(1).min(initial=APART)) >= APART for k in range(len(known)))
+
+
+def _palette_of_map(names: Sequence[str], colors: Mapping[Color, int]) -> tuple[Color, ...]:
+    """The colour that masks give each class, the first of several; a class without one gets a default colour."""
+    own: dict[int, Color] = {}
+    for color, target in colors.items():
+        own.setdefault(target, color)
+    taken = set(own.values())
+    free = iter(color for color in distinct_colors(len(names) + len(taken)) if color not in taken)
+    return tuple(own[k] if k in own else next(free) for k in range(len(names)))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import normalize
 
 from meanshifter.data.reading import IMAGE_SUFFIXES
 from meanshifter.data.walk import PassedOver, files_below, said
@@ -77,6 +78,8 @@ Files = tuple[dict[str, Path], list[tuple[str, Path, Path]], PassedOver]
 def find_files(folder: Path, suffixes: Sequence[str], what: str, *, avoid: Path | None = None) -> Files:
     """The files below a folder by name (path below it, without extension), sorted; see `files_below`.
 
+    Names are in Unicode's composed form (NFC): macOS and some archives spell "ü" in two characters.
+
     Raises:
         InputError: no such folder, or no such files.
     """
@@ -85,7 +88,7 @@ def find_files(folder: Path, suffixes: Sequence[str], what: str, *, avoid: Path 
     files: dict[str, Path] = {}
     doubles, passed = [], PassedOver()
     for path in sorted(files_below(folder, suffixes, passed, avoid=avoid)):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if files.setdefault(name, path) is not path:
             doubles.append((name, files[name], path))
     if not files:
@@ -103,6 +106,7 @@ def list_folders(images: Path, masks: Path, mask_suffix: str = "") -> Listing:
     Raises:
         InputError: as `find_files`; one folder for both and no suffix, or no mask with it.
     """
+    mask_suffix = normalize("NFC", mask_suffix)
     found, doubles, passed = find_files(images, IMAGE_SUFFIXES, "images", avoid=masks)
     drawn, twice, more = find_files(masks, IMAGE_SUFFIXES, "masks", avoid=images)
     where = images.parent if images.parent == masks.parent else images

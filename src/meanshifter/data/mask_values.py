@@ -6,17 +6,21 @@ Glossary: H W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from meanshifter.data.labels import Labels, LabelSpace
+from meanshifter.data.ambiguity import FEW, RARE, is_blended
+from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.errors import InputError
+
+EDGES: Final = ": so many rare ones are edges that were smoothed, resampled or compressed"
+"""What is added where values outside the label map look like that."""
 
 
 def train_ids(picture: Image.Image, path: Path, labels: LabelSpace) -> Labels:
@@ -56,6 +60,24 @@ def indices(picture: Image.Image, path: Path) -> npt.NDArray[Any]:
     raise InputError(f"{path}: a mask of mode {picture.mode}; store class indices as an 8- or 16-bit PNG")
 
 
+def palette_of(picture: Image.Image) -> tuple[Color, ...]:
+    """The colours that a palette image gives its indices, 256 at most; none for other images."""
+    if picture.mode not in ("P", "PA"):
+        return ()
+    flat = picture.getpalette("RGB") or []
+    return tuple((flat[k], flat[k + 1], flat[k + 2]) for k in range(0, len(flat), 3))
+
+
+def count_indices(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The distinct values, ascending, and the pixels of each."""
+    if values.itemsize <= 2:
+        found = np.bincount(values.ravel())
+        keys = np.flatnonzero(found)
+        return keys.astype(np.int64), found[keys]
+    keys, counts = np.unique(values, return_counts=True)
+    return keys.astype(np.int64), counts
+
+
 def _map_indices(values: npt.NDArray[Any], path: Path, labels: LabelSpace) -> Labels:
     mapping = labels.raw
     if mapping is None:
@@ -71,7 +93,8 @@ def _map_indices(values: npt.NDArray[Any], path: Path, labels: LabelSpace) -> La
     found = np.bincount(values.ravel(), minlength=top + 1)
     strange = np.flatnonzero((found > 0) & ~known)
     if strange.size:
-        raise _outside(path, {str(v): int(found[v]) for v in strange}, f"({_ranges(mapping)})", "raw")
+        hint = edges_hint(np.flatnonzero(found), found[found > 0])
+        raise _outside(path, {str(v): int(found[v]) for v in strange}, f"({_ranges(mapping)})", "raw", hint)
     mapped: Labels = table.take(values)
     return mapped
 
@@ -115,19 +138,30 @@ def _map_sparse(
         for value, length in zip(runs[strange].tolist(), lengths[strange].tolist(), strict=True):
             found[str((value & 255, value >> 8 & 255, value >> 16)) if colors else str(value)] += length
         allowed = f"of {len(keys)} colours" if colors else f"({_ranges(keys.tolist())})"
-        raise _outside(path, found, allowed, "colors" if colors else "raw")
+        hint = color_edges_hint(found, flat.size) if colors else edges_hint(*count_indices(values))
+        raise _outside(path, found, allowed, "colors" if colors else "raw", hint)
     mapped: Labels = np.repeat(targets[place], lengths).reshape(values.shape)
     return mapped
 
 
-def _outside(path: Path, found: dict[str, int], allowed: str, field: str) -> InputError:
+def edges_hint(keys: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> str:
+    """What a message about values outside the label map adds where they are blended edges."""
+    return EDGES if is_blended(keys, counts) else ""
+
+
+def color_edges_hint(strange: Mapping[str, int], pixels: int) -> str:
+    """Likewise for colours outside the map, of a mask of so many pixels."""
+    return EDGES if len(strange) >= FEW and max(strange.values()) < RARE * pixels else ""
+
+
+def _outside(path: Path, found: dict[str, int], allowed: str, field: str, hint: str) -> InputError:
     """Names the three most frequent strangers."""
     ranked = sorted(found.items(), key=lambda item: -item[1])
     named = ", ".join(f"{value} ({count:,} pixel{'s'[: count != 1]})" for value, count in ranked[:3])
     more = f" and {len(ranked) - 3} more" if len(ranked) > 3 else ""
     return InputError(
-        f"{path}: value{'s'[: len(ranked) != 1]} {named}{more} outside the label map {allowed}; correct the mask, "
-        f"or add what is missing to `{field}` of the label map"
+        f"{path}: value{'s'[: len(ranked) != 1]} {named}{more} outside the label map {allowed}{hint}; correct the "
+        f"mask, or add what is missing to `{field}` of the label map"
     )
 
 

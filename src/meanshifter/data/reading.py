@@ -16,7 +16,7 @@ from PIL import Image
 from meanshifter.data.claims import image_suffixes
 from meanshifter.data.decoding import SWAPS_SIDES, WITHOUT_PILLOWS_LIMIT, Factor, decode_image, decode_mask
 from meanshifter.data.labels import Labels, LabelSpace
-from meanshifter.data.mask_values import indices, train_ids
+from meanshifter.data.mask_values import count_indices, indices, train_ids
 from meanshifter.errors import InputError
 
 IMAGE_SUFFIXES: Final = image_suffixes()
@@ -109,16 +109,13 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
 
 
-def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
-    """The distinct indices of a mask, ascending.
+def mask_values(path: str | Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The distinct indices of a mask, ascending, and the pixels of each.
 
     Raises:
         InputError: as `read_mask`, or a mask of colours.
     """
-    values = indices(decode_mask(path).picture, Path(path))
-    if values.itemsize <= 2:
-        return np.flatnonzero(np.bincount(values.ravel())).astype(np.int64)
-    return np.unique(values).astype(np.int64)
+    return count_indices(indices(decode_mask(path).picture, Path(path)))
 
 
 def rgb(picture: Image.Image, path: str | Path) -> npt.NDArray[np.uint8]:

@@ -20,7 +20,7 @@ class Subset(Dataset):
     """
 
     def __init__(self, dataset: Dataset, pattern: str, *, matching: bool) -> None:
-        self.name, self.labels = dataset.name, dataset.labels
+        self.name, self.labels, self.named_by = dataset.name, dataset.labels, dataset.named_by
         self.split = f"{dataset.split} {'like' if matching else 'but'} {pattern}"
         self._dataset = dataset
         self._places = [i for i, name in enumerate(dataset.names) if fnmatchcase(name, pattern) == matching]

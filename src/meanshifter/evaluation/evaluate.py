@@ -88,9 +88,11 @@ def evaluate(
     if not steps:
         raise InputError("mean_shift_layers: 0 entries; name at least one number of steps")
     protocol = protocol_of(predictor, dataset, limit=limit)
-    totals = _totals(predictor, dataset, steps, limit, progress, Processes() if processes is None else processes)
+    totals, ignored = _totals(
+        predictor, dataset, steps, limit, progress, Processes() if processes is None else processes
+    )
     results = {
-        layers: Result(total, dataset.labels.names, replace(protocol, mean_shift_layers=layers))
+        layers: Result(total, dataset.labels.names, replace(protocol, mean_shift_layers=layers), ignored=ignored)
         for layers, total in zip(steps, totals, strict=True)
     }
     return results if several else results[steps[0]]
@@ -98,17 +100,20 @@ def evaluate(
 
 def _totals(
     predictor: Predictor, dataset: Dataset, steps: list[int], limit: int | None, progress: bool, processes: Processes
-) -> list[Confusion]:
-    """The confusion matrices of all images, for each number of mean shift steps."""
+) -> tuple[list[Confusion], int]:
+    """The confusion matrices of all images, for each number of mean shift steps, and the pixels that are ignored."""
+    K, ignore = dataset.labels.num_classes, dataset.labels.ignore
     share, shown = (processes.rank, processes.count), progress and processes.first
 
     def of_my_images() -> torch.Tensor:
-        totals = np.zeros((len(steps), *[dataset.labels.num_classes] * 2), np.int64)
-        for matrices in image_confusions(predictor, dataset, steps, limit=limit, progress=shown, share=share):
-            totals += matrices
-        return torch.from_numpy(totals)
+        totals, ignored = np.zeros((len(steps), K, K), np.int64), 0
+        for sample, maps in image_maps(predictor, dataset, steps, limit=limit, progress=shown, share=share):
+            totals += [confusion_matrix(sample.labels, prediction, K, ignore=ignore) for prediction in maps]
+            ignored += int(np.count_nonzero(sample.labels == ignore))
+        return torch.from_numpy(np.append(totals, ignored))
 
-    return list(processes.sum(processes.together(of_my_images)).numpy())
+    counts = processes.sum(processes.together(of_my_images)).numpy()
+    return list(counts[:-1].reshape(len(steps), K, K)), int(counts[-1])
 
 
 def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = None) -> Protocol:
@@ -167,26 +172,6 @@ def count_images(dataset: Dataset, limit: int | None) -> int:
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 
-def image_confusions(
-    predictor: Predictor,
-    dataset: Dataset,
-    steps: list[int],
-    *,
-    limit: int | None = None,
-    progress: bool = False,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[list[Confusion]]:
-    """The confusion matrices of one image after the other, one for each number of mean shift steps.
-
-    Of images `share[0]`, `share[0] + share[1]`, ….
-
-    Errors as `evaluate`.
-    """
-    K, ignore = dataset.labels.num_classes, dataset.labels.ignore
-    for sample, maps in image_maps(predictor, dataset, steps, limit=limit, progress=progress, share=share):
-        yield [confusion_matrix(sample.labels, prediction, K, ignore=ignore) for prediction in maps]
-
-
 def image_maps(
     predictor: Predictor,
     dataset: Dataset,
@@ -197,6 +182,8 @@ def image_maps(
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Sample, list[Labels]]]:
     """One image after the other, with the label map after each number of mean shift steps.
+
+    Of images `share[0]`, `share[0] + share[1]`, ….
 
     Errors as `evaluate`.
     """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 
 import meanshifter
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import IMAGE_SUFFIXES, read_mask
+from meanshifter.data.walk import PassedOver, files_below
 from meanshifter.errors import InputError
 from meanshifter.evaluation.confusion import Confusion, confusion_matrix
 from meanshifter.evaluation.protocol import Protocol
@@ -35,14 +38,16 @@ def evaluate_predictions(
         limit: score only the first so many images.
 
     Raises:
-        InputError: no such folder, images without a label map, label maps of another size, or values that are no
-            class; the file, the value and the remedy are named.
+        InputError: no such folder, images without a label map or with two, label maps of another size, or values that
+            are no class; the file, the value and the remedy are named.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--predictions: {folder} is no folder; name the one that holds the label maps")
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    found = {index: path for index in range(count) if (path := _file(folder, dataset.names[index])) is not None}
+    files = _files(folder)
+    paths = {index: _only(files.get(normalize("NFC", dataset.names[index]), [])) for index in range(count)}
+    found = {index: path for index, path in paths.items() if path is not None}
     missing = [dataset.names[index] for index in range(count) if index not in found]
     if not found or (missing and not partial):
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -57,8 +62,8 @@ def evaluate_predictions(
         )
     space, K = _space(dataset.labels, first), dataset.labels.num_classes
 
-    def pair(index: int) -> Confusion:
-        """(K, K + 1): the last column is no class."""
+    def pair(index: int) -> tuple[Confusion, int]:
+        """(K, K + 1), the last column is no class; and the pixels whose truth is ignored."""
         truth = dataset.read_labels(index)
         try:
             labels = read_mask(found[index], space)
@@ -77,21 +82,37 @@ def evaluate_predictions(
             )
         ignore = dataset.labels.ignore
         named = np.where(labels == ignore, K, labels.astype(np.int64))
-        return confusion_matrix(truth, named, K + 1, ignore=ignore)[:K]
+        return confusion_matrix(truth, named, K + 1, ignore=ignore)[:K], int(np.count_nonzero(truth == ignore))
 
-    total = sum((future.result() for _, future in read_ahead(pair, list(found))), np.zeros((K, K + 1), np.int64))
-    return Result(total[:, :K], dataset.labels.names, _protocol(folder, dataset, len(found)), total[:, K])
+    total, ignored = np.zeros((K, K + 1), np.int64), 0
+    for _, future in read_ahead(pair, list(found)):
+        matrix, outside = future.result()
+        total += matrix
+        ignored += outside
+    return Result(total[:, :K], dataset.labels.names, _protocol(folder, dataset, len(found)), total[:, K], ignored)
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    return next((path for suffix in (".png", *IMAGE_SUFFIXES) if (path := folder / f"{name}{suffix}").is_file()), None)
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Label maps by name: the path below the folder, without extension, in Unicode's composed form (NFC)."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(files_below(folder, IMAGE_SUFFIXES, PassedOver())):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        files.setdefault(normalize("NFC", name), []).append(path)
+    return files
+
+
+def _only(paths: Sequence[Path]) -> Path | None:
+    if len(paths) > 1:
+        raise InputError(f"--predictions: {paths[0]} and {paths[1]} are label maps of one name; keep one of them")
+    return paths[0] if paths else None
 
 
 def _space(labels: LabelSpace, first: int) -> LabelSpace:
     """How such files spell the classes."""
     nothing = {labels.ignore: labels.ignore, **({0: labels.ignore} if first == 1 else {})}
     raw = nothing | {k + first: k for k in range(labels.num_classes)}
-    colors = {color: k for k, color in enumerate(labels.palette)}
+    own = [color for color in labels.palette if labels.palette.count(color) == 1]
+    colors = {color: labels.palette.index(color) for color in own}
     return LabelSpace(labels.names, labels.palette, raw, colors, labels.ignore)
 
 

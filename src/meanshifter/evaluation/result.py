@@ -48,6 +48,15 @@ class Result:
     missed: Confusion = field(default_factory=lambda: np.zeros(1, np.int64))
     """(K,) counted pixels by true class for which label maps say no class: wrong, and of no prediction; or one 0."""
 
+    ignored: int | None = None
+    """Pixels whose truth is ignored, in neither truth nor scores; None: not counted."""
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of all pixels that are ignored; NaN where they were not counted."""
+        total = int(self.truth.sum()) + (self.ignored or 0)
+        return math.nan if self.ignored is None or not total else self.ignored / total
+
     @property
     def aAcc(self) -> float:  # noqa: N802
         """Percent of counted pixels that are right; NaN without any."""
@@ -99,6 +108,10 @@ class Result:
         for name, score in self.per_class.items():
             lines.append(f"| {name:<{width}} | {_cell(score.IoU)} | {_cell(score.Acc)} | {score.pixels:>12,} |")
         lines += ["", f"aAcc {self.aAcc:.2f}   mAcc {self.mAcc:.2f}   mIoU {self.mIoU:.2f}"]
+        if self.ignored is not None:
+            lines.append(
+                f"ignored in the truth, and not scored: {self.ignored:,} pixels, {self.ignored_share:.1%} of all"
+            )
         if self.absent:
             lines.append(f"left out of the means, in neither truth nor prediction: {', '.join(self.absent)}")
         if missed := int(self.missed.sum()):
@@ -117,6 +130,8 @@ class Result:
                 name: {"IoU": null(score.IoU), "Acc": null(score.Acc), "pixels": score.pixels}
                 for name, score in self.per_class.items()
             },
+            "ignored_pixels": self.ignored,
+            "ignored_share": null(self.ignored_share),
             "confusion": self.confusion.tolist(),
             **({"missed": self.missed.tolist()} if self.missed.any() else {}),
         }

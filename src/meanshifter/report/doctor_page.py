@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from meanshifter.data.decoding import decode_image, decode_mask
 from meanshifter.data.doctor import KINDS, Finding, Report
 from meanshifter.data.doctor.figures import BALANCE
+from meanshifter.data.doctor.text import summary_line
 from meanshifter.data.doctor.values import by_color, count_values, index_map, pack, packed_colors
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.listing import Pair
@@ -25,6 +26,8 @@ CASES: Final = 3
 """Cases of each kind that are shown in pictures."""
 LISTED: Final = 50
 """Cases of each kind that are listed."""
+SAMPLES: Final = 4
+"""Pairs of each split that are shown whether anything is wrong with them or not."""
 SIDE: Final = 320
 STRANGE: Final = (255, 0, 255)
 """Pixels whose value the label map does not know."""
@@ -49,7 +52,10 @@ def save_page(report: Report, path: str | Path) -> None:
                 for kind, found in report.by_kind.items()
             ],
         )
+    if report.space is not None:
+        page.text(f"{summary_line(report, report.space)}.")
     _values(page, report)
+    _samples(page, report)
     for kind, found in report.by_kind.items():
         page.heading(f"{KINDS[kind].title[0].upper()}{KINDS[kind].title[1:]}: {len(found):,}")
         page.text(f"What to do: {KINDS[kind].remedy}.")
@@ -91,6 +97,16 @@ def _values(page: Page, report: Report) -> None:
             ],
         )
     page.table(["masks", "how many", "how they are read"], [[m.mode, f"{m.masks:,}", m.reading] for m in report.modes])
+
+
+def _samples(page: Page, report: Report) -> None:
+    """Some pairs of every split side by side, sound or not: what no rule finds, an eye may."""
+    page.heading("Samples")
+    if report.space is not None:
+        page.legend(report.space)
+    for pairs in report.pairs.values():
+        for place in sorted({number * len(pairs) // SAMPLES for number in range(SAMPLES)} if pairs else ()):
+            page.pictures([_pair(pairs[place], report)], columns=2)
 
 
 def _colors(space: LabelSpace | None) -> dict[str, Color]:

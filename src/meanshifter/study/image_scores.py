@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
-from meanshifter.evaluation.confusion import Confusion
-from meanshifter.evaluation.evaluate import image_confusions, protocol_of
+from meanshifter.evaluation.confusion import Confusion, confusion_matrix
+from meanshifter.evaluation.evaluate import image_maps, protocol_of
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
 
@@ -126,12 +126,14 @@ def score(name: str, predictor: Predictor, dataset: Dataset, limit: int | None, 
         InputError: as `evaluate`.
     """
     protocol, classes = protocol_of(predictor, dataset, limit=limit), dataset.labels.names
-    total, images = np.zeros((len(classes), len(classes)), np.int64), []
+    total, images, ignored = np.zeros((len(classes), len(classes)), np.int64), [], 0
     steps = [predictor.mean_shift_layers]
-    for (confusion,) in image_confusions(predictor, dataset, steps, limit=limit, progress=progress):
+    for sample, (prediction,) in image_maps(predictor, dataset, steps, limit=limit, progress=progress):
+        confusion = confusion_matrix(sample.labels, prediction, len(classes), ignore=dataset.labels.ignore)
         total += confusion
+        ignored += int(np.count_nonzero(sample.labels == dataset.labels.ignore))
         images.append(ImageScore.of(confusion))
-    return Scored(name, predictor, Result(total, classes, protocol), tuple(images))
+    return Scored(name, predictor, Result(total, classes, protocol, ignored=ignored), tuple(images))
 
 
 def choose(differences: npt.NDArray[np.float64], pick: int) -> list[Choice]:

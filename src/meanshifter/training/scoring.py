@@ -76,13 +76,16 @@ def _score(session: Session, config: TrainConfig, limit: int | None, processes: 
     layers, K, ignore = predictor.mean_shift_layers, dataset.labels.num_classes, dataset.labels.ignore
 
     def of_my_images() -> torch.Tensor:
-        totals = np.zeros((1 + len(RADII), K, K), np.int64)
+        totals, ignored = np.zeros((1 + len(RADII), K, K), np.int64), 0
         share = (processes.rank, processes.count)
         for sample, maps in image_maps(predictor, dataset, [layers], limit=limit, share=share):
             totals[0] += confusion_matrix(sample.labels, maps[0], K, ignore=ignore)
             totals[1:] += near_boundaries(sample.labels, maps, K, ignore)[0]
-        return torch.from_numpy(totals)
+            ignored += int(np.count_nonzero(sample.labels == ignore))
+        return torch.from_numpy(np.append(totals, ignored))
 
-    totals = processes.sum(processes.together(of_my_images)).numpy()
+    counts = processes.sum(processes.together(of_my_images)).numpy()
+    totals = counts[:-1].reshape(-1, K, K)
     protocol = protocol_of(predictor, dataset, limit=limit)
-    return Scores(Result(totals[0], dataset.labels.names, protocol), boundary_figures(totals[1:]))
+    result = Result(totals[0], dataset.labels.names, protocol, ignored=int(counts[-1]))
+    return Scores(result, boundary_figures(totals[1:]))

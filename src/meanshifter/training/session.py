@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from meanshifter.data.cache import Cached
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
-from meanshifter.data.doctor import check_sample
+from meanshifter.data.doctor import Look, check_sample
 from meanshifter.data.subset import Subset
 from meanshifter.errors import InputError
 from meanshifter.inference.precision import fused_attention_pays, resolve_precision
@@ -58,6 +58,8 @@ class Session:
     crops_at_once: int
     """Crops in one pass: the batch size, or less where memory ran out."""
     progress: Progress
+    look: Look
+    """What a look at the data said."""
 
     @property
     def images(self) -> int:
@@ -121,7 +123,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.labels)
     processes = launch(fabric)
-    processes.from_first(lambda: check_sample([train_set, val_set], _check_command(config.data)))
+    look = processes.from_first(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimiser state lands where the weights are
     optimizer = create_optimizer(model, config.optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
@@ -161,6 +163,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Session:
         None if weight is None else fabric.to_device(weight),
         config.batch_size,
         progress,
+        look,
     )
 
 

@@ -31,7 +31,7 @@ def summary(session: Session, config: TrainConfig) -> list[str]:
         steps, evaluated = f"as many steps as fit into {config.minutes:g} minutes,", ""
     return [
         f"data: {place} · {session.images:,} images to learn from, {scored:,} to score on · "
-        f"{labels.num_classes} classes ({names})",
+        f"{labels.num_classes} classes ({names}), {session.look.origin}",
         f"model: {model} · {parameters:,} parameters · {devices}{session.model.device.type}, {config.precision}",
         f"training: {steps} of {config.crops_per_step} crops of {height}×{width}{evaluated}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
+from unicodedata import normalize
 
 from meanshifter.data.catalog.public import About, PublicDataset
 from meanshifter.data.download import Archive
@@ -68,7 +69,7 @@ class PascalVOC(PublicDataset):
         listing = folder / cls.marker(split) / f"{split}.txt"
         if not listing.is_file():
             raise InputError(f"{listing}: no such file; it lists the images of split {split!r}")
-        wanted = read_text(listing).split()
+        wanted = normalize("NFC", read_text(listing)).split()
         if not wanted:
             raise InputError(f"{listing}: no names; it lists the images of split {split!r}")
         images, twice, _ = find_files(folder / "JPEGImages", (".jpg",), "images")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from meanshifter.data.ambiguity import blended_masks, blended_message
 from meanshifter.data.doctor.copies import copies
 from meanshifter.data.doctor.examine import Facts, examine
 from meanshifter.data.doctor.figures import class_rows, mode_rows, raw_rows
 from meanshifter.data.doctor.findings import KINDS, Finding
+from meanshifter.data.doctor.ignored import question_finding, question_ignored
 from meanshifter.data.doctor.pairs import judge_pair
+from meanshifter.data.doctor.palettes import judge_palettes
 from meanshifter.data.doctor.report import Report
 from meanshifter.data.doctor.sources import Source, open_source
-from meanshifter.data.doctor.values import map_values
+from meanshifter.data.doctor.values import map_values, unpack
 from meanshifter.data.doctor.whole import judge_whole
-from meanshifter.data.label_files import space_of
-from meanshifter.data.labels import LabelSpace
+from meanshifter.data.label_files import assumes_ignored, look_at_palettes, space_of, with_mask_palette
+from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.layout import USUAL, FolderLayout
 from meanshifter.errors import InputError
 
@@ -49,15 +53,24 @@ def check(
     facts = _examine_all(source, threads, advance)
     if source.space is None:
         source.space = _told_by_values(source, facts)
+    if source.space is not None and source.named_by:
+        source.space = with_mask_palette(source.space, look_at_palettes(lambda: _masks(source)))
     space, splits = source.space, list(source.pairs)
     judged = [
         (fact, None if space is None or fact.mask is None else map_values(fact.mask.values, space)) for fact in facts
     ]
     modes, classes = mode_rows(judged, space), class_rows(judged, space, splits)
+    counted = [mapped for _, mapped in judged if mapped is not None]
+    question = None
+    if space is not None:
+        question = question_ignored(counted, space, assumed=assumes_ignored(space, source.named_by))
+    palettes = judge_palettes(facts, space)
     findings = [
         *source.findings,
         *(finding for fact in facts for finding in judge_pair(fact, space)),
         *copies(facts),
+        *palettes,
+        *([] if question is None else [question_finding(question, source.root)]),
         *judge_whole(facts, space, splits, modes, classes, source.root),
     ]
     order = {kind: place for place, kind in enumerate(KINDS)}
@@ -70,8 +83,27 @@ def check(
         raw=raw_rows(judged, space),
         classes=classes,
         modes=modes,
-        ignored=sum(mapped.ignored for _, mapped in judged if mapped is not None),
+        ignored=sum(mapped.ignored for mapped in counted),
+        named_by=source.named_by,
+        question=question,
+        paints=_paints(facts) if any(finding.kind == "renumbered" for finding in palettes) else {},
     )
+
+
+def _paints(facts: Sequence[Facts]) -> Counter[Color]:
+    """The colours of all masks as they are shown, with their pixels."""
+    pixels: Counter[Color] = Counter()
+    for fact in facts:
+        if fact.mask is not None and fact.mask.values is not None:
+            values = fact.mask.values
+            colors = [unpack(key) for key in values.keys.tolist()] if values.colored else values.paints
+            for color, count in zip(colors, values.counts.tolist(), strict=True):
+                pixels[color] += count
+    return pixels
+
+
+def _masks(source: Source) -> list[Path]:
+    return [pair.mask for pairs in source.pairs.values() for pair in pairs]
 
 
 def _examine_all(source: Source, threads: int | None, advance: Callable[[int, int], None]) -> list[Facts]:
@@ -92,14 +124,21 @@ def _examine_all(source: Source, threads: int | None, advance: Callable[[int, in
 
 def _told_by_values(source: Source, facts: Iterable[Facts]) -> LabelSpace | None:
     """The classes that `Folder` would make of the masks."""
-    masks = [fact.mask.values for fact in facts if fact.mask is not None and fact.mask.values is not None]
-    found = {key for values in masks if not values.colored for key in values.keys.tolist()}
+    masks = [
+        (fact.pair.mask, fact.mask.values.keys, fact.mask.values.counts)
+        for fact in facts
+        if fact.mask is not None and fact.mask.values is not None and not fact.mask.values.colored
+    ]
     if any(finding.kind == "label-file" for finding in source.findings):
         return None
+    blended, _ = blended_masks(masks)
+    if blended:
+        source.findings += [Finding("blended", blended_message(*mask)) for mask in masks if mask[0] in blended]
+        return None
     try:
-        if not found:
+        if not masks:
             raise InputError(f"{source.root}: no mask holds class numbers")
-        return space_of(found, source.root)
+        return space_of({key for _, keys, _ in masks for key in keys.tolist()}, source.root)
     except InputError as error:
         source.findings.append(Finding("no-classes", str(error)))
         return None

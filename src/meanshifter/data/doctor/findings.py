@@ -20,7 +20,14 @@ class Kind:
 
 KINDS: Final = {
     "label-file": Kind("label file that cannot be used", "correct it; docs/data.md shows the format"),
-    "no-classes": Kind("classes that cannot be told", "write classes.txt or labels.json into the folder"),
+    "no-classes": Kind(
+        "classes that cannot be told",
+        "write labels.json into the folder; --write-labels begins one with the values that occur",
+    ),
+    "blended": Kind(
+        "values that are edges and no classes", "export masks unsmoothed, resize them by the nearest pixel"
+    ),
+    "ignored-class": Kind("class that may be the ignored value", "say in labels.json what the value is"),
     "unreadable-split": Kind("split that cannot be listed", "add the folder or the files it lacks"),
     "unreadable-image": Kind("image that cannot be read", "copy or export it again"),
     "unreadable-mask": Kind("mask that cannot be read", "copy or export it again"),
@@ -31,9 +38,19 @@ KINDS: Final = {
     "orientation": Kind("EXIF turn that the mask lacks", "turn the mask likewise, or remove the tag from the image"),
     "lossy-mask": Kind("mask with lossy compression", "export it as PNG: class numbers are no longer exact"),
     "mask-mode": Kind("mask whose mode the label map does not cover", "store class numbers, or add `colors`"),
+    "renumbered": Kind(
+        "palettes that number the colours differently",
+        "have the masks read by their colours: --write-labels writes a labels.json with `colors`",
+    ),
+    "palettes": Kind(
+        "palettes that contradict each other", "export all masks alike, or have --fix write class numbers"
+    ),
     "outside": Kind("values outside the label map", "correct the mask, or add them to labels.json"),
     "all-ignored": Kind("mask that is ignored everywhere", "label it, or take the pair out"),
     "copy-across": Kind("the same image in two splits", "take it out of one: the score would count what was taught"),
+    "ignored-class-unsure": Kind(
+        "classes of which one may be the ignored value", "say in labels.json what the value is", fault=False
+    ),
     "copy-within": Kind("the same image twice in a split", "keep one, unless it is meant to count twice", fault=False),
     "near-copy": Kind("nearly the same image in two splits", "look whether one was made from the other", fault=False),
     "blank-image": Kind("blank image", "look whether it was exported wrongly", fault=False),

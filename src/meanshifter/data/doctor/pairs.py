@@ -9,6 +9,7 @@ from meanshifter.data.doctor.examine import Facts, ImageFacts, MaskFacts
 from meanshifter.data.doctor.findings import Finding
 from meanshifter.data.doctor.values import MODES, Values, colors_tell, index_map, map_values, told
 from meanshifter.data.labels import LabelSpace
+from meanshifter.data.mask_values import color_edges_hint, edges_hint
 
 NAMED = 3
 """Values that a message names, the most frequent ones."""
@@ -74,7 +75,7 @@ def _judge_mask(facts: Facts, mask: MaskFacts, space: LabelSpace | None) -> list
             )
         ]
     if mapped.outside:
-        text = f"{path}: {_named(mapped.outside)} outside the label map{_shift_hint(mask.values, space)}"
+        text = f"{path}: {_named(mapped.outside)} outside the label map{_hint(mask.values, mapped.outside, space)}"
         return [_of(facts, "outside", text, path, values=mapped.outside)]
     if not mapped.classes.any():
         return [_of(facts, "all-ignored", f"{path}: all {mapped.ignored:,} pixels are ignored", path)]
@@ -95,6 +96,13 @@ def _named(outside: dict[str, int]) -> str:
     named = ", ".join(f"{value} ({count:,} pixel{'s'[: count != 1]})" for value, count in ranked[:NAMED])
     more = f" and {len(ranked) - NAMED} more" if len(ranked) > NAMED else ""
     return f"value{'s'[: len(ranked) != 1]} {named}{more}"
+
+
+def _hint(values: Values, outside: dict[str, int], space: LabelSpace) -> str:
+    """Blended edges, or numbers that are off by one."""
+    if values.colored:
+        return color_edges_hint(outside, int(values.counts.sum()))
+    return edges_hint(values.keys, values.counts) or _shift_hint(values, space)
 
 
 def _shift_hint(values: Values, space: LabelSpace) -> str:

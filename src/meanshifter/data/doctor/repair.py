@@ -86,7 +86,9 @@ def repair(
             advance(number, len(work))
         if not done.kept:
             raise InputError(f"{report.root}: no pair can be kept; `meanshifter data check` says why")
-        plain = LabelSpace(space.names, space.palette, ignore=space.ignore)
+        # spelled out, so that nobody asks whether the ignored value is a class
+        raw = {k: k for k in (*range(space.num_classes), space.ignore)}
+        plain = LabelSpace(space.names, space.palette, raw, ignore=space.ignore)
         write_text(folder / "labels.json", dump_json(plain.to_dict(), indent=1))
         write_text(folder / "repair.json", dump_json(done.to_dict(), indent=1))
     return done

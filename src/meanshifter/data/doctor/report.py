@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meanshifter import __version__
 from meanshifter.data.doctor.findings import KINDS, Finding
-from meanshifter.data.labels import LabelSpace
+from meanshifter.data.doctor.ignored import Question
+from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.data.listing import Pair
 
 
@@ -64,6 +65,18 @@ class Report:
     modes: Sequence[ModeRow]
     ignored: int
     """Pixels of all masks that are ignored."""
+    named_by: str = ""
+    """Where the classes are from, as `Dataset.named_by`."""
+    question: Question | None = None
+    """Whether the ignored value is a class."""
+    paints: Mapping[Color, int] = field(default_factory=dict)
+    """Colour → pixels of palette masks that number their colours differently."""
+
+    @property
+    def ignored_share(self) -> float:
+        """Of all pixels that the label map covers; 0 without any."""
+        total = self.ignored + sum(sum(row.pixels.values()) for row in self.classes)
+        return self.ignored / total if total else 0.0
 
     @property
     def faults(self) -> list[Finding]:
@@ -101,4 +114,5 @@ class Report:
             ],
             "modes": [{"mode": row.mode, "masks": row.masks, "reading": row.reading} for row in self.modes],
             "ignored_pixels": self.ignored,
+            "classes_from": self.named_by,
         }

@@ -11,7 +11,7 @@ from meanshifter.data.catalog import HOMES, require_usual, unknown_dataset
 from meanshifter.data.catalog.public import PublicDataset
 from meanshifter.data.datasets import divided_split, folder_listings, held_out
 from meanshifter.data.doctor.findings import Finding
-from meanshifter.data.label_files import labels_of_files
+from meanshifter.data.label_files import BY_VALUES, labels_of_files
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.layout import USUAL, FolderLayout
 from meanshifter.data.listing import Listing, Pair
@@ -29,6 +29,8 @@ class Source:
     """None: to be told from the values of the masks."""
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    named_by: str = ""
+    """As that of `Dataset`."""
 
 
 def open_source(
@@ -56,9 +58,9 @@ def _open_folder(root: str | Path | None, splits: Sequence[str] | None, layout: 
     if root is None:
         raise InputError("folder: no root; name the folder that holds images/ and masks/")
     folder = Path(root)
-    source = Source("folder", folder, None)
+    source = Source("folder", folder, None, named_by=BY_VALUES)
     try:
-        source.space = labels_of_files(folder)
+        source.space, source.named_by = labels_of_files(folder) or (None, BY_VALUES)
     except InputError as error:
         source.findings.append(Finding("label-file", str(error)))
     listings = folder_listings(folder, layout)

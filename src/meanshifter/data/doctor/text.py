@@ -7,6 +7,7 @@ from typing import Final
 
 from meanshifter.data.doctor.findings import KINDS
 from meanshifter.data.doctor.report import Report
+from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import one_line
 
 SHOWN: Final = 3
@@ -21,6 +22,8 @@ def report_lines(report: Report) -> list[str]:
     splits = ", ".join(f"{split} {len(pairs):,}" for split, pairs in report.pairs.items())
     lines = [f"{one_line(str(report.root))}: {splits} pairs"]
     lines += [f"{row.masks:,} mask{'s'[: row.masks != 1]}: {row.mode}; {row.reading}" for row in report.modes]
+    if report.space is not None:
+        lines.append(summary_line(report, report.space))
     lines += ["", *value_lines(report)]
     for kind, found in report.by_kind.items():
         about = KINDS[kind]
@@ -29,6 +32,14 @@ def report_lines(report: Report) -> list[str]:
         if len(found) > SHOWN:
             lines.append(f"  … and {len(found) - SHOWN:,} more")
     return lines
+
+
+def summary_line(report: Report, space: LabelSpace) -> str:
+    """How many classes, where their names are from, and how much is ignored."""
+    return (
+        f"{space.num_classes} class{'es'[: 2 * (space.num_classes != 1)]}, named by "
+        f"{report.named_by or f'the data set {report.source}'}; {report.ignored_share:.1%} of all pixels are ignored"
+    )
 
 
 def value_lines(report: Report) -> list[str]:
