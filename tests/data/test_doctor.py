@@ -164,6 +164,16 @@ def test_train_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run").exists()
 
 
+def test_the_page_shows_samples_where_all_is_well(tmp_path: Path) -> None:
+    folder, page = make(tmp_path / "data", {"train": 9, "val": 2}), tmp_path / "page.html"
+    assert main(["data", "check", str(folder), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert text.count("<img") == 2 * (4 + 2)
+    assert f"{check(folder).ignored_share:.1%} of all pixels are ignored" in text
+    for name in NAMES:
+        assert f"</span>{name}</li>" in text
+
+
 def test_every_planted_kind_is_found_in_camvid(shared: Path) -> None:
     words = [sys.executable, str(SCRIPT), str(shared / "data/camvid"), "--pairs", "90", "--no-speed"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

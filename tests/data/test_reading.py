@@ -265,10 +265,8 @@ def test_colour_masks_without_a_map_and_jpeg_masks_are_refused(tmp_path: Path) -
 
 
 def test_mask_values(tmp_path: Path) -> None:
-    keys, counts = mask_values(save(tmp_path / "a.png", np.array([[3, 0, 255, 3]], np.uint8)))
-    assert (keys.tolist(), counts.tolist()) == ([0, 3, 255], [1, 2, 1])
-    keys, counts = mask_values(save(tmp_path / "b.png", np.array([[300, 0]], np.uint16)))
-    assert (keys.tolist(), counts.tolist()) == ([0, 300], [1, 1])
+    assert mask_values(save(tmp_path / "a.png", np.array([[3, 0, 255, 3]], np.uint8))).tolist() == [0, 3, 255]
+    assert mask_values(save(tmp_path / "b.png", np.array([[300, 0]], np.uint16))).tolist() == [0, 300]
 
 
 # pairs

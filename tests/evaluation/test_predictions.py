@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -108,3 +109,37 @@ def test_where_class_0_can_be(tmp_path: Path, dataset: Folder, maps: dict[str, n
     some = evaluate_predictions(tmp_path, dataset, partial=True)
     assert f"{len(maps) - 1} of {len(maps)} images" in str(some.protocol)
     assert "first" not in str(some.protocol)
+
+
+def test_two_label_maps_of_one_name_are_refused(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
+    for name, labels in maps.items():
+        Image.fromarray(labels).save(tmp_path / "out" / f"{name}.png")
+    Image.fromarray(maps["b"]).save(tmp_path / "out" / "b.bmp")
+    with pytest.raises(ms.InputError, match=r"b\.bmp and .*b\.png"):
+        evaluate_predictions(tmp_path / "out", dataset)
+
+
+def test_names_pair_in_both_spellings_of_unicode(tmp_path: Path, maps: dict[str, np.ndarray]) -> None:
+    composed, decomposed = (normalize(form, "Stra\N{LATIN SMALL LETTER U WITH DIAERESIS}be") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+    Image.new("RGB", (13, 11)).save(tmp_path / "own/images" / f"{composed}.png")
+    Image.fromarray(maps["a"]).save(tmp_path / "own/masks" / f"{decomposed}.png")
+    (tmp_path / "own/classes.txt").write_text("sky\nroad\ntree\ncar\n")
+    Image.fromarray(maps["a"]).save(tmp_path / "out" / f"{decomposed}.PNG")
+    data = Folder(tmp_path / "own", "all")
+    assert evaluate_predictions(tmp_path / "out", data).aAcc == 100
+    Image.new("RGB", (13, 11)).save(tmp_path / "own/images" / f"{decomposed}.png")
+    with pytest.raises(ms.InputError, match="same name"):
+        Folder(tmp_path / "own", "all")
+
+
+def test_the_share_of_ignored_pixels_is_told(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
+    for name, labels in maps.items():
+        Image.fromarray(labels).save(tmp_path / "out" / f"{name}.png")
+    truth = np.concatenate([sample.labels.ravel() for sample in dataset])
+    result = evaluate_predictions(tmp_path / "out", dataset)
+    assert result.ignored == np.sum(truth == 255) > 0
+    assert result.to_dict()["ignored_share"] == pytest.approx(np.mean(truth == 255))
+    assert f"{result.ignored:,} pixels, {np.mean(truth == 255):.1%}" in result.table()

@@ -66,6 +66,15 @@ def test_scores_are_those_of_the_predictions_added_up() -> None:
     assert set(result.per_class) == set(CLASSES)
 
 
+def test_the_pixels_that_are_ignored_are_counted_once() -> None:
+    dataset = InMemory()
+    results = evaluate(ms.Predictor(model(), window=32, stride=24, short_side=None), dataset, mean_shift_layers=[0, 2])
+    ignored = sum(int(np.sum(sample.labels == 255)) for sample in dataset)
+    assert [result.ignored for result in results.values()] == [ignored, ignored]
+    assert f"{ignored:,} pixels" in results[0].table()
+    assert results[0].to_dict()["ignored_pixels"] == ignored
+
+
 def test_several_depths_agree_with_one_at_a_time() -> None:
     dataset, network = InMemory(), model()
     predictor = ms.Predictor(network, window=None, short_side=None)

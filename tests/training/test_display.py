@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rich.progress
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from meanshifter.training import summary
 from meanshifter.training.display import Pace, spell
@@ -51,6 +53,26 @@ def test_each_step_is_shown(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rich.progress.Progress, "update", noting)
     train(tiny, quiet=True)
     assert [done for done in completed if done is not None] == list(range(9))
+
+
+def test_classes_and_ignored_pixels_are_told_before_the_first_step(
+    tiny: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"data/images/{number}.png")
+        mask = np.array([0, 1, 2, 255], np.uint8)[np.arange(64 * 64).reshape(64, 64) % 4]
+        Image.fromarray(mask).save(tmp_path / f"data/masks/{number}.png")
+    (tmp_path / "data/classes.txt").write_text("a\nb\nc\n")
+    data = dataclasses.replace(tiny.data, name="folder", root=str(tmp_path / "data"))
+    run = train(dataclasses.replace(tiny, data=data, steps=2)).path
+    lines = capsys.readouterr().err.splitlines()
+    place = next(k for k, line in enumerate(lines) if "3 classes (a, b, c), named by classes.txt" in line)
+    assert "25.0% of the pixels" in lines[place]
+    assert not any("loss" in line for line in lines[: place + 1])
+    assert "25.0% of all" in (run / "per_class.md").read_text()
 
 
 def test_lines_say_what_is_trained_and_how_long_it_takes(

@@ -22,7 +22,7 @@ HELD: Final = 0.25
 """Share of the pixels that frequent values have at least where the rest are their edges."""
 APART: Final = 16
 """Distance of frequent values from which there is room for edges between them."""
-OVERSHOOT: Final = 0.15
+OVERSHOOT: Final = 0.3
 """Share of the range of the frequent values by which sharp resampling and JPEG leave it."""
 
 

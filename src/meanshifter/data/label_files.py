@@ -15,7 +15,7 @@ from meanshifter.data.ambiguity import are_gray_levels, blended_masks, blended_m
 from meanshifter.data.decoding import decode_mask
 from meanshifter.data.labels import Color, LabelSpace, are_distinct, default_palette
 from meanshifter.data.mask_values import palette_of
-from meanshifter.data.reading import mask_values
+from meanshifter.data.reading import mask_counts
 from meanshifter.documents import parse_json, read_text
 from meanshifter.errors import InputError
 
@@ -126,10 +126,10 @@ def discover(masks: Sequence[Path], folder: Path) -> LabelSpace:
     Every mask is read, in threads: a value that only a sample would miss must not stop a training half way.
 
     Raises:
-        InputError: as `mask_values` and `space_of`; values that are no classes but blended edges.
+        InputError: as `mask_counts` and `space_of`; values that are no classes but blended edges.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        counted = [(path, *found) for path, found in zip(masks, pool.map(mask_values, masks), strict=True)]
+        counted = [(path, *found) for path, found in zip(masks, pool.map(mask_counts, masks), strict=True)]
     blended, alone = blended_masks(counted)
     if blended:
         worst = max((mask for mask in counted if mask[0] in blended), key=lambda mask: len(mask[1]))

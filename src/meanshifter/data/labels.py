@@ -26,11 +26,12 @@ BACKGROUNDS: Final = frozenset(
 APART: Final = 24
 """Levels of 255 by which two colours differ in one channel at least, to be told apart."""
 _FIRST = """
-4b87c3 00ff00 4b00ff ff0000 ffd200 ff2db4 0f7800 00ffd2 a55a0f 9669f0 ff8796 c3e187 873c78 f000ff f0b4ff 1ee1ff
-a5e10f 00e169 ff005a 0f9678 ffc387 5a5a0f 873c3c ff7800 a5960f 960096 0087ff b4005a b40f0f 870fd2 a5f0d2 ff87ff
+4b87c3 ffa53c 5ad269 b40078 b41e1e 00fff0 696900 c387ff ff96a5 e1e187 00784b 873c4b 1e4bb4 f0c3ff b4784b 00a5b4
+875a96 96d2a5 007800 e13c69 ff78d2 b4a50f a5d2ff ff784b ffc3a5 872d96 a5d24b 7896ff a54b00 69784b 1effb4 005a78
 """
 FIRST_COLORS: Final = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in _FIRST.split())
-"""Colours as far apart as they go in CIELAB, from black, grey and white too; each is the farthest from those before."""
+"""Colours of moderate chroma (70 at most), as far apart as they go in CIELAB, from black, grey and white too: each is
+the farthest from those before it."""
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,20 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
 
 
-def mask_values(path: str | Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The distinct indices of a mask, ascending, and the pixels of each.
+def mask_values(path: str | Path) -> npt.NDArray[np.int64]:
+    """The distinct indices of a mask, ascending.
 
     Raises:
         InputError: as `read_mask`, or a mask of colours.
+    """
+    return mask_counts(path)[0]
+
+
+def mask_counts(path: str | Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The distinct indices of a mask, ascending, and the pixels of each.
+
+    Raises:
+        InputError: as `mask_values`.
     """
     return count_indices(indices(decode_mask(path).picture, Path(path)))
 

@@ -58,6 +58,7 @@ class MaskFacts:
     """The compression that changes values; empty where none does."""
     values: Values | None
     """None where its mode holds neither integers nor colours, or its compression is lossy."""
+    has_palette: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,4 +139,4 @@ def examine_mask(path: Path) -> MaskFacts:
     except InputError:
         values = None
     mode = f"{header.bits}-bit index" if header.bands == 1 and header.bits in (2, 4) else turned.mode
-    return MaskFacts(turned.size, mask.turn, mode, header.format, header.lossy, values)
+    return MaskFacts(turned.size, mask.turn, mode, header.format, header.lossy, values, turned.mode in ("P", "PA"))

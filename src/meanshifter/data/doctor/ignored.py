@@ -66,7 +66,7 @@ def question_ignored(masks: Sequence[Mapped], space: LabelSpace, *, assumed: boo
     others = np.flatnonzero(elsewhere & ~beside).tolist()
     if np.count_nonzero(beside) != 1 or not others:
         return None
-    count = np.count_nonzero(labeled)
+    count = int(np.count_nonzero(labeled))
     known = repr(space.names[int(np.argmax(beside))])
     text = f"{count} of {len(masks)} masks hold VALUE beside {known} alone, and {_names(space, others)} only without it"
     return _ask(masks, space, others, count >= max(2, SHARE * len(masks)), text)

@@ -21,7 +21,7 @@ def judge_palettes(facts: Sequence[Facts], space: LabelSpace | None) -> list[Fin
     shown: defaultdict[int, dict[Color, Facts]] = defaultdict(dict)
     numbers: defaultdict[Color, set[int]] = defaultdict(set)
     for fact in facts:
-        if fact.mask is not None and fact.mask.values is not None and fact.mask.mode in ("P", "PA"):
+        if fact.mask is not None and fact.mask.values is not None and fact.mask.has_palette:
             for key, color in zip(fact.mask.values.keys.tolist(), fact.mask.values.paints, strict=True):
                 shown[key].setdefault(color, fact)
                 numbers[color].add(key)

@@ -22,7 +22,8 @@ def write_skeleton(report: Report, path: str | Path) -> LabelSpace:
     """Write a labels.json in which every value or colour that occurs in the masks has a class, or is ignored.
 
     What the classes are called already, they keep. Values outside the label map take the names that no value has, in
-    their order, where there are as many; else each becomes a class of its own. A colour is named after itself.
+    their order, where there are as many; else each becomes a class of its own. Colours without a map are named after
+    themselves.
 
     Raises:
         InputError: a file that is there already, masks of which none could be counted, values that are no classes, or
@@ -57,9 +58,11 @@ def _counted(report: Report) -> tuple[list[int], list[Color]]:
 
 
 def _space(report: Report, values: Sequence[int], colors: Sequence[Color]) -> LabelSpace:
-    known = None if report.paints else report.space
+    known = report.space
+    if known is not None and colors and not values and not known.colors:
+        known = None  # nobody can say which of its names belongs to which colour
     names: list[str] = [] if known is None else list(known.names)
-    ignore = 255 if known is None else known.ignore
+    ignore = -1 if known is None else known.ignore
     raw = _known_values(report, known, values)
     mapped = {} if known is None else dict(known.colors or {})
     strange = [value for value in values if value not in raw]
