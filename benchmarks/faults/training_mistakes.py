@@ -220,8 +220,8 @@ MISTAKES = (
     Mistake(
         "scoring.py",
         "all images scored",
-        "session.val_set, limit=config.evaluation.limit, processes",
-        "session.val_set, limit=None, processes",
+        "[layers], limit=limit, share=share",
+        "[layers], limit=None, share=share",
         LOOP,
     ),
     Mistake("scoring.py", "precision of the scores", "precision=config.precision", 'precision="fp32"', LOOP),

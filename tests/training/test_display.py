@@ -83,7 +83,14 @@ def test_lines_say_what_is_trained_and_how_long_it_takes(
     train(tiny)
     lines = capsys.readouterr().err.splitlines()
     before = "\n".join(lines[:3])
-    for fact in ("shapes", "4,000 images", "2 to score on", "7 classes (background", "segmenter-ti16", "cpu, fp32"):
+    for fact in (
+        "shapes",
+        "16 images to learn from",
+        "2 to score on",
+        "7 classes (background",
+        "segmenter-ti16",
+        "cpu, fp32",
+    ):
         assert fact in before
     parameters = re.search(r"([\d,]+) parameters", before)
     assert parameters is not None

@@ -241,9 +241,9 @@ def test_the_best_of_all_evaluations_is_kept_also_where_it_is_resumed(
 
     def scored(session: Any, config: TrainConfig) -> Any:
         mean = next(scores)
-        result = SimpleNamespace(mIoU=mean, mAcc=mean, aAcc=mean)
+        result = SimpleNamespace(mIoU=mean, mAcc=mean, aAcc=mean, per_class={}, table=str)
         kept[session.progress.step] = {key: value.clone() for key, value in session.scored.state_dict().items()}
-        return result
+        return SimpleNamespace(result=result, boundary={})
 
     monkeypatch.setattr(loop, "score", scored)
     with pytest.raises(StopIteration):  # in place of the fourth score
