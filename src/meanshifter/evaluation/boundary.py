@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 
 def near_boundary(labels: npt.NDArray[Any], radius: int, ignore: int) -> npt.NDArray[np.bool_]:
@@ -18,18 +16,24 @@ def near_boundary(labels: npt.NDArray[Any], radius: int, ignore: int) -> npt.NDA
 
     Pixels that are ignored are of no class: where a class meets them there is no boundary.
     """
-    truth = torch.from_numpy(labels.astype(np.float32))[None, None]
-    counted = truth != ignore
-    never = torch.tensor(-torch.inf)
-    high = _largest_within(torch.where(counted, truth, never), radius)
-    low = -_largest_within(torch.where(counted, -truth, never), radius)
-    near: npt.NDArray[np.bool_] = (counted & (high != low))[0, 0].numpy()
+    counted = labels != ignore
+    # what is ignored gives way to a pixel's own class, which lies within its neighborhood too
+    high = _extreme(np.where(counted, labels, np.iinfo(labels.dtype).min), radius, np.maximum)
+    low = _extreme(np.where(counted, labels, np.iinfo(labels.dtype).max), radius, np.minimum)
+    near: npt.NDArray[np.bool_] = counted & (high != low)
     return near
 
 
-def _largest_within(x: torch.Tensor, radius: int) -> torch.Tensor:
+def _extreme(values: npt.NDArray[Any], radius: int, choose: np.ufunc) -> npt.NDArray[Any]:
+    """The largest or smallest value within `radius` rows and columns, as `choose` says."""
     side = 2 * radius + 1
-    return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
+    for _ in range(2):  # rows, then columns
+        values, span = np.pad(values, ((radius, radius), (0, 0)), mode="edge"), 1
+        while span < side:  # windows of twice the rows are made from two; the last two overlap
+            further = min(span, side - span)
+            values, span = choose(values[:-further], values[further:]), span + further
+        values = np.ascontiguousarray(values.T)
+    return values
 
 
 def only(labels: npt.NDArray[Any], where: npt.NDArray[np.bool_], ignore: int) -> npt.NDArray[Any]:
