@@ -31,7 +31,7 @@ from meanshifter.training.data_record import DataRecord
 from meanshifter.training.loop import train
 from meanshifter.training.optimizer import learning_rate
 from meanshifter.training.recipe import OptimizerConfig, TrainConfig
-from meanshifter.training.session import _open_data
+from meanshifter.training.session import Session, _open_data
 from meanshifter.training.start import build_model
 
 
@@ -364,6 +364,23 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(
         train(tiny, quiet=True)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 4]
     monkeypatch.undo()
+    train(tiny, resume=True, quiet=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_score_that_was_logged_but_not_saved_is_logged_once(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "keep_best", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, quiet=True)
+    monkeypatch.undo()
+    assert "mIoU" in metrics(tmp_path / "run")[-1]
     train(tiny, resume=True, quiet=True)
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 
