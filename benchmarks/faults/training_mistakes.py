@@ -18,7 +18,7 @@ class Mistake:
 
 
 OPTIMIZER = ("training/test_optimizer",)
-LOOP = ("training/test_reference", "training/test_loop")
+LOOP = ("training/test_reference", "training/test_step", "training/test_loop")
 RESUME = ("training/test_resuming", "training/test_loop")
 BATCHES = ("training/test_batches",)
 START = ("training/test_start", "training/test_loop")

@@ -29,8 +29,7 @@ from meanshifter.training import step as step_module
 from meanshifter.training.batches import class_weights
 from meanshifter.training.data_record import DataRecord
 from meanshifter.training.loop import train
-from meanshifter.training.optimizer import learning_rate
-from meanshifter.training.recipe import OptimizerConfig, TrainConfig
+from meanshifter.training.recipe import TrainConfig
 from meanshifter.training.session import Session, _open_data
 from meanshifter.training.start import build_model
 
@@ -317,38 +316,6 @@ def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path, norm
         torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-4, atol=1e-6)
 
 
-def test_parts_too_large_for_memory_are_halved_to_the_same_weights(
-    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = dataclasses.replace(tiny, batch_size=4, steps=3)
-    tiny.loss.normalize = "valid"
-    whole = train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True).path
-    crop_loss, most = step_module.crop_loss, 1
-
-    def scarce(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(logits) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return crop_loss(logits, *rest)
-
-    monkeypatch.setattr(step_module, "crop_loss", scarce)
-    with pytest.warns(UserWarning, match="out of memory with") as notices:
-        halved = train(tiny, quiet=True).path
-    assert [str(notice.message).split(":")[0] for notice in notices] == [
-        "out of memory with 4 crops in one pass",
-        "out of memory with 2 crops in one pass",
-    ]
-    ours, theirs = (load_file(run / "checkpoints" / "last" / "training.safetensors") for run in (halved, whole))
-    for key in theirs:
-        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
-    assert [line["loss"] for line in metrics(halved) if "loss" in line] == pytest.approx(
-        [line["loss"] for line in metrics(whole) if "loss" in line], rel=1e-5
-    )
-
-    most = 0
-    with pytest.raises(RunError, match=r"out of memory with a single crop of \(64, 64\)"):
-        train(dataclasses.replace(tiny, batch_size=1, out=str(tmp_path / "none")), quiet=True)
-
-
 def test_an_evaluation_that_was_stopped_is_made_up_for(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,21 +424,6 @@ def test_a_block_given_beside_a_preset_with_settings_of_its_own_is_refused(tiny:
     tiny.model.mean_shift = MeanShiftConfig(layers=1)
     with pytest.raises(InputError, match="use 'meanshifter-ti16' and give them all"):
         train(tiny, quiet=True)
-
-
-@pytest.mark.parametrize("schedule", ["poly", "cosine"])
-def test_the_schedule_warms_up_and_falls_to_the_smallest_rate(schedule: str) -> None:
-    config = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=4, schedule=schedule)  # type: ignore[arg-type]
-    rates = [learning_rate(config, 1.0, step, 100) for step in range(101)]
-    assert rates[:4] == sorted(rates[:4])
-    assert rates[0] < 0.25
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1)
-
-
-def test_the_poly_schedule_is_mmsegmentations() -> None:
-    rates = [learning_rate(OptimizerConfig(), 1e-3, step, 160_000) for step in (0, 80_000, 160_000)]
-    assert rates == pytest.approx([1e-3, (1e-3 - 1e-4) * 0.5**0.9 + 1e-4, 1e-4])
 
 
 def test_class_weights_lift_rare_classes_and_keep_the_mean_over_pixels() -> None:

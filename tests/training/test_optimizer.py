@@ -123,6 +123,21 @@ def test_the_poly_schedule_is_exact_at_every_step(warmup: int, power: int) -> No
         assert learning_rate(config, 0.5, step, 16) == pytest.approx(float(expected), rel=1e-14)
 
 
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_the_schedule_warms_up_and_falls_to_the_smallest_rate(schedule: str) -> None:
+    config = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=4, schedule=schedule)  # type: ignore[arg-type]
+    rates = [learning_rate(config, 1.0, step, 100) for step in range(101)]
+    assert rates[:4] == sorted(rates[:4])
+    assert rates[0] < 0.25
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_the_poly_schedule_is_mmsegmentations() -> None:
+    rates = [learning_rate(OptimizerConfig(), 1e-3, step, 160_000) for step in (0, 80_000, 160_000)]
+    assert rates == pytest.approx([1e-3, (1e-3 - 1e-4) * 0.5**0.9 + 1e-4, 1e-4])
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
 def test_the_running_average_is_its_sum_written_out(decay: float) -> None:
     """After n updates, weights number i have the share (1 - d_i) · d_(i+1) · … · d_n, and the start d_0 · … · d_n."""

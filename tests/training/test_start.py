@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_a_bandwidth_that_was_learnt_is_kept(tmp_path: Path) -> None:
     assert trained.mean_shift is not None
     assert source.mean_shift is not None
     torch.testing.assert_close(trained.mean_shift.project.weight, source.mean_shift.project.weight, atol=1e-6, rtol=0)
+
+
+def test_a_new_model_follows_the_seed(tiny: TrainConfig) -> None:
+    first, again, other = (
+        build_model(replace(tiny, seed=seed), Shapes().labels).state_dict()["decoder.head.weight"] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_stochastic_depth_is_the_recipes(tmp_path: Path) -> None:
