@@ -115,7 +115,7 @@ def test_a_training_is_the_one_written_out(tiny: TrainConfig, normalize: Any, ba
     losses = []
     for number in range(STEPS):
         images, labels, _ = zip(*(stream.sample(number * CROPS + k) for k in range(CROPS)), strict=True)
-        losses.append(reference.step(number, torch.stack(images), torch.stack(labels)))
+        losses.append(reference.step(number, torch.stack(images), torch.stack(labels).long()))
 
     run = train(config, quiet=True).path
     state = load_file(run / "checkpoints" / "last" / "training.safetensors")

@@ -270,3 +270,35 @@ def test_more_steps_are_refused_with_the_way_that_works(begun: Begun, tmp_path: 
     model = replace(begun.config.model, start=str(begun.run))
     longer = replace(begun.config, model=model, steps=9, out=str(tmp_path / "longer"))
     assert (train(longer, quiet=True).path / "checkpoints" / "best").is_dir()
+
+
+def test_a_run_folder_that_is_taken_is_refused(tiny: TrainConfig) -> None:
+    run = Path(str(tiny.out))
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ms.InputError, match=r"run: already exists; --resume continues it, --out DIR starts another run"
+    ):
+        train(tiny, quiet=True)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_with_other_fields_is_refused(tiny: TrainConfig) -> None:
+    train(tiny, quiet=True)
+    other = replace(tiny, batch_size=3)
+    with pytest.raises(ms.InputError, match=r"but the run began with 2 crops a step"):
+        train(other, resume=True, quiet=True)
+
+
+def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:
+    with pytest.raises(ms.InputError, match="holds no run to resume"):
+        train(tiny, resume=True, quiet=True)
+
+
+def test_a_damaged_checkpoint_is_refused_and_loses_nothing(tiny: TrainConfig) -> None:
+    run = train(tiny, quiet=True).path
+    last, lines = run / "checkpoints" / "last" / "training.safetensors", (run / "metrics.jsonl").read_bytes()
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(ms.InputError, match=r"last.training\.safetensors: damaged .*; restore it from a copy"):
+        train(tiny, resume=True, quiet=True)
+    assert (run / "metrics.jsonl").read_bytes() == lines
