@@ -85,7 +85,7 @@ MISTAKES = (
         LOOP,
     ),
     Mistake("loop.py", "gradient kept", "    session.optimizer.zero_grad()\n", "", LOOP),
-    Mistake("loop.py", "depth without the seed", "(config.seed << 32) + step", "step", LOOP),
+    Mistake("loop.py", "depth without the seed", "step_seed(config.seed, step)", "step", LOOP),
     Mistake("loop.py", "last loss instead of the mean", "(total + loss.item(), count + 1)", "(loss.item(), 1)", LOOP),
     Mistake("loop.py", "due a step early", "done % every == 0", "(done + 1) % every == 0", LOOP),
     Mistake(

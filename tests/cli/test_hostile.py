@@ -75,7 +75,8 @@ def test_odd_names_are_labelled_and_odd_files_are_told(model: Path, tmp_path: Pa
         )
         assert done.returncode == 2, done.stderr
         assert f"5 of 6 label maps written to {out}" in done.stdout.decode()
-        (line,) = done.stderr.decode().splitlines()
+        passed, line = done.stderr.decode().splitlines()
+        assert "passed over" in passed
         assert line.startswith("meanshifter: ")
         assert "forged\\x1b[2J.jpg: not an image" in line
         assert sorted(os.listdir(os.fsencode(out))) == sorted(names)  # noqa: PTH208

@@ -181,3 +181,14 @@ def test_real_data_sets_are_not_asked_about(shared: Path) -> None:
         ):
             sets = [open_dataset(name, shared / "data" / root, split) for split in splits]
             assert 0 < check_sample(sets, "CHECK").ignored < 0.5
+
+
+def test_more_masks_are_read_until_the_question_is_settled(tmp_path: Path) -> None:
+    def drawn(only: int) -> Draw:
+        return lambda number, rng: of(0, 1, 2 if number == only else 255)(number, rng)
+
+    for only in (3, 13, 23):  # of one mask a split is looked at, and at most one of these can be it
+        folder = make(tmp_path / str(only), drawn(only), "abc")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_sample([Folder(folder, "train"), Folder(folder, "val")], "CHECK", count=1)

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import meanshifter as ms
+from meanshifter.model import encoder
 from meanshifter.model.encoder import average_corner_positions
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.start import build_model
@@ -86,11 +87,12 @@ def test_the_recipe_for_a_folder_averages_corners(tmp_path: Path, shared: Path) 
 def test_weights_of_timm_are_averaged_before_they_are_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
-    def fetched(name: str, *, pretrained: bool, **arguments: Any) -> Any:
+    def fetched(name: str, *, pretrained: bool, pretrained_cfg_overlay: None = None, **arguments: Any) -> Any:
         torch.manual_seed(int(pretrained))
         return create(name, **arguments)
 
     monkeypatch.setattr(timm, "create_model", fetched)
+    monkeypatch.setattr(encoder, "_kept_weights", lambda _backbone: None)
     model = ms.create_model(
         "segmenter-ti16",
         num_classes=2,

@@ -69,7 +69,7 @@ class Reference:
         return (o.min_lr + (base - o.min_lr) * left) * min(1.0, (step + 1) / (o.warmup + 1))
 
     def step(self, number: int, images: Tensor, labels: Tensor) -> float:
-        torch.manual_seed((self.config.seed << 32) + number)
+        torch.manual_seed((number + self.config.seed * 0x9E3779B1) % 2**32)
         for path in self.paths:
             path.keep = torch.empty(CROPS).bernoulli_(1 - path.rate)
         logits = F.interpolate(self.model(images.double()), scale_factor=16.0, mode="bilinear")[..., :56, :72]

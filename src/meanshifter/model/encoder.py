@@ -124,6 +124,7 @@ def _create_vit(
         near = get_close_matches(name, timm.list_models("vit*") + timm.list_models("deit*"), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; `timm.list_models('vit*')` lists the names"
         raise InputError(f"backbone: {backbone!r} is no model of timm{hint}")
+    kept = _kept_weights(backbone) if pretrained else None
     try:
         vit = timm.create_model(
             backbone,
@@ -133,7 +134,7 @@ def _create_vit(
             fc_norm=False,
             dynamic_img_size=True,
             drop_path_rate=drop_path,
-            pretrained_cfg_overlay=_kept_weights(backbone) if pretrained else None,
+            pretrained_cfg_overlay=kept,
             **arguments,
         )
     except (TypeError, AssertionError, ValueError, ArithmeticError) as error:

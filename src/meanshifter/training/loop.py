@@ -29,6 +29,7 @@ from meanshifter.training.recipe import TrainConfig
 from meanshifter.training.scoring import image_seconds, score, step_figures
 from meanshifter.training.session import Session, prepare, resolve
 from meanshifter.training.step import Crops, next_crops, take_gradient
+from meanshifter.training.stochastic_depth import step_seed
 from meanshifter.training.summary import advice, summary
 
 HOW_TO_GO_ON = "the same command with --resume continues"
@@ -122,7 +123,7 @@ def take_step(
     asked: int,
 ) -> tuple[float, Crops]:
     """Train step number `step` (from 0), waiting for its crops within `waiting`; its learning rate and crops."""
-    torch.manual_seed((config.seed << 32) + step)  # stochastic depth follows the step, so that a run resumes
+    torch.manual_seed(step_seed(config.seed, step))  # stochastic depth follows the step, so that a run resumes
     rate = set_learning_rate(session.optimizer, config.optimizer, step, config.steps)
     with log.meter.waiting(), waiting:
         crops = next_crops(session, config, asked=bool(asked))

@@ -5,11 +5,16 @@ Source: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016; scaling as
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from meanshifter.model.segmenter import Segmenter
+
+SPREAD: Final = 0x9E3779B1
+"""2³² over the golden ratio, odd: the steps of different seeds lie far apart (Knuth, TAOCP vol. 3, section 6.4)."""
 
 
 class DrawnPath(nn.Module):
@@ -26,6 +31,11 @@ class DrawnPath(nn.Module):
             return branch
         factor = self.keep.to(branch.dtype) / (1 - self.rate)
         return branch * factor[:, None, None]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The generator's seed at a step of a run, of 32 bits: torch's generator of the CPU looks at no more of it."""
+    return (step + seed * SPREAD) % 2**32
 
 
 class StochasticDepth:
