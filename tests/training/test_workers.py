@@ -75,3 +75,15 @@ def test_a_worker_killed_while_idle_accuses_no_file(stream: SampleStream) -> Non
         os.kill(child.pid or 0, signal.SIGKILL)
     with pytest.raises(RunError, match="killed by SIGKILL while between two samples"):
         list(feed)
+
+
+@pytest.mark.parametrize("spare", range(2, 11, 2))
+def test_running_out_of_files_ends_without_a_second_complaint(stream: SampleStream, spare: int) -> None:
+    resource = pytest.importorskip("resource", reason="limits of this kind are Unix's")
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + spare, limits[1]))
+    try:
+        with pytest.raises((OSError, RunError), match="Too many open files"):  # pytest fails on what a deletion raises
+            list(run(stream))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

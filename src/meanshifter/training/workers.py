@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ctypes import c_char, c_int64
@@ -86,7 +88,7 @@ def watched(loader: Iterable[Any], noted: Noted[Any], describe: Callable[[int], 
     """
     before = set(multiprocessing.active_children())
     with _own_handler():
-        batches = iter(loader)
+        batches = _start(loader)
     workers = [child for child in multiprocessing.active_children() if child not in before]
     while True:
         try:
@@ -101,6 +103,23 @@ def watched(loader: Iterable[Any], noted: Noted[Any], describe: Callable[[int], 
                 raise
             raise RunError(_epitaph(dead, noted, describe)) from error
         yield batch
+
+
+def _start(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's iterator.
+
+    Where files or processes run out, torch leaves one that is half built, and whose deletion fails with a traceback of
+    its own beside the reason: it is deleted here, in silence.
+    """
+    try:
+        return iter(loader)
+    except OSError as error:
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            sys.unraisablehook = hook
+        raise
 
 
 @contextmanager
