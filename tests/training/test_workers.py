@@ -80,7 +80,7 @@ def test_a_worker_killed_while_idle_accuses_no_file(stream: SampleStream) -> Non
 @pytest.mark.parametrize("spare", range(2, 11, 2))
 def test_running_out_of_files_ends_without_a_second_complaint(stream: SampleStream, spare: int) -> None:
     resource = pytest.importorskip("resource", reason="limits of this kind are Unix's")
-    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (held + spare, limits[1]))
     try:
         with pytest.raises((OSError, RunError), match="Too many open files"):  # pytest fails on what a deletion raises
