@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 import meanshifter as ms
 from meanshifter.cli.main import main
 from meanshifter.data.catalog.shapes import Shapes
+from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
@@ -30,11 +29,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reading = "evaluation: {window: 64, stride: 48, short_side: null, long_side: 2048}\n"
     (folder / "shifted" / "config.yaml").write_text(reading)
     return folder
-
-
-def meanshifter(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_path: Path) -> None:
@@ -96,7 +90,7 @@ def test_wrong_command_lines(
 
 
 def test_an_error_leaves_the_process_with_status_2_and_one_line(models: Path, tmp_path: Path) -> None:
-    done = meanshifter("compare", models / "two", models / "plain", "shapes", "--out", tmp_path / "out")
+    done = commands.run("compare", models / "two", models / "plain", "shapes", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr

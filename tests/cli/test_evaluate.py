@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 import meanshifter as ms
 from meanshifter.cli.main import main
 from meanshifter.data.catalog.shapes import Shapes
+from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
@@ -28,11 +28,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ms.create_model("meanshifter-ti16", labels=labels, image_size=32, backbone_args=SMALL).save(folder / "shapes")
     ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(folder / "two")
     return folder
-
-
-def meanshifter(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -90,7 +85,7 @@ def test_wrong_command_lines(
 
 
 def test_an_error_leaves_the_process_with_status_2_and_one_line(models: Path) -> None:
-    done = meanshifter("evaluate", models / "two", "shapes")
+    done = commands.run("evaluate", models / "two", "shapes")
     assert "a checkpoint of 2 classes, but shapes val has 7" in one_line(done)
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from meanshifter.cli.main import COMMANDS, main
+from tests import commands
 
 TINY = [
     "--model.backbone=vit_tiny_patch16_224",
@@ -29,11 +30,6 @@ TINY = [
     "--evaluation.window=null",
     "--evaluation.short_side=null",
 ]
-
-
-def meanshifter(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meanshifter", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
@@ -64,7 +60,9 @@ def test_help_is_quick_and_neither_it_nor_the_import_needs_torch() -> None:
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        result = meanshifter("--help")
+        result = subprocess.run(
+            [sys.executable, "-m", "meanshifter", "--help"], capture_output=True, text=True, check=False
+        )
         seconds.append(time.perf_counter() - began)
     assert result.returncode == 0
     for command in COMMANDS:
@@ -102,27 +100,27 @@ def test_every_command_explains_itself(words: str, capsys: pytest.CaptureFixture
 
 
 def test_a_folder_is_trained_scored_and_predicted(folder: Path, tmp_path: Path) -> None:
-    trained = meanshifter("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
+    trained = commands.run("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "mIoU" in trained.stdout
-    scored = meanshifter("evaluate", "run", str(folder), "--split", "val", "--out", "score.json", cwd=tmp_path)
+    scored = commands.run("evaluate", "run", str(folder), "--split", "val", "--out", "score.json", cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
     assert (tmp_path / "score.json").is_file()
-    predicted = meanshifter("predict", "run", str(folder / "images"), "--out", "labels", cwd=tmp_path)
+    predicted = commands.run("predict", "run", str(folder / "images"), "--out", "labels", cwd=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
     masks = sorted((tmp_path / "labels").rglob("*.png"))
     assert [mask.stem for mask in masks] == [str(k) for k in range(8)]
     for mask in masks:
         with Image.open(mask) as picture:
             assert picture.size == (48, 40)
-    again = meanshifter("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
+    again = commands.run("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
     assert "already exists; --resume continues it" in refused(again)
 
 
 def test_wrong_commands_and_fields_are_refused_with_the_nearest_right_one(folder: Path) -> None:
-    assert "no such command; did you mean 'predict'" in refused(meanshifter("perdict"))
-    assert "did you mean 'camvid_ti16'" in refused(meanshifter("train", "camvid_ti61"))
-    wrong = meanshifter("train", str(folder), "--optimizer.learning", "1")
+    assert "no such command; did you mean 'predict'" in refused(commands.run("perdict"))
+    assert "did you mean 'camvid_ti16'" in refused(commands.run("train", "camvid_ti61"))
+    wrong = commands.run("train", str(folder), "--optimizer.learning", "1")
     assert "unknown field 'optimizer.learning'" in refused(wrong)
 
 
@@ -153,7 +151,7 @@ def test_a_wrong_mask_in_a_worker_is_refused_like_any_other(folder: Path, tmp_pa
     for k in range(8):
         Image.new("RGB", (48, 40), (k, 0, 0)).save(folder / "masks" / f"{k}.png")
     (folder / "classes.txt").write_text("left\nright\n")
-    line = refused(meanshifter("train", str(folder), *TINY, "--data.workers=1", "--out", str(tmp_path / "run")))
+    line = refused(commands.run("train", str(folder), *TINY, "--data.workers=1", "--out", str(tmp_path / "run")))
     assert "masks" in line
     assert "RGB" in line
 

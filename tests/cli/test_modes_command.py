@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 import meanshifter as ms
 from meanshifter.cli.main import main
 from meanshifter.interop.contract import as_segmenter
+from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
@@ -32,14 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def meanshifter(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meanshifter", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
-
-
 def test_an_image_becomes_a_page_with_pictures_and_numbers(folder: Path) -> None:
     words = ["modes", "photo.png", "--model", "shift", "--layers", "2", "--short-side", "none"]
-    done = meanshifter(*words, cwd=folder)
+    done = commands.run(*words, cwd=folder)
     assert done.returncode == 0, done.stderr
     out = folder / "runs" / "modes" / "photo"
     names = {path.name for path in out.iterdir()}
@@ -100,7 +95,7 @@ def test_wrong_command_lines(
 
 
 def test_a_refusal_leaves_the_process_with_status_2_and_one_line(folder: Path) -> None:
-    done = meanshifter("modes", "photo.png", "--model", "plain", cwd=folder)
+    done = commands.run("modes", "photo.png", "--model", "plain", cwd=folder)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         "meanshifter: model: has no mean shift block, so its tokens stay where they are; give a MeanShifter"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.cli.main import main
+from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
@@ -35,11 +35,6 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def meanshifter(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """The only line on standard error, where the status is 2."""
     assert done.returncode == 2, done.stderr
@@ -54,7 +49,7 @@ def files(folder: Path) -> list[str]:
 
 def test_folder_becomes_masks_and_overlays(model_folder: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = meanshifter("predict", model_folder, photos, "--out", out, "--overlay", "--window", "none")
+    done = commands.run("predict", model_folder, photos, "--out", out, "--overlay", "--window", "none")
     assert (done.returncode, done.stderr) == (0, "")
     assert files(out) == ["a.png", "overlays/a.png", "overlays/trip/b.png", "trip/b.png"]
     assert "2 of 2 label maps written" in done.stdout
@@ -71,7 +66,7 @@ def test_an_unreadable_file_is_named_and_the_others_are_written(
 ) -> None:
     good = (photos / "a.jpg").read_bytes()
     (photos / "half.jpg").write_bytes(good[: len(good) // 2])
-    done = meanshifter("predict", model_folder, photos, "--out", tmp_path / "out")
+    done = commands.run("predict", model_folder, photos, "--out", tmp_path / "out")
     assert "half.jpg" in one_line(done)
     assert files(tmp_path / "out") == ["a.png", "trip/b.png"]
     assert "2 of 3 label maps written" in done.stdout
@@ -113,7 +108,7 @@ def test_what_is_passed_over_is_said_in_one_line(
 
 def test_conflicts_stop_before_any_work(model_folder: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "a.png").write_bytes((photos / "trip" / "b.png").read_bytes())
-    done = meanshifter("predict", model_folder, photos, "--out", tmp_path / "out")
+    done = commands.run("predict", model_folder, photos, "--out", tmp_path / "out")
     assert "would be written for both" in one_line(done)
     assert not (tmp_path / "out").exists()
 
