@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from meanshifter.data import ADE20K, CamVid, Cityscapes, PascalVOC
+from meanshifter.data import ADE20K, CamVid, Cityscapes, PascalVOC, open_dataset
 from meanshifter.data.catalog.public import PublicDataset
 from meanshifter.data.datasets import Dataset
+from meanshifter.data.doctor.check import check
 from meanshifter.errors import InputError
 
 KINDS: list[type[PublicDataset]] = [ADE20K, CamVid, Cityscapes, PascalVOC]
@@ -132,6 +133,38 @@ def test_pascal_voc(tmp_path: Path) -> None:
         PascalVOC(root, "train")
 
 
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_ade20k_s_test_images_have_no_labels(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "ADEChallengeData2016/release_test"
+    for number in (1, 3, 4):
+        write(folder / f"testing/ADE_test_{number:08}.jpg", photo())
+    data = ADE20K(folder / place, "test")
+    assert len(data) == 3
+    assert not data.labeled
+    assert [path.name for path in data.image_paths] == [f"{name}.jpg" for name in data.names]
+    for read in (data.__getitem__, data.read_labels, data.pair, data.files):
+        with pytest.raises(InputError, match=r"ade20k: split 'test' has no labels.* `meanshifter predict MODEL ade20k"):
+            read(0)
+    with pytest.raises(InputError, match="split 'test' has no labels"):
+        open_dataset("ade20k", folder, "test")
+    assert open_dataset("ade20k", folder, "test", labeled=False).names == data.names
+    with pytest.raises(InputError, match="split 'test' has no labels"):
+        check("ade20k", folder, ["test"])
+    (folder / "list.txt").write_text("ADE_test_00000003.jpg\nADE_test_00000001.jpg\n")
+    with pytest.warns(UserWarning, match=r"images that list\.txt does not name \(1\)"):
+        assert list(ADE20K(folder, "test").names) == ["ADE_test_00000003", "ADE_test_00000001"]
+    (folder / "list.txt").write_text("ADE_test_00000001.jpg\nADE_test_00000002.jpg\n")
+    with pytest.raises(InputError, match=r"list\.txt: 1 name without an image \(ADE_test_00000002\.jpg\)"):
+        ADE20K(folder, "test")
+
+
+def test_the_archive_of_the_test_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"`meanshifter data download ade20k DIR --split test` fetches it"):
+        ADE20K(tmp_path, "test")
+    with pytest.raises(InputError, match=r"--split: 'val' of ade20k has no archive of its own"):
+        ADE20K.download(tmp_path, "val")
+
+
 def test_cityscapes(tmp_path: Path) -> None:
     raw = np.arange(34, dtype=np.uint8)[None]
     stem = "ulm/ulm_000000_000019"
@@ -143,8 +176,8 @@ def test_cityscapes(tmp_path: Path) -> None:
     names = {raw: data.labels.names[k] for raw, k in enumerate(data[0].labels[0].tolist()) if k != 255}
     assert len(names) == 19
     assert [names[k] for k in (7, 11, 17, 24, 26, 33)] == ["road", "building", "pole", "person", "car", "bicycle"]
-    with pytest.raises(InputError, match="split 'test' is unknown; take one of train, val"):
-        Cityscapes(tmp_path, "test")
+    write(tmp_path / "leftImg8bit/test/bonn/bonn_000000_000019_leftImg8bit.png", photo())
+    assert list(Cityscapes(tmp_path, "test").names) == ["bonn/bonn_000000_000019"]
     with pytest.raises(InputError, match=r"registration; get it from https://www\.cityscapes-dataset\.com"):
         Cityscapes.download(tmp_path)
 

@@ -8,6 +8,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from meanshifter.cli.main import main
+from meanshifter.data.catalog.ade20k import ADE20K
 from meanshifter.data.catalog.camvid import CamVid
+from meanshifter.data.catalog.pascal_voc import PascalVOC
 from meanshifter.data.download import Archive, fetch_and_unpack
 from meanshifter.errors import InputError
 
@@ -163,3 +166,36 @@ def test_refusals_end_with_status_2(
 ) -> None:
     assert main(["data", "download", name, str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_split_needs_is_fetched_apart(
+    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["ADE_test_00000001", "ADE_test_00000003"]
+    members = {f"release_test/testing/{name}.jpg": "" for name in names} | {"release_test/list.txt": "\n".join(names)}
+    archive = offer(served, zipped(members), folder="release_test")
+    monkeypatch.setattr(ADE20K, "about", replace(ADE20K.about, archives={"test": archive}))
+    assert main(["data", "download", "ade20k", str(tmp_path / "root"), "--split", "test"]) == 0
+    assert f"ade20k test is in {tmp_path / 'root/release_test'}" in capsys.readouterr().out
+    assert list(ADE20K(tmp_path / "root", "test").names) == names
+    assert main(["data", "download", "pascal_voc", str(tmp_path / "root"), "--split", "test"]) == 2
+    assert "'test' of pascal_voc may not be fetched freely" in capsys.readouterr().err
+
+
+def test_sbd_is_fetched_where_it_is_not_there(
+    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (tmp_path / "SegmentationClass").mkdir()
+    for split in ("train", "val"):
+        (lists / f"{split}.txt").write_text(f"{split}_1\n")
+        (tmp_path / f"SegmentationClass/{split}_1.png").touch()
+    inside = "benchmark_RELEASE/dataset"
+    members = {f"{inside}/cls/train_1.mat": "", f"{inside}/train.txt": "train_1", f"{inside}/val.txt": "val_1"}
+    archive = offer(served, tarred(members), folder="benchmark_RELEASE")
+    monkeypatch.setattr("meanshifter.data.catalog.pascal_voc.ARCHIVE", archive)
+    with pytest.warns(UserWarning, match="1 images, but the list of the field has 10,582"):
+        PascalVOC.download(tmp_path, "trainaug")
+    assert (lists / "trainaug.txt").read_text() == "train_1\n"  # which has VOC's own mask
+    assert (tmp_path / inside / "val.txt").is_file()

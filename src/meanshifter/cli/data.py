@@ -22,6 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     download = commands.add_parser("download", help="fetch a data set, check it and unpack it")
     download.add_argument("name", metavar="NAME", help="a name that `meanshifter data list` prints")
     download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into; made if need be")
+    download.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help="fetch what this split needs beside the data set: ade20k test, pascal_voc trainaug",
+    )
     data_check.configure(commands.add_parser("check", help="tell all that is wrong with images and masks"))
 
 
@@ -32,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         _print_table()
     else:
-        _download(args.name, args.dir)
+        _download(args.name, args.dir, args.split)
     return 0
 
 
@@ -70,7 +75,7 @@ def _abouts() -> list[About]:
     return [shapes, *(kind.about for kind in (CamVid, ADE20K, PascalVOC, Cityscapes))]
 
 
-def _download(name: str, folder: Path) -> None:
+def _download(name: str, folder: Path, split: str | None) -> None:
     from meanshifter.data.catalog.public import PublicDataset
 
     names = [about.name for about in _abouts()]
@@ -82,4 +87,5 @@ def _download(name: str, folder: Path) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(names)}"
         raise InputError(f"data set {name!r} is unknown; {hint}")
     echo(f"{name}: {kinds[name].about.terms}")
-    echo(f"{name} is in {kinds[name].download(folder)}")
+    made = kinds[name].download(folder, split)
+    echo(f"{name}{'' if split is None else f' {split}'} is in {made}")

@@ -50,6 +50,8 @@ class Dataset(ABC):
     labels: LabelSpace
     named_by: str = ""
     """Where the classes are from, such as "classes.txt"; empty: the data set itself says so."""
+    labeled: bool = True
+    """False: the labels are withheld, as those of a test split are; the images can be predicted, not scored."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -83,13 +85,18 @@ class Dataset(ABC):
 
 
 class FileDataset(Dataset):
-    """Image files and mask files, read on access."""
+    """Image files and mask files, read on access; or images by name alone, of which no sample can be read."""
 
-    def __init__(self, name: str, split: str, labels: LabelSpace, pairs: Sequence[Pair]) -> None:
+    def __init__(self, name: str, split: str, labels: LabelSpace, pairs: Sequence[Pair] | Mapping[str, Path]) -> None:
         self.name, self.split, self.labels = name, split, labels
-        self._names = tuple(pair.name for pair in pairs)
-        self.image_paths = tuple(pair.image for pair in pairs)
-        self.mask_paths = tuple(pair.mask for pair in pairs)
+        if isinstance(pairs, Mapping):
+            self.labeled = False
+            self._names, self.image_paths = tuple(pairs), tuple(pairs.values())
+            self.mask_paths: tuple[Path, ...] = ()
+        else:
+            self._names = tuple(pair.name for pair in pairs)
+            self.image_paths = tuple(pair.image for pair in pairs)
+            self.mask_paths = tuple(pair.mask for pair in pairs)
 
     @property
     def names(self) -> Sequence[str]:
@@ -100,25 +107,38 @@ class FileDataset(Dataset):
         return len(self.image_paths)
 
     def __getitem__(self, index: int) -> Sample:
-        image, labels = read_sample(self.image_paths[index], self.mask_paths[index], self.labels)
+        image, labels = read_sample(self.image_paths[index], self._mask(index), self.labels)
         return Sample(image, labels, self._names[index])
 
     def read_reduced(self, index: int, factor: Factor) -> Sample:
         """One sample; a large JPEG that will be made small comes at a fraction of its size (see `read_sample`)."""
-        files = self.image_paths[index], self.mask_paths[index]
+        files = self.image_paths[index], self._mask(index)
         return Sample(*read_sample(*files, self.labels, factor=factor), self._names[index])
 
     def pair(self, index: int) -> Pair:
         """The files of one sample."""
-        return Pair(self._names[index], self.image_paths[index], self.mask_paths[index])
+        return Pair(self._names[index], self.image_paths[index], self._mask(index))
 
     def read_labels(self, index: int) -> Labels:
         """The labels of one sample, (H, W) train ids; the image is not opened."""
-        return read_mask(self.mask_paths[index], self.labels)
+        return read_mask(self._mask(index), self.labels)
 
     def files(self, index: int) -> str:
         """The image and its mask."""
-        return f"{self.image_paths[index]} and {self.mask_paths[index]}"
+        return f"{self.image_paths[index]} and {self._mask(index)}"
+
+    def _mask(self, index: int) -> Path:
+        if not self.labeled:
+            raise unlabeled(self.name, self.split)
+        return self.mask_paths[index]
+
+
+def unlabeled(name: str, split: str) -> InputError:
+    """What is said where the labels of a split without any are asked for."""
+    return InputError(
+        f"{name}: split {split!r} has no labels to train or score on, only images; "
+        f"`meanshifter predict MODEL {name} --root DIR --split {split}` labels them"
+    )
 
 
 class Folder(FileDataset):

@@ -120,6 +120,13 @@ class LabelSpace:
         """The unsigned integer type of label maps: uint8, or uint16 above 255 classes."""
         return np.dtype(np.uint8 if self.num_classes <= 255 else np.uint16)
 
+    def raw_values(self) -> tuple[int, ...]:
+        """The mask value of every class, the first of several; a class's number where `raw` gives it none."""
+        values: dict[int, int] = {}
+        for value, target in (self.raw or {}).items():
+            values.setdefault(target, value)
+        return tuple(values.get(k, k) for k in range(self.num_classes))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON; `from_dict` is the inverse."""
         return {

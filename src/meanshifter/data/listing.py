@@ -25,6 +25,10 @@ class Pair:
     mask: Path
 
 
+class NoSuchSplitError(InputError):
+    """The files of a split are not there, which is no fault of a split that a data set may do without."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """The images and the masks of one split, by name."""
@@ -39,6 +43,8 @@ class Listing:
     """Names that the data set's own list has and no image."""
     passed: PassedOver = field(default_factory=PassedOver)
     """What lies among the files and is neither image nor mask."""
+    remedy: str = "an image and its mask share their name up to the extension"
+    """What is said of images without masks."""
 
     def pairs(self) -> list[Pair]:
         """The pairs, in the order of the images; what was passed over is a UserWarning.
@@ -47,12 +53,7 @@ class Listing:
             InputError: two files of one name, a listed name without an image, an image without a mask, or a mask
                 without an image: how many, and the first names.
         """
-        for _, kept, other in self.doubles:
-            raise InputError(f"{other}: {kept.name} has the same name up to the extension; keep one of them")
-        if self.lost:
-            names = ", ".join(self.lost[:3])
-            count = f"{len(self.lost)} name{'s'[: len(self.lost) != 1]}"
-            raise InputError(f"{self.where}: {count} without an image ({names}); add the images, or take them off")
+        self._refuse_names()
         lacks = [
             f"{len(names)} {kind}{'s'[: len(names) != 1]} without {other} ({', '.join(names[:3])}{more})"
             for names, kind, other in (
@@ -63,12 +64,31 @@ class Listing:
             if names
         ]
         if lacks:
-            raise InputError(
-                f"{self.where}: {' and '.join(lacks)}; an image and its mask share their name up to the extension"
-            )
-        if self.passed:
-            warnings.warn(f"{self.where}: {said(self.passed)}", stacklevel=2)
+            raise InputError(f"{self.where}: {' and '.join(lacks)}; {self.remedy}")
+        self._warn()
         return [Pair(name, image, self.masks[name]) for name, image in self.images.items()]
+
+    def unlabeled(self) -> Mapping[str, Path]:
+        """The images of a split without labels, in their order; what was passed over is a UserWarning.
+
+        Raises:
+            InputError: two files of one name, or a listed name without an image.
+        """
+        self._refuse_names()
+        self._warn()
+        return self.images
+
+    def _refuse_names(self) -> None:
+        for _, kept, other in self.doubles:
+            raise InputError(f"{other}: {kept.name} has the same name up to the extension; keep one of them")
+        if self.lost:
+            names = ", ".join(self.lost[:3])
+            count = f"{len(self.lost)} name{'s'[: len(self.lost) != 1]}"
+            raise InputError(f"{self.where}: {count} without an image ({names}); add the images, or take them off")
+
+    def _warn(self) -> None:
+        if self.passed:
+            warnings.warn(f"{self.where}: {said(self.passed)}", stacklevel=3)
 
 
 Files = tuple[dict[str, Path], list[tuple[str, Path, Path]], PassedOver]

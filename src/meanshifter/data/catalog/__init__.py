@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from meanshifter.data.datasets import Dataset, Folder
+from meanshifter.data.datasets import Dataset, Folder, unlabeled
 from meanshifter.data.layout import USUAL, FolderLayout
 from meanshifter.errors import InputError
 
@@ -21,11 +21,16 @@ HOMES: Final = {
 }
 
 
-def open_dataset(name: str, root: str | Path | None, split: str, layout: FolderLayout = USUAL) -> Dataset:
+def open_dataset(
+    name: str, root: str | Path | None, split: str, layout: FolderLayout = USUAL, *, labeled: bool = True
+) -> Dataset:
     """A split of the data set of that name; a folder's path in place of the name opens it as a `Folder`.
 
+    With `labeled=False` a split whose labels are withheld, such as ADE20K's "test", is opened too.
+
     Raises:
-        InputError: an unknown name, a layout for a data set that has its own, and as the data set itself.
+        InputError: an unknown name, a layout for a data set that has its own, a split without labels, and as the data
+            set itself.
     """
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", name
@@ -36,6 +41,8 @@ def open_dataset(name: str, root: str | Path | None, split: str, layout: FolderL
     require_usual(name, layout)
     module, kind = HOMES[name]
     dataset: Dataset = getattr(import_module(module), kind)(root, split)
+    if labeled and not dataset.labeled:
+        raise unlabeled(name, split)
     return dataset
 
 

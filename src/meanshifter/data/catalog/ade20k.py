@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from meanshifter.data.catalog.public import About, PublicDataset, hex_colors
+from meanshifter.data.catalog.public import About, PublicDataset, SubmissionFormat, hex_colors
 from meanshifter.data.download import Archive
 from meanshifter.data.labels import LabelSpace
-from meanshifter.data.listing import Listing, list_folders
+from meanshifter.data.listing import Listing, find_files, list_folders
+from meanshifter.documents import read_text
 
 # The first of the synonyms that the challenge's objectInfo150 gives each class.
 NAMES = """
@@ -48,17 +49,19 @@ LABELS = LabelSpace(
 class ADE20K(PublicDataset):
     """`images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`.
 
-    Raw 0 ("other") is ignored, raw k is train id k-1. Arguments and errors as PublicDataset.
+    Raw 0 ("other") is ignored, raw k is train id k-1. The split "test" is `release_test/testing/*.jpg`, images without
+    labels that `release_test/list.txt` names. Arguments and errors as PublicDataset.
     """
 
     space = LABELS
-    splits: ClassVar = {"train": "training", "val": "validation"}
-    inside = ("ADEChallengeData2016",)
+    splits: ClassVar = {"train": "training", "val": "validation", "test": "testing"}
+    inside = ("ADEChallengeData2016", "release_test", "ADEChallengeData2016/release_test", "images")
+    withheld = frozenset({"test"})
     about = About(
         name="ade20k",
         title="ADE20K, scene parsing challenge 2016",
         classes=LABELS.num_classes,
-        images={"train": 20210, "val": 2000},
+        images={"train": 20210, "val": 2000, "test": 3352},
         terms="images for non-commercial research and education; annotations BSD-3-Clause",
         home="http://sceneparsing.csail.mit.edu/",
         archive=Archive(
@@ -68,14 +71,40 @@ class ADE20K(PublicDataset):
             published_by="the Segmenter repository",
             folder="ADEChallengeData2016",
         ),
+        archives={
+            "test": Archive(
+                url="http://data.csail.mit.edu/places/ADEchallenge/release_test.zip",
+                filename="release_test.zip",
+                digest="sha1:e05747892219d10e9243933371a497e905a4860c",
+                published_by="the Segmenter repository",
+                folder="release_test",
+            )
+        },
+        submission=SubmissionFormat(),  # as release_test/readme.txt asks: values 1 to 150, NAME.png of the image's size
     )
 
     @classmethod
     def marker(cls, split: str) -> str:
-        """`images/training`, and so on."""
-        return f"images/{split}"
+        """`images/training` and `images/validation`, but `testing`, which is in `release_test`."""
+        return split if split == "testing" else f"images/{split}"
 
     @classmethod
     def find(cls, folder: Path, split: str) -> Listing:
-        """Images and masks of one name."""
+        """Images and masks of one name; of the test split images alone, those of the list where there is one."""
+        if split == "testing":
+            return _list_test(folder)
         return list_folders(folder / "images" / split, folder / "annotations" / split)
+
+
+def _list_test(folder: Path) -> Listing:
+    """The images of `testing`; names of `list.txt` without an image are lost, and images that it lacks passed over."""
+    images, twice, passed = find_files(folder / "testing", (".jpg",), "images")
+    path = folder / "list.txt"
+    if not path.is_file():
+        return Listing(folder / "testing", images, {}, tuple(twice), passed=passed)
+    named = {PurePosixPath(name).stem: name for name in read_text(path).split()}
+    lost = tuple(name for stem, name in named.items() if stem not in images)
+    if others := len(images.keys() - named.keys()):
+        passed["images that list.txt does not name"] += others
+    listed = {stem: images[stem] for stem in named if stem in images}
+    return Listing(path, listed, {}, tuple(double for double in twice if double[0] in named), lost, passed)

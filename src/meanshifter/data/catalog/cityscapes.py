@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from meanshifter.data.catalog.public import About, PublicDataset, hex_colors
+from meanshifter.data.catalog.public import About, PublicDataset, SubmissionFormat, hex_colors
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.listing import Listing, find_files
 
@@ -48,19 +48,22 @@ IMAGE, MASK = "_leftImg8bit", "_gtFine_labelIds"
 class Cityscapes(PublicDataset):
     """`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`.
 
-    The test split's annotations are withheld by its authors. Arguments and errors as PublicDataset.
+    The test split is images alone: the files that stand for its annotations ignore every pixel. Arguments and errors as
+    PublicDataset.
     """
 
     space = LABELS
-    splits: ClassVar = {"train": "train", "val": "val"}
+    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    withheld = frozenset({"test"})
     inside = ("cityscapes",)
     about = About(
         name="cityscapes",
         title="Cityscapes, fine annotations",
         classes=LABELS.num_classes,
-        images={"train": 2975, "val": 500},
+        images={"train": 2975, "val": 500, "test": 1525},
         terms="non-commercial use, after registration",
         home="https://www.cityscapes-dataset.com/downloads/ (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)",
+        submission=SubmissionFormat(),  # files are found by their names' beginning, CITY_SEQUENCE_FRAME
     )
 
     @classmethod
@@ -72,10 +75,9 @@ class Cityscapes(PublicDataset):
     def find(cls, folder: Path, split: str) -> Listing:
         """The frames, named CITY/CITY_SEQUENCE_FRAME."""
         images, twice, _ = find_files(folder / "leftImg8bit" / split, (".png",), "images")
+        frames = {name.removesuffix(IMAGE): path for name, path in images.items() if name.endswith(IMAGE)}
+        if split in cls.withheld:
+            return Listing(folder, frames, {}, tuple(twice))
         masks, again, _ = find_files(folder / "gtFine" / split, (".png",), "masks")
-        return Listing(
-            folder,
-            {name.removesuffix(IMAGE): path for name, path in images.items() if name.endswith(IMAGE)},
-            {name.removesuffix(MASK): path for name, path in masks.items() if name.endswith(MASK)},
-            (*twice, *again),
-        )
+        drawn = {name.removesuffix(MASK): path for name, path in masks.items() if name.endswith(MASK)}
+        return Listing(folder, frames, drawn, (*twice, *again))

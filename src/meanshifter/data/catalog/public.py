@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from meanshifter.data.datasets import FileDataset
 from meanshifter.data.download import Archive, fetch_and_unpack
 from meanshifter.data.labels import LabelSpace
-from meanshifter.data.listing import Listing
+from meanshifter.data.listing import Listing, NoSuchSplitError
 from meanshifter.errors import InputError
+
+
+@dataclass(frozen=True)
+class SubmissionFormat:
+    """How an evaluation server takes label maps: one PNG an image, of the data set's own mask values, in an archive."""
+
+    archive: str = ".zip"
+    """.zip or .tgz."""
+    folder: str = ""
+    """Where the files lie in the archive, with a slash at the end; the top by default."""
+    palette: bool = False
+    """Indexed with the data set's palette, in place of plain gray."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,10 @@ class About:
     """Where it is described, or had from."""
     archive: Archive | None = None
     """None: it may not be fetched without its owner's leave, or there is nothing to fetch."""
+    archives: Mapping[str, Archive] = field(default_factory=dict)
+    """Split → what is fetched for it, where that is another archive."""
+    submission: SubmissionFormat | None = None
+    """None: there is no evaluation server."""
 
 
 class PublicDataset(FileDataset):
@@ -48,9 +64,15 @@ class PublicDataset(FileDataset):
     """Split → what its files call it."""
     inside: ClassVar[Sequence[str]]
     """Folders below `root` in which the data set may lie."""
+    withheld: ClassVar[frozenset[str]] = frozenset()
+    """Splits that are images alone: `labeled` is False, and their samples cannot be read."""
+    repeats: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Split that need not be there → the splits whose images it holds again."""
 
     def __init__(self, root: str | Path | None, split: str = "val") -> None:
-        super().__init__(self.about.name, split, self.space, self.listing(root, split).pairs())
+        listing = self.listing(root, split)
+        files = listing.unlabeled() if split in self.withheld else listing.pairs()
+        super().__init__(self.about.name, split, self.space, files)
 
     @classmethod
     def listing(cls, root: str | Path | None, split: str) -> Listing:
@@ -65,11 +87,18 @@ class PublicDataset(FileDataset):
         if split not in cls.splits:
             raise InputError(f"{name}: split {split!r} is unknown; take one of {', '.join(cls.splits)}")
         marker = cls.marker(cls.splits[split])
-        places = [Path(root), *(Path(root) / folder for folder in cls.inside)]
-        folder = next((place for place in places if (place / marker).is_dir()), None)
+        folder = cls.place(Path(root), marker)
         if folder is None:
-            raise InputError(f"{Path(root) / marker}: no such folder; {name} is looked for there ({cls.source()})")
+            raise NoSuchSplitError(
+                f"{Path(root) / marker}: no such folder; {name} is looked for there ({cls.source(split)})"
+            )
         return cls.find(folder, cls.splits[split])
+
+    @classmethod
+    def place(cls, root: Path, marker: str) -> Path | None:
+        """The data set's folder, which is `root` or in it and holds a folder `marker`."""
+        places = [root, *(root / folder for folder in cls.inside)]
+        return next((place for place in places if (place / marker).is_dir()), None)
 
     @classmethod
     @abstractmethod
@@ -82,22 +111,34 @@ class PublicDataset(FileDataset):
         """The files of a split; `split` as the files call it."""
 
     @classmethod
-    def source(cls) -> str:
-        """Where to get it, in a few words."""
+    def source(cls, split: str | None = None) -> str:
+        """Where to get it, or what one split needs beside it, in a few words."""
         if cls.about.archive is None:
             return f"to be had from {cls.about.home}"
-        return f"`meanshifter data download {cls.about.name} DIR` fetches it"
+        option = f" --split {split}" if split in cls.about.archives else ""
+        return f"`meanshifter data download {cls.about.name} DIR{option}` fetches it"
 
     @classmethod
-    def download(cls, root: str | Path) -> Path:
-        """Fetch, check and unpack into `root`; returns the data set's folder.
+    def download(cls, root: str | Path, split: str | None = None) -> Path:
+        """Fetch, check and unpack into `root`, the data set or what `split` needs beside it; returns the new folder.
 
         Raises:
-            InputError: where the data may not be fetched freely, and as `fetch_and_unpack`.
+            InputError: where the data may not be fetched freely, a split that has no archive of its own, and as
+                `fetch_and_unpack`.
         """
-        if cls.about.archive is None:
-            raise InputError(f"{cls.about.name}: {cls.about.terms}; get it from {cls.about.home}")
-        return fetch_and_unpack(cls.about.archive, root)
+        about = cls.about
+        if about.archive is None:
+            raise InputError(f"{about.name}: {about.terms}; get it from {about.home}")
+        if split is None:
+            return fetch_and_unpack(about.archive, root)
+        if split in cls.withheld - about.archives.keys():
+            raise InputError(f"--split: {split!r} of {about.name} may not be fetched freely; get it from {about.home}")
+        if split not in about.archives:
+            apart = ", ".join(about.archives) or "none"
+            raise InputError(
+                f"--split: {split!r} of {about.name} has no archive of its own (those that have: {apart}); leave it out"
+            )
+        return fetch_and_unpack(about.archives[split], root)
 
 
 def hex_colors(text: str) -> tuple[tuple[int, int, int], ...]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
 from meanshifter.data.catalog import HOMES, require_usual, unknown_dataset
 from meanshifter.data.catalog.public import PublicDataset
-from meanshifter.data.datasets import divided_split, folder_listings, held_out
+from meanshifter.data.datasets import divided_split, folder_listings, held_out, unlabeled
 from meanshifter.data.doctor.findings import Finding
 from meanshifter.data.label_files import BY_VALUES, labels_of_files
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.layout import USUAL, FolderLayout
-from meanshifter.data.listing import Listing, Pair
+from meanshifter.data.listing import Listing, NoSuchSplitError, Pair
 from meanshifter.data.walk import said
 from meanshifter.errors import InputError
 
@@ -79,13 +79,20 @@ def _open_public(kind: type[PublicDataset], root: str | Path | None, splits: Seq
         raise InputError(f"{kind.about.name}: no root; give its folder with --root ({kind.source()})")
     source = Source(kind.about.name, Path(root), kind.space)
     errors = {}
-    for split in kind.splits if splits is None else splits:
+    known = [name for name in kind.splits if name not in kind.withheld] if splits is None else splits
+    for split in sorted(known, key=lambda name: name in kind.repeats):
         try:
-            listing = kind.listing(root, split)
+            if split in kind.withheld:
+                raise unlabeled(kind.about.name, split)
+            listing = _beyond(source, kind, split, kind.listing(root, split))
+        except NoSuchSplitError as error:
+            if split not in kind.repeats or splits is not None:
+                errors[split] = str(error)
+            continue
         except InputError as error:
             errors[split] = str(error)
             continue
-        if not _repeats(source, listing):
+        if listing.images or listing.lost:
             source.pairs[split] = _tolerate(source, split, listing)
     if not source.pairs:
         raise InputError(next(iter(errors.values())))
@@ -93,10 +100,11 @@ def _open_public(kind: type[PublicDataset], root: str | Path | None, splits: Seq
     return source
 
 
-def _repeats(source: Source, listing: Listing) -> bool:
-    """Whether an image is in an earlier split already, as in VOC's trainval, which is train and val."""
-    seen = {pair.image for pairs in source.pairs.values() for pair in pairs}
-    return any(path in seen for path in listing.images.values())
+def _beyond(source: Source, kind: type[PublicDataset], split: str, listing: Listing) -> Listing:
+    """The listing without the images of the splits that it repeats, as VOC's trainval does those of train and val."""
+    seen = {pair.image for part in kind.repeats.get(split, ()) for pair in source.pairs.get(part, ())}
+    images = {name: path for name, path in listing.images.items() if path not in seen}
+    return replace(listing, images=images, masks={name: path for name, path in listing.masks.items() if name in images})
 
 
 def _tolerate(source: Source, split: str, listing: Listing) -> list[Pair]:
