@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.printing import echo, say
 from meanshifter.cli.processes import add_process_options, start_processes
-from meanshifter.cli.reading import add_reading_options, check_precision, labelling_settings, load_predictor
+from meanshifter.cli.reading import (
+    add_reading_options,
+    check_precision,
+    labelling_settings,
+    load_predictor,
+    reading_settings,
+)
+from meanshifter.cli.submission import Submission, add_submission_options, open_submission
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,8 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="image, folder of images, glob in quotes, tar of samples (also shard-{000..009}.tar), or an address of "
-        "these: s3://, gs://, https://, …",
+        help="image, folder of images, glob in quotes, tar of samples (also shard-{000..009}.tar), an address of "
+        "these: s3://, gs://, https://, …, or with --root a data set by name",
     )
     parser.add_argument(
         "--out",
@@ -68,6 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=int, metavar="N", help="refuse larger images before decoding them (default: 1e9)"
     )
     _add_archive_options(parser)
+    add_submission_options(parser)
     add_process_options(parser)
     add_reading_options(parser)
     parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="mean shift steps (default: as trained)")
@@ -96,11 +104,12 @@ def run(args: argparse.Namespace) -> int:
     asked = {"scores": args.scores, "probabilities": args.probabilities}
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
+    submission = open_submission(args)
     elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
     if elsewhere or args.on or args.resume or args.overwrite:
         if args.devices is not None or args.num_nodes is not None:
             raise InputError("--devices, --num-nodes: for an archive use --on ray with --workers; leave them out")
-        return _run_archive(args, asked)
+        return _run_archive(args, asked, submission)
     return _run_here(args, asked)
 
 
@@ -126,14 +135,17 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     return 2 if failed else 0
 
 
-def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
+def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Submission | None) -> int:
     import meanshifter
     from meanshifter.inference.archive import Work, in_process, label_archive
 
     runner = _runner(args)
     model = meanshifter.load_model(args.model)
     check_precision(model, args)
-    settings = {"mean_shift_layers": args.mean_shift_layers, **labelling_settings(model, args), **asked}
+    if submission is not None:
+        submission.check(model)
+    reading = labelling_settings(model, args) if submission is None else reading_settings(args.model, args)
+    settings = {"mean_shift_layers": args.mean_shift_layers, **reading, **asked}
     if runner is None:
         runner = in_process(model.fastest_device if args.device is None else args.device)
     work = Work(model, settings, args.overlay, args.alpha)
@@ -154,6 +166,8 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any]) -> int:
         say(reason)
     if summary.failed > len(summary.reasons):
         say(f"{summary.failed - len(summary.reasons)} more are in the manifest")
+    if submission is not None:
+        submission.finish(summary, args.out)
     return 2 if summary.failed else 0
 
 
