@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,9 @@ LETTERS = 75
 """The width of a figure in heights of its text: on a page 18 cm wide, text of about 7 points."""
 SMALLEST_TEXT = 16
 """Height of text in pixels that is legible on a screen."""
+
+
+Picture = TypeVar("Picture", Pixels, Labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +44,11 @@ def error_map(truth: Labels, prediction: Labels, space: LabelSpace) -> Pixels:
     return colors
 
 
-def fitted(pixels: Pixels, *, side: int = SIDE, photo: bool = False) -> Pixels:
-    """`pixels` with a longer side of `side` at most; small ones are enlarged by the largest whole factor that fits.
+def fitted(pixels: Picture, *, side: int = SIDE, photo: bool = False) -> Picture:
+    """Pixels (H, W, 3), or a label map (H, W), with a longer side of `side` at most.
 
-    Photographs are shrunk smoothly, label maps keep their colours.
+    Small ones are enlarged by the largest whole factor that fits. Photographs are shrunk smoothly, label maps keep
+    their colours.
     """
     H, W = pixels.shape[:2]
     longer = max(H, W)
