@@ -142,6 +142,24 @@ def test_label_maps_at_several_depths_use_one_encoder_pass(tiny_model: Make, mon
         assert_same_labels(labels, scores)
 
 
+def test_segmentations_at_several_depths_are_those_of_a_predictor_for_each(tiny_model: Make) -> None:
+    model, image = tiny_model(layers=2, channels=12), random_image(45, 51)
+    asked: dict[str, Any] = {"window": 32, "stride": 24, "short_side": None, "scores": ["margin"]}
+    asked["probabilities"] = model.labels.names[:1]
+    found = ms.Predictor(model, mean_shift_layers=1, **asked)(image, mean_shift_layers=[3, 0, None, 3])
+    assert list(found) == [3, 0, 1]
+    for steps, segmentation in found.items():
+        alone = ms.Predictor(model, mean_shift_layers=steps, **asked)(image)
+        np.testing.assert_array_equal(segmentation.labels, alone.labels)
+        np.testing.assert_array_equal(segmentation.scores["margin"], alone.scores["margin"])
+        for name, shares in alone.probabilities.items():
+            np.testing.assert_array_equal(segmentation.probabilities[name], shares)
+    single = ms.Predictor(model, **asked)(image, mean_shift_layers=3)
+    np.testing.assert_array_equal(single.labels, found[3].labels)
+    with pytest.raises(InputError, match="mean_shift_layers: 0 entries"):
+        ms.Predictor(model)(image, mean_shift_layers=[])
+
+
 def test_many_classes_make_uint16_labels(tiny_model: Make) -> None:
     model = tiny_model("segmenter-ti16", num_classes=300)
     labels = ms.Predictor(model, window=32, stride=24, short_side=None)(random_image(40, 40)).labels

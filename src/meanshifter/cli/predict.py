@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from meanshifter.inference.archive import Runner, Summary
     from meanshifter.inference.inputs import Job
     from meanshifter.inference.predictor import Predictor
+    from meanshifter.inference.segmentation import Segmentation
+    from meanshifter.report.sheet import SheetRow
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes DIR/NAME.png for every image: a PNG of class numbers with the model's palette, as large as "
         "the image. Folders are searched recursively and keep their structure below DIR. Label maps already "
-        "there are replaced, unless a manifest is kept."
+        "there are replaced, unless a manifest is kept. Several --mean-shift-layers have a folder DIR/layers_N each."
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
@@ -78,7 +81,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_submission_options(parser)
     add_process_options(parser)
     add_reading_options(parser)
-    parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="mean shift steps (default: as trained)")
+    parser.add_argument(
+        "--mean-shift-layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="mean shift steps (default: as trained); several, read in one pass, go to DIR/layers_N each",
+    )
+    parser.add_argument(
+        "--sheet",
+        action="store_true",
+        help=f"also write DIR/sheet.png and DIR/sheet.pdf, a figure for papers of up to {MOST_ROWS} images: each "
+        "beside its label map, or its label maps after each number of mean shift steps",
+    )
 
 
 def _add_archive_options(parser: argparse.ArgumentParser) -> None:
@@ -109,30 +124,81 @@ def run(args: argparse.Namespace) -> int:
     if elsewhere or args.on or args.resume or args.overwrite:
         if args.devices is not None or args.num_nodes is not None:
             raise InputError("--devices, --num-nodes: for an archive use --on ray with --workers; leave them out")
+        if args.sheet:
+            raise InputError(
+                "--sheet: is for a few images of this machine, without a manifest; name them in a call of their own"
+            )
         return _run_archive(args, asked, submission)
     return _run_here(args, asked)
 
 
+def _steps(args: argparse.Namespace) -> list[int]:
+    """The numbers of mean shift steps that were asked for, each once; none: as trained."""
+    return list(dict.fromkeys(args.mean_shift_layers or ()))
+
+
 def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     from meanshifter.data.walk import PassedOver
-    from meanshifter.inference.inputs import plan
+    from meanshifter.inference.inputs import layers_folder, plan
 
-    out, maps, passed = Path(args.out), [*args.scores, *args.probabilities], PassedOver()
+    out, maps, passed, steps = Path(args.out), [*args.scores, *args.probabilities], PassedOver(), _steps(args)
+    folders = [layers_folder(count) for count in steps] if len(steps) > 1 else [""]
     processes = start_processes(args)
-    jobs = processes.together(lambda: plan(args.inputs, out, overlay=args.overlay, scores=maps, passed=passed))
-    predictor = processes.together(
-        lambda: load_predictor(args.model, args, args.mean_shift_layers, labelling=True, **asked)
-    )
-    mine = jobs[processes.rank :: processes.count]
-    shares = processes.gather(processes.together(lambda: _predict(mine, predictor, args.alpha, maps, processes.first)))
-    failed = [reason for share in shares for reason in share]
+
+    def planned() -> list[list[Job]]:
+        besides = _sheet_files(out) if args.sheet else []
+        jobs = plan(
+            args.inputs, out, overlay=args.overlay, scores=maps, folders=folders, besides=besides, passed=passed
+        )
+        images = [jobs[start : start + len(folders)] for start in range(0, len(jobs), len(folders))]
+        if args.sheet and len(images) > MOST_ROWS:
+            raise InputError(
+                f"--sheet: {len(images):,} images; a sheet has {MOST_ROWS} rows at most: name these images"
+            )
+        return images
+
+    def loaded() -> Predictor:
+        predictor = load_predictor(args.model, args, steps[0] if steps else None, labelling=True, **asked)
+        for count in steps:
+            predictor.resolve_layers(count)
+        return predictor
+
+    images = processes.together(planned)
+    predictor = processes.together(loaded)
+    steps = steps or [predictor.mean_shift_layers]
+    mine = images[processes.rank :: processes.count]
+    work = _Work(predictor, steps, args.alpha, maps, args.sheet)
+    shares = processes.gather(processes.together(lambda: _predict(mine, work, processes.first)))
+    failed = [reason for share in shares for reason in share.failed]
     if not processes.first:
         return 2 if failed else 0
-    echo(f"{len(jobs) - len(failed)} of {len(jobs)} label maps written to {args.out}")
+    count = f"{(len(images) - len(failed)) * len(folders)} of {len(images) * len(folders)}"
+    echo(f"{count} label maps written to {args.out}")
+    if args.sheet:
+        rows = {source: row for share in shares for source, row in share.rows.items()}
+        _write_sheet(out, [rows[image[0].source] for image in images if image[0].source in rows], predictor, steps)
     _say_passed(passed)
     for reason in failed:
         say(reason)
     return 2 if failed else 0
+
+
+def _sheet_files(out: Path) -> list[Path]:
+    from meanshifter.report.sheet import require_matplotlib, sheet_files
+
+    require_matplotlib()
+    return sheet_files(out / "sheet")
+
+
+def _write_sheet(out: Path, rows: list[SheetRow], predictor: Predictor, steps: list[int]) -> None:
+    from meanshifter.report.sheet import save_sheet, steps_title
+
+    if not rows:
+        return
+    titles = [steps_title(count) for count in steps] if predictor.model.has_steps else ["Prediction"]
+    facts = [f"{name}: {value}" for name, value in {**predictor.protocol(), "mean_shift_layers": steps}.items()]
+    files = save_sheet(out / "sheet", ["Image", *titles], rows, predictor.model.labels, facts)
+    echo(f"sheet: {', '.join(map(str, files))}")
 
 
 def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Submission | None) -> int:
@@ -145,10 +211,11 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Su
     if submission is not None:
         submission.check(model)
     reading = labelling_settings(model, args) if submission is None else reading_settings(args.model, args)
-    settings = {"mean_shift_layers": args.mean_shift_layers, **reading, **asked}
+    steps = _steps(args)
+    settings = {"mean_shift_layers": steps[0] if len(steps) == 1 else None, **reading, **asked}
     if runner is None:
         runner = in_process(model.fastest_device if args.device is None else args.device)
-    work = Work(model, settings, args.overlay, args.alpha)
+    work = Work(model, settings, args.overlay, args.alpha, tuple(steps) if len(steps) > 1 else ())
     with _Progress() as progress:
         try:
             summary = label_archive(work, args.inputs, args.out, run=runner, overwrite=args.overwrite, report=progress)
@@ -156,9 +223,9 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Su
             again = "the same command" + (" without --overwrite" if args.overwrite else "")
             stop.args = (f"interrupted; what is finished is in {args.out}, and {again} goes on",)
             raise
-    total = summary.done + summary.failed
-    there = f", {summary.skipped} were there" if summary.skipped else ""
-    echo(f"{summary.done} of {total} label maps written to {args.out}{there}")
+    total, each = summary.done + summary.failed, len(work.folders)
+    there = f", {summary.skipped * each} were there" if summary.skipped else ""
+    echo(f"{summary.done * each} of {total * each} label maps written to {args.out}{there}")
     _say_passed(summary.passed)
     if summary.restarted:
         say("the manifest was of other weights or settings, and all has been done again")
@@ -235,29 +302,67 @@ LARGE = 2048
 """Rows from which on an image has a bar of its own."""
 
 
-def _predict(jobs: list[Job], predictor: Predictor, alpha: float, maps: list[str], shown: bool) -> list[str]:
-    """Write the results of all jobs; the reasons of those that could not be read, one line each."""
+MOST_ROWS = 20
+"""Images on a sheet, at most: more fill several pages."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is made of every image."""
+
+    predictor: Predictor
+    steps: list[int]
+    """Numbers of mean shift steps, as many as an image has jobs."""
+    alpha: float
+    maps: list[str]
+    """Scores and probabilities."""
+    sheet: bool
+
+
+@dataclass
+class _Share:
+    """What has become of the images of one process."""
+
+    failed: list[str] = field(default_factory=list)
+    """The reasons of those that could not be read, one line each."""
+    rows: dict[Path, SheetRow] = field(default_factory=dict)
+    """Rows of the sheet, by image."""
+
+
+def _predict(images: list[list[Job]], work: _Work, shown: bool) -> _Share:
+    """Write the results of all images, each of which has a job for every number of steps."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from meanshifter.inference.files import read_ahead, save_png
+    from meanshifter.inference.files import read_ahead
+    from meanshifter.report.sheet import SheetRow
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    failed = []
+    share, predictor = _Share(), work.predictor
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         rows = bar.add_task("rows of a large image", visible=False)
         predictor.progress = lambda done, total: bar.update(rows, completed=done, total=total, visible=total >= LARGE)
-        images = read_ahead(lambda job: predictor.load(job.source), jobs)
-        for job, future in bar.track(images, total=len(jobs), description="images"):
+        read = read_ahead(lambda jobs: predictor.load(jobs[0].source), images)
+        for jobs, future in bar.track(read, total=len(images), description="images"):
+            source = jobs[0].source
             try:
-                segmentation = predictor(future.result())
+                found = list(predictor(future.result(), mean_shift_layers=work.steps).values())
             except InputError as error:
-                failed.append(str(error) if str(job.source) in str(error) else f"{job.source}: {error}")
+                share.failed.append(str(error) if str(source) in str(error) else f"{source}: {error}")
                 continue
-            segmentation.save(job.mask)
-            if job.overlay is not None:
-                save_png(job.overlay, segmentation.overlay(alpha, legend=True))
-            for name, path in zip(maps, job.scores, strict=True):
-                save_png(path, segmentation.map_image(name))
-    return failed
+            for job, segmentation in zip(jobs, found, strict=True):
+                _save(job, segmentation, work)
+            if work.sheet:
+                share.rows[source] = SheetRow.of(found[0].image, [segmentation.labels for segmentation in found])
+    return share
+
+
+def _save(job: Job, segmentation: Segmentation, work: _Work) -> None:
+    from meanshifter.inference.files import save_png
+
+    segmentation.save(job.mask)
+    if job.overlay is not None:
+        save_png(job.overlay, segmentation.overlay(work.alpha, legend=True))
+    for name, path in zip(work.maps, job.scores, strict=True):
+        save_png(path, segmentation.map_image(name))

@@ -23,7 +23,7 @@ from meanshifter.data.rows import LargeFile
 from meanshifter.data.walk import PassedOver
 from meanshifter.errors import InputError
 from meanshifter.inference.files import read_ahead
-from meanshifter.inference.inputs import file_name
+from meanshifter.inference.inputs import file_name, layers_folder
 from meanshifter.inference.listing import Entry, Unit, entries, plan_units
 from meanshifter.inference.manifest import Done, Known, Line, line_of, open_log
 from meanshifter.inference.predictor import Predictor
@@ -47,6 +47,14 @@ class Work:
     """Whether overlays are written too."""
     alpha: float = 0.5
     """Opacity of their colours."""
+    steps: tuple[int, ...] = ()
+    """Numbers of mean shift steps of which each has a folder layers_N with all that is written; none: `settings` has
+    the one number, and results lie at the top."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What comes before the place of every result, for each number of steps."""
+        return tuple(f"{layers_folder(count)}/" for count in dict.fromkeys(self.steps)) or ("",)
 
     def predictor(self, device: str | None) -> Predictor:
         """A predictor on `device`, to which the model is moved.
@@ -59,10 +67,12 @@ class Work:
     def described(self) -> dict[str, Any]:
         """What decides the files besides the images: where it differs, nothing is skipped."""
         predictor = Predictor(self.model, **self.settings)
+        steps = [predictor.resolve_layers(count) for count in self.steps]
+        protocol = {**predictor.protocol(), **({"mean_shift_layers": steps} if steps else {})}
         precision = self.settings.get("precision", predictor.precision)  # "auto" may be another on each machine
         return {
             "weights": weights_hash(self.model),
-            "protocol": {**predictor.protocol(), "scales": list(predictor.scales), "precision": precision},
+            "protocol": {**protocol, "scales": list(predictor.scales), "precision": precision},
             "overlay": self.alpha if self.overlay else None,
             "scores": list(predictor.scores),
             "probabilities": list(predictor.probabilities),
@@ -132,7 +142,7 @@ def label_archive(
 
         def known() -> Known:
             log.flush()
-            return Known(Done(log.lines()), store, frozenset(failed))
+            return Known(Done(log.lines()), store, frozenset(failed), work.folders)
 
         try:
             for finished in (run or in_process())(work, units, out, known):
@@ -192,7 +202,7 @@ class Labeller:
         """
         for entry, future in read_ahead(self._load, wanted):
             try:
-                self._write(entry, self._predictor(future.result()))
+                self._predict(entry, future.result())
             except NoSpaceError:
                 raise
             except InputError as error:
@@ -208,14 +218,20 @@ class Labeller:
         data = read_bytes(entry.address) if entry.data is None else entry.data
         return read_image(entry.address, max_pixels=self._predictor.max_pixels, data=data)
 
-    def _write(self, entry: Entry, segmentation: Segmentation) -> None:
-        """The label map last, so that its being there says that all is."""
+    def _predict(self, entry: Entry, image: npt.NDArray[np.uint8] | LargeFile) -> None:
         self._refuse_meeting(entry)
+        steps = self._work.steps or (self._predictor.mean_shift_layers,)
+        found = self._predictor(image, mean_shift_layers=steps)
+        for folder, segmentation in zip(self._work.folders, found.values(), strict=True):
+            self._write(folder, entry.place, segmentation)
+
+    def _write(self, folder: str, place: str, segmentation: Segmentation) -> None:
+        """The label map last, so that its being there says that all is."""
         for name in (*self._predictor.scores, *self._predictor.probabilities):
-            self._save(f"scores/{file_name(name)}/{entry.place}", segmentation.map_image(name))
+            self._save(f"{folder}scores/{file_name(name)}/{place}", segmentation.map_image(name))
         if self._work.overlay:
-            self._save(f"overlays/{entry.place}", segmentation.overlay(self._work.alpha, legend=True))
-        self._save(entry.place, segmentation.to_image())
+            self._save(f"{folder}overlays/{place}", segmentation.overlay(self._work.alpha, legend=True))
+        self._save(folder + place, segmentation.to_image())
 
     def _refuse_meeting(self, entry: Entry) -> None:
         """Overlays and scores have folders beside the label maps, in which no label map may lie."""

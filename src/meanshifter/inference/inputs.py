@@ -16,7 +16,7 @@ from meanshifter.errors import InputError
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the files that its prediction becomes."""
+    """One image and the files that one prediction of it becomes."""
 
     source: Path
     mask: Path
@@ -25,30 +25,44 @@ class Job:
 
 
 def plan(
-    inputs: Sequence[str], out: Path, *, overlay: bool, scores: Sequence[str] = (), passed: PassedOver | None = None
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    overlay: bool,
+    scores: Sequence[str] = (),
+    folders: Sequence[str] = ("",),
+    besides: Sequence[Path] = (),
+    passed: PassedOver | None = None,
 ) -> list[Job]:
     """The work for images, folders and globs, checked as a whole before any of it is done.
 
     A file NAME.jpg becomes OUT/NAME.png. Folders are searched recursively, and their structure is kept below
     OUT; so is that below the part of a glob before its first wildcard. Overlays go to OUT/overlays
-    likewise, maps of scores to OUT/scores/SCORE. What lies in OUT, where OUT is inside an input folder, is left out;
-    what is no image by its name, or hidden, is added to `passed`. A file named twice is read once.
+    likewise, maps of scores to OUT/scores/SCORE. With several `folders` each image has as many jobs, one after the
+    other, of which each has one of these folders below OUT for its own. What lies in OUT, where OUT is inside an
+    input folder, is left out; what is no image by its name, or hidden, is added to `passed`. A file named twice is
+    read once.
+    `besides`: files that the run writes as well.
 
     Raises:
         InputError: an input that is missing or holds no image; two inputs with the same result; a result that
-            would replace an input; an OUT that is a file.
+            would replace an input or one of `besides`; an OUT that is a file.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file; name a folder")
     jobs: dict[tuple[Path, Path], Job] = {}
     for given in inputs:
         for source, relative in _expand(given, out, PassedOver() if passed is None else passed):
-            mask = out / relative.with_suffix(".png")
-            picture = out / "overlays" / relative.with_suffix(".png") if overlay else None
-            maps = tuple(out / "scores" / file_name(score) / relative.with_suffix(".png") for score in scores)
-            jobs.setdefault((source.resolve(), mask), Job(source, mask, picture, maps))
-    _check_targets(list(jobs.values()))
+            for folder in folders:
+                job = _job(source, relative.with_suffix(".png"), out / folder, overlay, scores)
+                jobs.setdefault((source.resolve(), job.mask), job)
+    _check_targets(list(jobs.values()), besides)
     return list(jobs.values())
+
+
+def _job(source: Path, place: Path, out: Path, overlay: bool, scores: Sequence[str]) -> Job:
+    maps = tuple(out / "scores" / file_name(score) / place for score in scores)
+    return Job(source, out / place, out / "overlays" / place if overlay else None, maps)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -64,6 +78,11 @@ def file_name(score: str) -> str:
     """A score's or class's name as that of a folder, another for each: signs that may not be are spelt %2F."""
     plain = "".join(sign if sign.isalnum() or sign in " -_" else quote(sign, safe="") for sign in score)
     return plain.replace(".", "%2E").replace("~", "%7E") or "%"
+
+
+def layers_folder(steps: int) -> str:
+    """The folder of the results after one of several numbers of mean shift steps."""
+    return f"layers_{steps}"
 
 
 def _expand(given: str, out: Path | None, passed: PassedOver) -> Iterator[tuple[Path, Path]]:
@@ -143,22 +162,25 @@ def _inside(file: Path, out: Path | None, base: Path) -> bool:
     return out != base and out.is_relative_to(base) and file.resolve().is_relative_to(out)
 
 
-def _check_targets(jobs: list[Job]) -> None:
+def _check_targets(jobs: list[Job], besides: Sequence[Path]) -> None:
     sources = {job.source.resolve(): job.source for job in jobs}
     written: dict[Path, Path] = {}
+    for target in besides:
+        if target.resolve() in sources:
+            raise InputError(f"{target}: is an input and would be replaced; choose another --out")
+        written[target.resolve()] = target
     for job in jobs:
-        for target in (job.mask, job.overlay, *job.scores):
-            if target is None:
+        for path in (job.mask, job.overlay, *job.scores):
+            if path is None:
                 continue
-            place = target.resolve()
+            place = path.resolve()
             if place in sources:
                 raise InputError(
-                    f"{target}: the result of {job.source} would replace the input {sources[place]}; "
-                    "choose another --out"
+                    f"{path}: the result of {job.source} would replace the input {sources[place]}; choose another --out"
                 )
             if place in written:
                 raise InputError(
-                    f"{target}: would be written for both {written[place]} and {job.source}; rename one, "
+                    f"{path}: would be written for both {written[place]} and {job.source}; rename one, "
                     "give their common parent folder, or use another --out for each"
                 )
             written[place] = job.source

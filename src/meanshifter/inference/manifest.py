@@ -54,10 +54,15 @@ class Known:
     store: Store
     failed: frozenset[str] = frozenset()
     """Addresses that this run has given up."""
+    folders: tuple[str, ...] = ("",)
+    """Where below the store its label maps are: `Work.folders`."""
 
     def __call__(self, entry: Entry) -> bool:
         """Whether it is finished, or given up."""
-        return (entry in self.done and self.store.has(entry.place)) or entry.address in self.failed
+        return (entry in self.done and self._is_there(entry)) or entry.address in self.failed
+
+    def _is_there(self, entry: Entry) -> bool:
+        return all(self.store.has(folder + entry.place) for folder in self.folders)
 
 
 def identity(input: str, output: str, size: int | None, stamp: str | None) -> bytes:  # noqa: A002

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -128,37 +128,57 @@ class Predictor:
         self.precision = reading_precision(precision, model.device, model.own_precision)
         self._budget = Budget()
 
-    def __call__(self, image: Readable) -> Segmentation:
+    @overload
+    def __call__(self, image: Readable, *, mean_shift_layers: int | None = None) -> Segmentation: ...
+
+    @overload
+    def __call__(self, image: Readable, *, mean_shift_layers: Sequence[int | None]) -> dict[int, Segmentation]: ...
+
+    def __call__(
+        self, image: Readable, *, mean_shift_layers: int | Sequence[int | None] | None = None
+    ) -> Segmentation | dict[int, Segmentation]:
         """The segmentation of a file, a PIL image or an (H, W, 3) uint8 RGB array, at its own size.
 
+        `mean_shift_layers`: another number of mean shift steps than the predictor's own (None), or several for a
+        segmentation after each, by number of steps; the encoder sees the image once.
+
         Raises:
-            InputError: a file that cannot be read, or an array of another type or shape.
+            InputError: a file that cannot be read, an array of another type or shape, or a number of steps that the
+                model cannot take.
         """
-        source = self.load(image)
-        H, W = source.shape[:2]
-        with enough_memory(H, W), torch.inference_mode(), opened(source) as pixels:
-            out = _Maps((H, W), self.model.labels.num_classes, self.scores, self.probabilities)
-            for rows, (views,) in self.bands(pixels, [self.mean_shift_layers]):
-                self._read_out(views, rows, out)
-        return Segmentation(out.labels, source, self.model.labels, out.scores, out.probabilities)
+        several = isinstance(mean_shift_layers, Sequence)
+        asked = mean_shift_layers if isinstance(mean_shift_layers, Sequence) else [mean_shift_layers]
+        own = self.mean_shift_layers
+        steps = list(dict.fromkeys(own if entry is None else self.resolve_layers(entry) for entry in asked))
+        source, maps = self._maps(image, steps, self.scores, self.probabilities)
+        found = {
+            count: Segmentation(out.labels, source, self.model.labels, out.scores, out.probabilities)
+            for count, out in zip(steps, maps, strict=True)
+        }
+        return found if several else found[steps[0]]
 
     def label_maps(self, image: Readable, layers: Sequence[int | None]) -> list[Labels]:
         """One label map (H, W) for each number of mean shift steps; the encoder sees the image once.
 
         Raises:
-            InputError: as `__call__`, and a number of steps that the model cannot take.
+            InputError: as `__call__`.
         """
-        source = self.load(image)
-        steps = [self.resolve_layers(entry) for entry in layers]
+        return [out.labels for out in self._maps(image, [self.resolve_layers(entry) for entry in layers])[1]]
+
+    def _maps(
+        self, image: Readable, steps: list[int], scores: Sequence[str] = (), probabilities: Sequence[str] = ()
+    ) -> tuple[Pixels | LargeFile, list[_Maps]]:
+        """What the image is read from, and what is read out of it after each number of steps."""
         if not steps:
-            raise InputError("layers: 0 entries; name at least one number of mean shift steps")
+            raise InputError("mean_shift_layers: 0 entries; name at least one number of mean shift steps")
+        source = self.load(image)
         H, W = source.shape[:2]
         with enough_memory(H, W), torch.inference_mode(), opened(source) as pixels:
-            maps = [_Maps((H, W), self.model.labels.num_classes).labels for _ in steps]
+            maps = [_Maps((H, W), self.model.labels.num_classes, scores, probabilities) for _ in steps]
             for rows, several in self.bands(pixels, steps):
-                for labels, views in zip(maps, several, strict=True):
-                    labels[rows] = label_map(views).cpu().numpy()
-        return maps
+                for out, views in zip(maps, several, strict=True):
+                    self._read_out(views, rows, out)
+        return source, maps
 
     def load(self, image: Readable) -> Pixels | LargeFile:
         """What a prediction starts from, for who reads ahead: pixels, or a large TIFF that is read window by window.
