@@ -38,9 +38,13 @@ def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_p
         "--mean-shift-layers", 0, 2, "--names", "Segmenter", "MeanShifter", "--out", out,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(list(out.glob("*.png"))) == 3
-    assert f"page: {(out / 'compare.html').resolve()}" in done.stdout
     written = json.loads((out / "compare.json").read_text("utf-8"))
+    sheets = [name for sheet in written["sheets"] for name in sheet["files"]]
+    assert sheets
+    assert all(f"{name}: " in done.stdout or f"{name}, " in done.stdout for name in sheets)
+    assert sorted(path.name for path in out.glob("sheet_*")) == sorted(sheets)
+    assert len(list(out.glob("*.png"))) == 3 + len(sheets) // 2
+    assert f"page: {(out / 'compare.html').resolve()}" in done.stdout
     assert [entry["name"] for entry in written["models"]] == ["Segmenter", "MeanShifter"]
     assert [entry["protocol"]["window"] for entry in written["models"]] == [512, 64]
     assert list(written["chosen"][0]["by_mean_shift_layers"]["MeanShifter"]["wrong"]) == ["0", "2"]
@@ -50,18 +54,30 @@ def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_p
     assert written["models"][1] == {"name": "MeanShifter", **result}
 
 
-def test_three_models_are_compared(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [["--more"], []])
+def test_three_models_are_compared(models: Path, tmp_path: Path, more: list[str]) -> None:
     three = [str(models / name) for name in ("plain", "shifted", "other")]
-    command = ["compare", *three[:2], "shapes", "--more", three[2], "--limit", "2", "--images", "val_00001"]
+    named = [*three[:2], "shapes", "--more", three[2]] if more else [*three, "shapes"]
+    command = ["compare", *named, "--limit", "2", "--images", "val_00001"]
     assert main([*command, "--window", "none", "--short-side", "none", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "compare.json").read_text("utf-8"))
     assert list(written["chosen"][0]["mIoU"]) == ["plain", "shifted", "other"]
     assert written["difference"] == "wrong pixels of plain less those of other"
 
 
+def test_one_model_is_compared_with_itself(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", str(models / "shifted"), "shapes", "--limit", "2", "--mean-shift-layers", "0", "2"]
+    assert main([*command, "--names", "MeanShifter", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "L'_ms = 2" in said
+    assert "sheet_layers.png, sheet_layers.pdf: MeanShifter after each number of mean shift steps" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["plain", "shapes"], "models: 1 given; compare at least 2"),
+        (["shifted", "shapes", "--mean-shift-layers", "2"], "mean_shift_layers: 2 for one model; give 2 numbers"),
         (["plain", "nowhere", "shapes"], "nowhere: does not exist"),
         (["plain", "two", "shapes"], "a checkpoint of 2 classes, but shapes val has 7"),
         (["plain", "other", "shape"], "did you mean 'shapes'"),

@@ -162,7 +162,8 @@ def test_the_folder_holds_a_page_the_scores_and_a_strip_of_the_expected_width_fo
 ) -> None:
     comparison, out = compared
     pictures = [entry["picture"] for entry in document(out)["chosen"]]
-    assert sorted(path.name for path in out.iterdir()) == sorted(["compare.html", "compare.json", *pictures])
+    sheets = [name for sheet in document(out)["sheets"] for name in sheet["files"]]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["compare.html", "compare.json", *pictures, *sheets])
     assert pictures[0].startswith("best_1_val_000")
     for name in pictures:
         with Image.open(out / name) as picture:
@@ -239,7 +240,7 @@ def test_a_taken_folder_is_refused_and_only_a_comparison_is_replaced(
     run_comparison(models, data, out)
     (out / "thesis.tex").write_text("mine")
     run_comparison(models, data, out, images=["val_00001"], overwrite=True)
-    files = sorted(path.name for path in out.iterdir())
+    files = sorted(path.name for path in out.iterdir() if not path.name.startswith("sheet_"))
     assert files == ["compare.html", "compare.json", "image_1_val_00001.png", "thesis.tex"]
 
 

@@ -17,19 +17,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Scores every image with each model and shows those where the last model has the fewest wrong pixels beside "
         "the first, the middle ones, and those where it gains least or loses: image, truth, predictions and error "
-        "maps, and for models with a mean shift block the predictions after several numbers of steps. Writes "
-        "compare.html, which needs nothing beside it, compare.json with the scores of all images, and one PNG for "
-        "each image shown."
+        "maps, and for models with a mean shift block the predictions after several numbers of steps. One model with "
+        "a mean shift block is compared with itself after these numbers of steps. Writes compare.html, which needs "
+        "nothing beside it, compare.json with the scores of all images, one PNG for each image shown, and as PNG and "
+        "PDF a sheet of the images where the last model is better than the first, one of those where it is worse, "
+        "and one of the steps. Sheets of photos without truth: `meanshifter predict --sheet`."
     )
-    parser.add_argument("model_a", metavar="MODEL_A", help=MODEL_HELP)
-    parser.add_argument("model_b", metavar="MODEL_B", help="the model to compare it with")
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help=f"{MODEL_HELP}; two or more, or one with a mean shift block"
+    )
     add_dataset(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in the folder")
-    parser.add_argument("--more", metavar="MODEL", nargs="+", default=[], help="further models, after MODEL_B")
+    parser.add_argument("--more", metavar="MODEL", nargs="+", default=[], help="further models, after the others")
     parser.add_argument("--names", metavar="NAME", nargs="+", help="what to call the models in the figures")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--pick", type=int, metavar="N", default=3, help="images of each kind (default: %(default)s)")
+    shown.add_argument(
+        "--pick",
+        type=int,
+        metavar="N",
+        default=3,
+        help="images of each kind, and rows of a sheet (default: %(default)s)",
+    )
     shown.add_argument("--images", metavar="NAME", nargs="+", default=[], help="show these images instead")
     parser.add_argument(
         "--mean-shift-layers",
@@ -45,8 +54,9 @@ def run(args: argparse.Namespace) -> None:
     """Compare, print the scores and say where the page is."""
     from meanshifter.study.comparison import DEPTHS, PAGE, run_comparison
     from meanshifter.study.comparison_page import describe, score_table, summary
+    from meanshifter.study.comparison_sheets import describe_sheets
 
-    paths = [args.model_a, args.model_b, *args.more]
+    paths = [*args.models, *args.more]
     predictors = dict(zip(_names(args.names, paths), [load_predictor(path, args) for path in paths], strict=True))
     models = [predictor.model for predictor in predictors.values()]
     if args.mean_shift_layers is not None and not any(model.has_steps for model in models):
@@ -68,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         echo(f"{model.name}: {model.result.protocol}")
     for choice in comparison.choices:
         echo(f"{choice.title}: {comparison.dataset.names[choice.index]}, {describe(comparison, choice.index)}")
+    echo(*describe_sheets(comparison))
     echo(f"page: {(args.out / PAGE).resolve()}")
 
 

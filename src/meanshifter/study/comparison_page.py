@@ -48,6 +48,12 @@ class Figure:
     """By model and number of steps."""
 
     @property
+    def columns(self) -> int:
+        """Pictures in a row: six of two models; the error maps of more have a row of their own."""
+        models = len(self.scores)
+        return len(self.tiles) if models <= 2 else 2 + models
+
+    @property
     def file(self) -> str:
         """Name of the PNG."""
         return f"{self.choice.title.replace(' ', '_')}_{file_name(self.name)}.png"
@@ -75,7 +81,7 @@ def _fields(scores: Mapping[str, ImageScore]) -> dict[str, dict[str, float | Non
 
 
 @dataclass(frozen=True, eq=False)
-class _Reading:
+class Reading:
     """What one model says about one image, by number of mean shift steps."""
 
     model: Scored
@@ -91,14 +97,15 @@ class _Reading:
         return self.model.predictor.mean_shift_layers
 
 
-def figure_of(comparison: Comparison, choice: Choice, depths: Sequence[int]) -> Figure:
-    """Predict one chosen image with every model, those with a block also after each of `depths` steps.
+def read(comparison: Comparison, sample: Sample) -> list[Reading]:
+    """One image read by every model, by those with a block also after each of the numbers of steps to show."""
+    space, depths = comparison.dataset.labels, () if comparison.steps_of else comparison.depths
+    return [_read(model, sample, space, depths) for model in comparison.models]
 
-    Raises:
-        InputError: an image that cannot be read.
-    """
-    sample, space = comparison.dataset[choice.index], comparison.dataset.labels
-    readings = [_read(model, sample, space, depths) for model in comparison.models]
+
+def figure_of(comparison: Comparison, choice: Choice, sample: Sample, readings: Sequence[Reading]) -> Figure:
+    """The figure of one chosen image."""
+    space = comparison.dataset.labels
     shown = [sample.labels, *(labels for reading in readings for labels in reading.maps.values())]
     return Figure(
         choice,
@@ -121,16 +128,16 @@ def figure_of(comparison: Comparison, choice: Choice, depths: Sequence[int]) -> 
     )
 
 
-def _read(model: Scored, sample: Sample, space: LabelSpace, depths: Sequence[int]) -> _Reading:
+def _read(model: Scored, sample: Sample, space: LabelSpace, depths: tuple[int, ...]) -> Reading:
     """The encoder sees the image once."""
-    shown = tuple(dict.fromkeys(depths)) if model.predictor.model.has_steps else ()
+    shown = depths if model.predictor.model.has_steps else ()
     steps = list(dict.fromkeys([model.predictor.mean_shift_layers, *shown]))
     maps = dict(zip(steps, model.predictor.label_maps(sample.image, steps), strict=True))
     scores = {
         count: ImageScore.of(confusion_matrix(sample.labels, labels, space.num_classes, ignore=space.ignore))
         for count, labels in maps.items()
     }
-    return _Reading(model, maps, scores, shown)
+    return Reading(model, maps, scores, shown)
 
 
 def _heading(comparison: Comparison, choice: Choice) -> str:
@@ -152,17 +159,17 @@ def describe(comparison: Comparison, index: int) -> str:
     )
 
 
-def _prediction(reading: _Reading, space: LabelSpace) -> Tile:
+def _prediction(reading: Reading, space: LabelSpace) -> Tile:
     note = f"mIoU {_number(reading.scores[reading.own].mIoU)}"
     return Tile(fitted(colorize(reading.maps[reading.own], space)), reading.model.name, note)
 
 
-def _errors(reading: _Reading, truth: Labels, space: LabelSpace) -> Tile:
+def _errors(reading: Reading, truth: Labels, space: LabelSpace) -> Tile:
     pixels = fitted(error_map(truth, reading.maps[reading.own], space))
     return Tile(pixels, f"{reading.model.name}: errors", f"wrong {_number(reading.scores[reading.own].percent)} %")
 
 
-def _depth_tiles(reading: _Reading, space: LabelSpace) -> tuple[Tile, ...]:
+def _depth_tiles(reading: Reading, space: LabelSpace) -> tuple[Tile, ...]:
     return tuple(
         Tile(
             fitted(colorize(reading.maps[steps], space)),
@@ -187,7 +194,7 @@ def save_strip(figure: Figure, path: Path, protocols: Sequence[str]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    columns = len(figure.tiles)
+    columns = figure.columns
     rows = [
         row[start : start + columns]
         for row in (figure.tiles, *figure.depth_tiles)
@@ -204,10 +211,14 @@ def protocols(comparison: Comparison) -> list[str]:
     return [f"{model.name}: {model.result.protocol}" for model in comparison.models]
 
 
-def comparison_page(comparison: Comparison, figures: Sequence[Figure]) -> Page:
-    """The page: scores over all images, the chosen images from best to worst, and the scores of the classes."""
+def comparison_page(comparison: Comparison, figures: Sequence[Figure], sheets: Sequence[str]) -> Page:
+    """The page: scores over all images, the chosen images from best to worst, and the scores of the classes.
+
+    `sheets` is a sentence on each sheet.
+    """
     dataset, names = comparison.dataset, [model.name for model in comparison.models]
-    page = Page(f"{' and '.join(names)} on {dataset.name} {dataset.split}", width=WIDTH)
+    what = f"{comparison.steps_of}: {', '.join(names)}" if comparison.steps_of else " and ".join(names)
+    page = Page(f"{what} on {dataset.name} {dataset.split}", width=WIDTH)
     page.heading("Scores over all images")
     page.table(*score_table(comparison), caption="In percent")
     page.text(summary(comparison))
@@ -221,6 +232,9 @@ def comparison_page(comparison: Comparison, figures: Sequence[Figure]) -> Page:
         "ignored ones grey."
     )
     page.legend(dataset.labels)
+    page.heading("Sheets for papers")
+    for sentence in sheets:
+        page.text(sentence)
     for group, found in groupby(figures, key=lambda figure: figure.choice.group):
         page.heading(_GROUPS[group])
         for figure in found:
@@ -274,7 +288,7 @@ def _show(page: Page, figure: Figure) -> None:
     page.text(figure.heading)
     for row in (figure.tiles, *figure.depth_tiles):
         captions = [f"{tile.title}, {tile.note}" if tile.note else tile.title for tile in row]
-        page.pictures([dict(zip(captions, (tile.pixels for tile in row), strict=True))], columns=len(figure.tiles))
+        page.pictures([dict(zip(captions, (tile.pixels for tile in row), strict=True))], columns=figure.columns)
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -94,6 +94,12 @@ class Comparison:
     dataset: Dataset
     models: tuple[Scored, ...]
     choices: tuple[Choice, ...] = ()
+    pick: int = 0
+    """How many images of each kind are shown."""
+    depths: tuple[int, ...] = ()
+    """Mean shift steps after which the models with a block are shown."""
+    steps_of: str = ""
+    """The one model whose numbers of mean shift steps are compared; empty where models are."""
 
     @property
     def differences(self) -> npt.NDArray[np.float64]:
@@ -104,8 +110,17 @@ class Comparison:
     @property
     def by_wrong_pixels(self) -> Verdict:
         """Better: fewer wrong pixels, by `SHARE` of the labelled ones at least."""
-        margins = SHARE * np.array([image.labelled for image in self.models[0].images])
-        return _verdict(self.differences, np.maximum(margins, 1))
+        return _verdict(self.differences, self._margins)
+
+    @property
+    def _margins(self) -> npt.NDArray[np.float64]:
+        """(n,) the differences from which on an image is not even."""
+        return np.maximum(SHARE * np.array([image.labelled for image in self.models[0].images]), 1)
+
+    def ranked(self, *, better: bool) -> list[int]:
+        """The images on which the last model is better than the first, or worse, the clearest first; no even ones."""
+        gains = self.differences if better else -self.differences
+        return [int(i) for i in np.argsort(-gains, kind="stable") if gains[i] >= self._margins[i]]
 
     @property
     def by_miou(self) -> Verdict:
@@ -119,21 +134,34 @@ def _verdict(gains: npt.NDArray[np.float64], margins: npt.NDArray[np.float64]) -
     return Verdict(better, worse, int((~np.isnan(gains)).sum()) - better - worse)
 
 
-def score(name: str, predictor: Predictor, dataset: Dataset, limit: int | None, progress: bool) -> Scored:
-    """The result of one model, and its score of each image.
+def score(
+    predictors: Mapping[str, Predictor], dataset: Dataset, limit: int | None, progress: bool
+) -> tuple[Scored, ...]:
+    """The results of predictors that differ in their mean shift steps alone, by name; each image is encoded once.
 
     Raises:
         InputError: as `evaluate`.
     """
-    protocol, classes = protocol_of(predictor, dataset, limit=limit), dataset.labels.names
-    total, images, ignored = np.zeros((len(classes), len(classes)), np.int64), [], 0
-    steps = [predictor.mean_shift_layers]
-    for sample, (prediction,) in image_maps(predictor, dataset, steps, limit=limit, progress=progress):
-        confusion = confusion_matrix(sample.labels, prediction, len(classes), ignore=dataset.labels.ignore)
-        total += confusion
-        ignored += int(np.count_nonzero(sample.labels == dataset.labels.ignore))
-        images.append(ImageScore.of(confusion))
-    return Scored(name, predictor, Result(total, classes, protocol, ignored=ignored), tuple(images))
+    classes, ignore = dataset.labels.names, dataset.labels.ignore
+    steps = [predictor.mean_shift_layers for predictor in predictors.values()]
+    totals, ignored = np.zeros((len(steps), len(classes), len(classes)), np.int64), 0
+    images: list[list[ImageScore]] = [[] for _ in steps]
+    reader = next(iter(predictors.values()))
+    for sample, maps in image_maps(reader, dataset, steps, limit=limit, progress=progress):
+        ignored += int(np.count_nonzero(sample.labels == ignore))
+        for place, prediction in enumerate(maps):
+            confusion = confusion_matrix(sample.labels, prediction, len(classes), ignore=ignore)
+            totals[place] += confusion
+            images[place].append(ImageScore.of(confusion))
+    return tuple(
+        Scored(
+            name,
+            predictor,
+            Result(total, classes, protocol_of(predictor, dataset, limit=limit), ignored=ignored),
+            tuple(scores),
+        )
+        for (name, predictor), total, scores in zip(predictors.items(), totals, images, strict=True)
+    )
 
 
 def choose(differences: npt.NDArray[np.float64], pick: int) -> list[Choice]:
