@@ -113,6 +113,7 @@ def test_an_unfinished_set_is_no_zip_and_the_same_command_resumes_it(
         (["--submission", "labels.tgz"], r"labels.tgz; ade20k is submitted as NAME.zip"),
         (["--submission", "a.zip", "--split", "tset"], "split 'tset' is unknown"),
         (["--submission", "a.zip", "--out", "s3://bucket/labels"], "--out: s3://bucket/labels is an address"),
+        (["--submission", "a.zip", "--mean-shift-layers", "0", "1"], "--mean-shift-layers: 0 1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_is_read(

@@ -98,6 +98,11 @@ def open_submission(args: argparse.Namespace) -> Submission | None:
     if args.submission is None:
         return None
     check_submission(dataset, args.submission)
+    if args.mean_shift_layers is not None and len(args.mean_shift_layers) > 1:
+        steps = " ".join(map(str, args.mean_shift_layers))
+        raise InputError(
+            f"--mean-shift-layers: {steps}; a submission holds one label map of each image: give one number"
+        )
     if is_address(args.out):
         raise InputError(f"--out: {args.out} is an address; with --submission label maps are kept in a folder")
     args.resume = True
