@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.checkpoint import load_model
 from meanshifter.study import demo as study
-from meanshifter.study.demo import run_demo
+from meanshifter.study.demo import run_demo, score_table
+from meanshifter.training.interrupt import Stopped
+from meanshifter.training.loop import Trained
+from meanshifter.training.recipe import TrainConfig
 
 TINY = """
 format_version: 1
@@ -95,3 +99,51 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tiny: Path, tmp_path: Path
     (tmp_path / "demo").write_text("")
     with pytest.raises(InputError, match="is a file; name a folder"):
         run_demo(tmp_path / "demo", recipe=tiny)
+
+
+def test_a_demo_that_was_stopped_goes_on_with_the_same_command(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_demo(tmp_path / "whole", recipe=tiny, quiet=True, say=lambda line: None)
+    out, trained = tmp_path / "demo", study.train
+
+    def stopped_in_the_second(config: TrainConfig, **options: bool) -> Trained:
+        if config.model.mean_shift is not None:
+            trained(config, **options)
+            raise Stopped("stopped after step 1 of 3; the same command with --resume continues", signal.SIGINT)
+        return trained(config, **options)
+
+    monkeypatch.setattr(study, "train", stopped_in_the_second)
+    with pytest.raises(Stopped, match=r"step 1 of 3; the same command continues$"):
+        run_demo(out, recipe=tiny, quiet=True, say=lambda line: None)
+    monkeypatch.setattr(study, "train", trained)
+    with pytest.raises(InputError, match=r"steps: 2, but .* with 3; --steps 3 goes on"):
+        run_demo(out, recipe=tiny, steps=2)
+    kept = (out / "segmenter" / "checkpoints" / "last" / "model.safetensors").read_bytes()
+    said: list[str] = []
+    demo = run_demo(out, recipe=tiny, quiet=True, say=said.append)
+    assert all("resumed" in line for line in said)
+    assert (out / "segmenter" / "checkpoints" / "last" / "model.safetensors").read_bytes() == kept
+    assert [entry.result.mIoU for entry in demo.entries] == [entry.result.mIoU for entry in whole.entries]
+    assert [row[-1] for row in score_table(demo)[1]] == ["–"] * 3, "only a part of their time is known"
+    with pytest.raises(InputError, match="already exists"):
+        run_demo(out, recipe=tiny)
+
+
+@pytest.mark.parametrize(("overwrite", "again"), [(False, "the same command"), (True, "the same command without")])
+def test_a_stop_between_the_trainings_says_how_to_go_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, again: str
+) -> None:
+    def stop(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "patch_color_miou", stop)
+    with pytest.raises(KeyboardInterrupt, match=f"interrupted; {again}.* continues"):
+        run_demo(tmp_path / "demo", recipe=tiny, steps=1, overwrite=overwrite, quiet=True, say=lambda line: None)
+
+
+def test_a_lock_that_a_kill_left_behind_is_no_demo(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo" / "segmenter").mkdir(parents=True)
+    (tmp_path / "demo" / "segmenter" / ".lock").write_text("process 1\n")
+    run_demo(tmp_path / "demo", recipe=tiny, steps=1, overwrite=True, quiet=True, say=lambda line: None)
+    assert (tmp_path / "demo" / "demo.html").is_file()

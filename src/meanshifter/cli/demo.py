@@ -10,6 +10,7 @@ from meanshifter.cli.printing import echo
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
+    parser.epilog = "Started again after any stop, it goes on where it was."
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="where to write (default: %(default)s)"
     )
@@ -30,7 +31,9 @@ def run(args: argparse.Namespace) -> int | None:
     echo("")
     for row in (header, *rows):
         echo("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
-    echo("", f"{demo.entries[0].result.protocol.images} held-out images, {demo.seconds / 60:.1f} minutes in all")
+    whole = all(entry.seconds is not None for entry in demo.entries)
+    minutes = f"{demo.seconds / 60:.1f} minutes {'in all' if whole else 'since it was started again'}"
+    echo("", f"{demo.entries[0].result.protocol.images} held-out images, {minutes}")
     echo(f"page: {demo.page.resolve()}")
     for command in next_commands(demo):
         echo(f"next: {command}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
-from meanshifter.errors import InputError
+from meanshifter.documents import parse_yaml, read_text
+from meanshifter.errors import InputError, RunError
 from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.checkpoint import load_model
@@ -20,6 +22,7 @@ from meanshifter.report.page import Page, Pixels, colorize
 from meanshifter.study.patch_colors import patch_color_miou
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.recipe import TrainConfig
 
 RECIPE = "shapes"
 PAGE = "demo.html"
@@ -46,8 +49,8 @@ class Entry:
     """Score on the held-out images."""
     parameters: int
     """Trained numbers in the model."""
-    seconds: float
-    """Wall time of training and scoring."""
+    seconds: float | None
+    """Wall time of training and scoring; None where a run that had been stopped went on, since only a part was seen."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Demo:
     page: Path
     """The page, one HTML file."""
     seconds: float
-    """Wall time of all of it."""
+    """Wall time of this process's part of it, which is all unless an earlier one was stopped."""
 
 
 def run_demo(
@@ -76,6 +79,8 @@ def run_demo(
 ) -> Demo:
     """Train both models on generated images, score them on held-out ones, and write the page.
 
+    A demo that was stopped or killed goes on where it was with the next call.
+
     Args:
         out: folder for the page and, in `segmenter` and `meanshifter`, the two runs.
         steps: training steps of each; None: as the recipe says.
@@ -86,7 +91,8 @@ def run_demo(
         say: is given one line before each part.
 
     Raises:
-        InputError: a folder that is taken, or a wrong recipe, before anything is trained.
+        InputError: a folder that is taken, or a wrong recipe, before anything is trained; another number of steps
+            than the demo in `out` began with.
     """
     began = time.perf_counter()
     folder = Path(out)
@@ -98,42 +104,81 @@ def run_demo(
         name: parse_recipe(recipe, [*fields, *own, "--out", str(folder / place)])
         for name, (place, own) in MODELS.items()
     }
-    _claim(folder, overwrite)
-    entries = []
-    for number, (name, config) in enumerate(configs.items(), start=1):
-        say(f"{number}/{len(configs)}  {name}: {config.steps} steps from scratch on generated images")
-        trained = train(config, quiet=quiet)
-        model = load_model(trained.path)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        entries.append(Entry(name, trained.path, model, trained.result, parameters, trained.seconds))
-    data = config.data
-    val_set = open_dataset(data.name, data.root, data.val_split)
-    train_set = open_dataset(data.name, data.root, data.train_split)
-    colors = patch_color_miou(train_set, val_set, limit=COLOR_SAMPLES)
-    demo = Demo(tuple(entries), colors, folder / PAGE, time.perf_counter() - began)
-    demo_page(demo, val_set).save(demo.page)
+    _claim(folder, configs, overwrite)
+    with _how_to_go_on("the same command" + (" without --overwrite" if overwrite else "")):
+        entries = []
+        for number, (name, config) in enumerate(configs.items(), start=1):
+            resume = _holds_files(Path(str(config.out)))
+            begun = ", resumed" if resume else ""
+            say(f"{number}/{len(configs)}  {name}: {config.steps} steps from scratch on generated images{begun}")
+            entries.append(_entry(name, config, resume=resume, quiet=quiet))
+        data = config.data
+        val_set = open_dataset(data.name, data.root, data.val_split)
+        train_set = open_dataset(data.name, data.root, data.train_split)
+        colors = patch_color_miou(train_set, val_set, limit=COLOR_SAMPLES)
+        demo = Demo(tuple(entries), colors, folder / PAGE, time.perf_counter() - began)
+        demo_page(demo, val_set).save(demo.page)
     return demo
 
 
-def _claim(folder: Path, overwrite: bool) -> None:
-    """Make sure that `folder` is free, or with `overwrite` free it of an earlier demo and of nothing else.
+def _entry(name: str, config: TrainConfig, *, resume: bool, quiet: bool) -> Entry:
+    trained = train(config, resume=resume, quiet=quiet)
+    model = load_model(trained.path)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Entry(name, trained.path, model, trained.result, parameters, None if resume else trained.seconds)
+
+
+@contextmanager
+def _how_to_go_on(again: str) -> Iterator[None]:
+    """Within, what ends the demo says that the command `again` continues; a training would speak of `--resume`."""
+    try:
+        yield
+    except (KeyboardInterrupt, RunError) as error:
+        text = str(error).replace("the same command with --resume", again).replace("--resume", again)
+        if isinstance(error, KeyboardInterrupt) and again not in text:
+            text = f"{text or 'interrupted'}; {again} continues"
+        error.args = (text,)
+        raise
+
+
+def _claim(folder: Path, configs: Mapping[str, TrainConfig], overwrite: bool) -> None:
+    """Make sure that `folder` is free or holds a demo that can go on; with `overwrite`, free it of an earlier demo.
 
     Raises:
-        InputError: something is there.
+        InputError: something else is there.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder with --out DIR")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not overwrite:
+    begun = {Path(str(config.out)): config.steps for config in configs.values() if _holds_files(Path(str(config.out)))}
+    if not overwrite and (not begun or (folder / PAGE).exists()):
         raise InputError(f"{folder}: already exists; --out DIR chooses another folder, --overwrite replaces it")
-    for place, _ in MODELS.values():
-        run = folder / place
-        if run.exists():
-            if not _is_demo_run(run):
-                raise InputError(f"{run}: is no run of an earlier demo, so it is not replaced; use another --out DIR")
+    for run, steps in begun.items():
+        if not _is_demo_run(run):
+            raise InputError(f"{run}: is no run of an earlier demo, so it is left alone; use another --out DIR")
+        if not overwrite:
+            _check_steps(folder, run, steps)
+    if overwrite:
+        for run in begun:
             shutil.rmtree(run)
-    (folder / PAGE).unlink(missing_ok=True)
+        (folder / PAGE).unlink(missing_ok=True)
+
+
+def _holds_files(run: Path) -> bool:
+    """Whether more is there than the lock that a kill leaves behind."""
+    return run.exists() and (not run.is_dir() or any(path.name != ".lock" for path in run.iterdir()))
+
+
+def _check_steps(folder: Path, run: Path, steps: int) -> None:
+    """Refuse to go on with another number of steps than the demo began with."""
+    stored = parse_yaml(read_text(run / "config.yaml"), run / "config.yaml")
+    before = stored.get("steps") if isinstance(stored, Mapping) else None
+    if before != steps:
+        raise InputError(
+            f"steps: {steps}, but the demo in {folder} was stopped with {before}; --steps {before} goes on with it, "
+            "--overwrite begins anew"
+        )
 
 
 def _is_demo_run(run: Path) -> bool:
@@ -149,7 +194,8 @@ def score_table(demo: Demo) -> tuple[list[str], list[list[str]]]:
     for entry in demo.entries:
         result = entry.result
         scores = [f"{value:.1f}" for value in (result.mIoU, result.mAcc, result.aAcc)]
-        rows.append([entry.name, *scores, f"{entry.parameters:,}", f"{entry.seconds:.0f}"])
+        seconds = "–" if entry.seconds is None else f"{entry.seconds:.0f}"
+        rows.append([entry.name, *scores, f"{entry.parameters:,}", seconds])
     return header, rows
 
 
@@ -164,7 +210,7 @@ def demo_page(demo: Demo, val_set: Dataset) -> Page:
     )
     page.heading("Scores on held-out images")
     header, rows = score_table(demo)
-    page.table(header, rows, caption="In percent; seconds include scoring")
+    page.table(header, rows, caption="In percent; seconds include scoring, – where a run was stopped")
     page.text(
         "Mean patch colours: the best guess from the mean colour of each 8×8 patch alone. "
         "Pixels along the outlines are ignored."
