@@ -60,6 +60,25 @@ def test_what_is_wrong_is_said_in_one_line(recipe: str, fields: list[str], messa
     assert "\n" not in str(caught.value)
 
 
+def test_all_that_is_out_of_range_is_said_at_once() -> None:
+    wrong = {
+        "steps": "-3",
+        "optimizer.lr": "-1.0",
+        "batch_size": "0",
+        "augment.flip": "2.0",
+        "model.drop_path": "3.0",
+        "model.decoder_layers": "-4",
+        "model.mean_shift.layers": "-5",
+        "model.mean_shift.step_size": "6.0",
+        "model.pixel_shift.factor": "-7",
+        "evaluation.long_side": "-8",
+    }
+    with pytest.raises(ms.InputError) as caught:
+        parse_recipe("shapes", [word for name, value in wrong.items() for word in (f"--{name}", value)])
+    said = dict(part.split(" is not ")[0].split(": ") for part in str(caught.value).split("; "))
+    assert said == wrong, "each once, and no contradiction that follows from them"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -17,7 +17,6 @@ from PIL import Image
 
 from meanshifter.data.distortion import Distortion, distort, draw_distortion
 from meanshifter.data.labels import Labels
-from meanshifter.errors import InputError
 from meanshifter.kernels import has_numba
 
 Pixels = npt.NDArray[np.uint8]
@@ -42,12 +41,8 @@ class AugmentConfig:
     distortion: bool = True
     """Random brightness, contrast, saturation and hue, each with probability one half."""
 
-    def check(self) -> None:
-        """Refuse what means nothing.
-
-        Raises:
-            InputError: a field outside its range.
-        """
+    def violations(self) -> list[str]:
+        """What means nothing: a line's part for every field outside its range."""
         rules = [
             ("crop", self.crop, min(self.crop) >= 1, "at least 1 pixel"),
             ("base", self.base, self.base is None or min(self.base) >= 1, "at least 1 pixel, or null"),
@@ -55,9 +50,7 @@ class AugmentConfig:
             ("max_class_share", self.max_class_share, 0 < self.max_class_share <= 1, "above 0, up to 1"),
             ("flip", self.flip, 0 <= self.flip <= 1, "a probability"),
         ]
-        wrong = [f"augment.{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
-        if wrong:
-            raise InputError("; ".join(wrong))
+        return [f"augment.{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
 
 
 def augment(

@@ -57,6 +57,10 @@ def _argument_rules(values: Any) -> list[tuple[str, Any, bool, str]]:
     ]
 
 
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
 def _is_triple(value: object) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 3:
         return False
@@ -172,25 +176,18 @@ class ModelConfig:
     """RGB is divided by it after the mean is subtracted."""
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise InputError(f"image_size: {self.image_size}; give height and width in pixels, each at least 1")
+        self._check_fields()
         if self.decoder not in ("linear", "mask"):
             raise InputError(f"decoder: {self.decoder!r}; use 'linear' or 'mask'")
         if self.positions not in ("antialias", "bicubic", "bilinear"):
             raise InputError(f"positions: {self.positions!r}; use 'antialias', 'bicubic' or 'bilinear'")
-        if not 0 <= self.drop_path < 1:
-            raise InputError(f"drop_path: {self.drop_path}; it is a rate from 0 up to but not including 1")
-        if min(self.std) <= 0:
-            raise InputError(f"std: {self.std}; every channel must be above 0")
-
         if self.window is not None and self.stride > self.window:
             raise InputError(f"stride: {self.stride} is above window {self.window}; images would be read in part only")
         if self.mean_shift is not None and self.pixel_shift is not None:
             raise InputError("pixel_shift: given beside mean_shift; a model has one of the two")
 
-    def _check_kinds(self) -> None:
-        """What comes out of a file may be of any type."""
+    def _check_fields(self) -> None:
+        """Each field by itself, and all at once; what comes out of a file may be of any type."""
         whole = {"stride": self.stride, "long_side": self.long_side}
         optional = {"decoder_heads": self.decoder_heads, "window": self.window, "short_side": self.short_side}
         rules = [
@@ -208,17 +205,20 @@ class ModelConfig:
                 "names with values from 0 on",
             ),
             *_argument_rules(self.backbone_args),
-            ("image_size", self.image_size, all(map(_is_count, self.image_size)), "height and width in pixels"),
+            (
+                "image_size",
+                self.image_size,
+                len(self.image_size) == 2 and all(map(_is_count, self.image_size)),
+                "height and width in pixels, each at least 1",
+            ),
             *((name, value, _is_count(value), COUNT) for name, value in whole.items()),
             *(
                 (name, value, value is None or _is_count(value), f"{COUNT}, or null")
                 for name, value in optional.items()
             ),
-            *(
-                (name, value, _is_triple(value), "three numbers")
-                for name, value in (("mean", self.mean), ("std", self.std))
-            ),
-            ("drop_path", self.drop_path, isinstance(self.drop_path, int | float), "a number"),
+            ("mean", self.mean, _is_triple(self.mean), "three numbers"),
+            ("std", self.std, _is_triple(self.std) and min(self.std) > 0, "three numbers above 0"),
+            ("drop_path", self.drop_path, _is_rate(self.drop_path), "a rate from 0 up to but not including 1"),
             ("norm_eps", self.norm_eps, self.norm_eps is None or _is_positive(self.norm_eps), "above 0, or null"),
         ]
         wrong = [f"{name}: {value!r:.80} is not {rule}" for name, value, right, rule in rules if not right]

@@ -12,12 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
 from meanshifter.errors import InputError
+from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
 from meanshifter.training.fields import SIZE, field_names, join_tuples, members, nearest, spread_numbers, with_size
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.recipe import TrainConfig, of_model
 
 FORMAT_VERSION = 1
 
@@ -49,11 +50,12 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     given = join_tuples([*preset_fields, *map(_with_underscores, fields)])
     _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
     values, given = _without_shorthands(values, given)
-    config = _parse(values, given, str(recipe))
+    config, wrong = _parse(values, given, str(recipe))
     if nulls := list(_nulls(config)):
         raise InputError(f"{recipe}: {', '.join(nulls)}: null; give a value, or leave the field out")
     config.out = f"runs/{name}" if config.out is None else config.out
-    config.check()
+    if wrong := [*config.violations(), *wrong]:
+        raise InputError("; ".join(wrong))
     return config
 
 
@@ -96,15 +98,30 @@ def _take(given: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, left
 
 
-def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> TrainConfig:
+def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> tuple[TrainConfig, list[str]]:
+    """The configuration without blocks that are out of range, and what is said of those."""
     options = _parser()
     try:
         base = options.parse_object(dict(values), defaults=True)
         parsed = options.parse_args(list(fields), namespace=base)
-        return TrainConfig(**vars(options.instantiate(parsed)))
+        wrong = _drop_wrong_blocks(parsed.model)
+        return TrainConfig(**vars(options.instantiate(parsed))), wrong
     except (ArgumentError, TypeError, ValueError) as error:
         message = re.sub(r'^Parser key "(.+?)": ', r"\1: ", _one_line(error))
         raise InputError(f"{source}: {message}") from error
+
+
+def _drop_wrong_blocks(model: Namespace) -> list[str]:
+    """Take out the blocks whose fields are out of range, so that the other fields can be looked at too."""
+    wrong = []
+    for name, block in (("mean_shift", MeanShiftConfig), ("pixel_shift", PixelShiftConfig)):
+        if isinstance(model[name], Namespace):
+            try:
+                block(**vars(model[name]))
+            except InputError as error:
+                wrong.append(of_model(str(error)))
+                model[name] = None
+    return wrong
 
 
 def _find(recipe: str) -> tuple[str, str, list[str]]:

@@ -5,8 +5,9 @@ One dataclass per concern; the line under each field is also its `--help`. Impor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from meanshifter.data.augment import AugmentConfig
 from meanshifter.data.layout import FolderLayout
 from meanshifter.errors import InputError
-from meanshifter.model.config import LARGEST, MeanShiftConfig, PixelShiftConfig
+from meanshifter.model.config import LARGEST, MeanShiftConfig, ModelConfig, PixelShiftConfig
 
 
 @dataclass
@@ -83,6 +84,28 @@ class ModelRecipe:
     """Mean of RGB in 0..1; null: what timm states for its weights, else 0.5."""
     std: tuple[float, float, float] | None = None
     """Deviation of RGB in 0..1; null: likewise."""
+
+    def violations(self) -> list[str]:
+        """What the model's configuration refuses of these fields; blocks have refused their own when they were made."""
+        optional = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        given: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+        try:
+            ModelConfig(
+                backbone="" if self.backbone is None else self.backbone,
+                decoder_layers=self.decoder_layers,
+                drop_path=self.drop_path,
+                backbone_args=self.backbone_args,
+                **given,
+            )
+        except InputError as error:
+            return [of_model(str(error))]
+        return []
+
+
+def of_model(message: str) -> str:
+    """A message about fields of a model's configuration with the names that a recipe has for them."""
+    names = "|".join(item.name for item in fields(ModelRecipe))
+    return re.sub(rf"(^|; )(?=({names})[.:])", r"\1model.", message)
 
 
 @dataclass
@@ -195,26 +218,34 @@ class TrainConfig:
         Raises:
             InputError: naming every field that is out of its range.
         """
-        self.augment.check()
-        wrong = [f"{name}: {value} is not {rule}" for name, value, right, rule in self._rules() if not right]
-        optimizer, evaluation = self.optimizer, self.evaluation
-        for name, rate in (("lr", optimizer.lr), ("head_lr", optimizer.head_lr)):
-            if rate is not None and optimizer.min_lr > rate:
-                wrong.append(f"optimizer.min_lr: {optimizer.min_lr} is above optimizer.{name} {rate}; lower it")
-        if evaluation.window is not None and evaluation.stride > evaluation.window:
-            wrong.append(
-                f"evaluation.stride: {evaluation.stride} is above evaluation.window {evaluation.window}; lower it"
-            )
-        if evaluation.short_side is not None and evaluation.short_side > evaluation.long_side:
-            wrong.append(f"evaluation.short_side: {evaluation.short_side} is above long_side {evaluation.long_side}")
-        if wrong:
+        if wrong := self.violations():
             raise InputError("; ".join(wrong))
+
+    def violations(self) -> list[str]:
+        """A line's part for every field that is out of its range, or beside another that it contradicts."""
+        rules = self._rules()
+        wrong = [f"{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
+        single = {name for name, _, right, _ in rules if not right}  # which a contradiction would only repeat
+        for name, value, other, most in self._limits():
+            if value is not None and most is not None and value > most and not {name, other} & single:
+                wrong.append(f"{name}: {value} is above {other} {most}; lower it")
+        return [*wrong, *self.augment.violations(), *self.model.violations()]
 
     @property
     def crops_per_step(self) -> int:
         """Crops that one step learns from, on all devices together."""
         processes = (1 if self.devices is None else self.devices) * (1 if self.num_nodes is None else self.num_nodes)
         return self.batch_size * self.accumulate * processes
+
+    def _limits(self) -> list[tuple[str, float | None, str, float | None]]:
+        """Field and value, and the field and value that it must not be above."""
+        optimizer, evaluation = self.optimizer, self.evaluation
+        return [
+            ("optimizer.min_lr", optimizer.min_lr, "optimizer.lr", optimizer.lr),
+            ("optimizer.min_lr", optimizer.min_lr, "optimizer.head_lr", optimizer.head_lr),
+            ("evaluation.stride", evaluation.stride, "evaluation.window", evaluation.window),
+            ("evaluation.short_side", evaluation.short_side, "evaluation.long_side", evaluation.long_side),
+        ]
 
     def _rules(self) -> list[tuple[str, Any, bool, str]]:
         """Field, value, whether it is right, and what it must be."""
@@ -228,6 +259,7 @@ class TrainConfig:
             "evaluation.stride": evaluation.stride,
             "evaluation.window": evaluation.window,
             "evaluation.short_side": evaluation.short_side,
+            "evaluation.long_side": evaluation.long_side,
             "evaluation.limit": evaluation.limit,
             "devices": self.devices,
             "num_nodes": self.num_nodes,
@@ -238,6 +270,7 @@ class TrainConfig:
             "optimizer.warmup": optimizer.warmup,
             "evaluation.every": evaluation.every,
         }
+        head_lr = optimizer.head_lr
         clip, betas, share, minutes = optimizer.clip_norm, optimizer.betas, self.data.val_share, self.minutes
         return [
             *(
@@ -250,6 +283,8 @@ class TrainConfig:
             ("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "null, or from 0 up to but not 1"),
             ("data.workers", self.data.workers, 0 <= self.data.workers <= 1024, "from 0 to 1024"),
             ("optimizer.lr", optimizer.lr, 0 < optimizer.lr < inf, "a number above 0"),
+            ("optimizer.head_lr", head_lr, head_lr is None or 0 <= head_lr < inf, "null, or 0 or above"),
+            ("optimizer.min_lr", optimizer.min_lr, 0 <= optimizer.min_lr < inf, "0 or above"),
             ("optimizer.momentum", optimizer.momentum, 0 <= optimizer.momentum < 1, "from 0 up to but not 1"),
             ("optimizer.betas", betas, all(0 <= beta < 1 for beta in betas), "two rates from 0 up to but not 1"),
             ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or above"),
