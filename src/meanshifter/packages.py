@@ -18,7 +18,7 @@ def require_installed(what: str, extra: str | None, *packages: str) -> None:
     """
     for package in packages:
         if find_spec(package) is None:
-            raise InputError(f"{what} needs the package {package}, which is not installed; {_remedy(extra)}")
+            raise InputError(f"{what} needs the package {package}, which is not installed; {install_hint(extra)}")
 
 
 def require_versions(what: str, extra: str | None, *packages: str) -> None:
@@ -38,11 +38,21 @@ def require_versions(what: str, extra: str | None, *packages: str) -> None:
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             asked = f"{requirement.name}{requirement.specifier}"
-            raise InputError(f"{what} needs {asked}, and {installed} is installed; {_remedy(extra)}")
+            raise InputError(f"{what} needs {asked}, and {installed} is installed; {install_hint(extra)}")
 
 
-def _remedy(extra: str | None) -> str:
-    return f'pip install "meanshifter[{extra}]"'
+def install_hint(extra: str | None) -> str:
+    """What to type for the packages of an extra.
+
+    No package index has meanshifter, so that its name alone installs nothing; to one that is installed, pip adds the
+    extra all the same.
+    """
+    if extra is None:
+        return "pip install . in a clone of meanshifter"
+    return (
+        f'pip install ".[{extra}]" in a clone of meanshifter, or pip install "meanshifter[{extra}]" where it is '
+        "installed; it is on no package index"
+    )
 
 
 def _requirements(extra: str | None) -> list[Requirement]:

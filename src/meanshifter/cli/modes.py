@@ -10,6 +10,7 @@ from meanshifter.cli import SEGMENTER_HELP
 from meanshifter.cli.printing import echo
 from meanshifter.cli.reading import add_resizing_options, load_predictor
 from meanshifter.errors import InputError
+from meanshifter.packages import install_hint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Follows the patch encodings of a whole image through the steps of the model's mean shift block and writes "
         "DIR/modes.html, which needs no network, with its pictures as PNG and its numbers as modes.json beside it: "
         "trajectories, modes, the segments these make, diagnostics, and classical mean shift for comparison. "
-        'Needs `pip install "meanshifter[study]"`.'
+        f"Needs the extra study: {install_hint('study')}."
     )
     parser.add_argument("image", metavar="IMAGE", type=Path, help="image file")
     parser.add_argument("--model", metavar="MODEL", required=True, help=SEGMENTER_HELP)

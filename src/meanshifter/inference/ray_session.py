@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import meanshifter
 from meanshifter.errors import InputError
-from meanshifter.packages import require_versions
+from meanshifter.packages import install_hint, require_versions
 
 OBJECT_STORE: Final = 2**30
 """Bytes of a local cluster's object store; what lies there are samples of tars on their way to a worker."""
@@ -56,7 +56,7 @@ def require_ray() -> None:
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise InputError(f'--on ray: Ray Data is not installed ({error}); pip install "meanshifter[ray]"') from error
+        raise InputError(f"--on ray: Ray Data is not installed ({error}); {install_hint('ray')}") from error
     require_versions("--on ray", "ray", "ray")
 
 

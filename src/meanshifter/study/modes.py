@@ -31,6 +31,7 @@ from meanshifter.interop.contract import as_segmenter
 from meanshifter.model.diagnostics import diagnose, in_double
 from meanshifter.model.mean_shift import MeanShift
 from meanshifter.model.modes import by_size, modes_of, spread
+from meanshifter.packages import install_hint
 
 FORMAT_VERSION = 1
 NUMBERS = "modes.json"
@@ -245,7 +246,7 @@ def require_libraries() -> None:
         import matplotlib.figure  # noqa: F401
         import sklearn.cluster  # noqa: F401
     except ImportError as error:
-        raise InputError(f'modes: {error.name} is not installed; pip install "meanshifter[study]"') from error
+        raise InputError(f"modes: {error.name} is not installed; {install_hint('study')}") from error
 
 
 def save_numbers(modes: Modes, folder: Path, **facts: str) -> None:

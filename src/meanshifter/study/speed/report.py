@@ -7,6 +7,7 @@ from pathlib import Path
 
 from meanshifter.errors import InputError
 from meanshifter.files import write_text
+from meanshifter.packages import install_hint
 from meanshifter.study.speed.timing import Measured
 
 
@@ -64,7 +65,7 @@ def write_plot(points: Mapping[str, Sequence[tuple[int, Measured]]], path: Path)
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError(f"{path}: plots need matplotlib; install meanshifter[plots], or leave --area out") from None
+        raise InputError(f"{path}: plots need matplotlib; leave --area out, or {install_hint('plots')}") from None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, row in points.items():
