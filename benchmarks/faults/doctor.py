@@ -27,6 +27,8 @@ Place = tuple[Path, Path]
 """An image and its mask in the training split."""
 Found = set[tuple[str, str]]
 """Kind and name of findings."""
+LEAST = {"train": 24, "val": 8, "test": 2}
+"""Pairs of each split, however few are asked for: every fault has a pair of its own, and val has all classes."""
 
 
 def truncate(path: Path) -> None:
@@ -135,15 +137,16 @@ def found_in(report: Path) -> Found:
 
 
 def copy_camvid(root: Path, folder: Path, pairs: int | None) -> None:
-    """Every n-th pair of each split as `images/SPLIT`, `masks/SPLIT`, with the label map."""
+    """Pairs from all over each split as `images/SPLIT`, `masks/SPLIT`, with the label map."""
     from meanshifter.data.catalog.camvid import LABELS, CamVid
 
     listings = {split: CamVid.listing(root, split).pairs() for split in ("train", "val", "test")}
-    step = 1 if pairs is None else max(sum(map(len, listings.values())) // pairs, 1)
+    share = 1 if pairs is None else min(pairs / sum(map(len, listings.values())), 1)
     for split, found in listings.items():
         for part in ("images", "masks"):
             (folder / part / split).mkdir(parents=True)
-        for pair in found[::step]:
+        count = min(max(round(share * len(found)), LEAST[split]), len(found))
+        for pair in (found[k * len(found) // count] for k in range(count)):
             shutil.copy(pair.image, folder / "images" / split)
             shutil.copy(pair.mask, folder / "masks" / split)
     (folder / "labels.json").write_text(json.dumps(LABELS.to_dict()))
@@ -202,7 +205,7 @@ def measure(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="CamVid")
-    parser.add_argument("--pairs", type=int, help="about so many (default: all)")
+    parser.add_argument("--pairs", type=int, help=f"so many, but at least {sum(LEAST.values())} (default: all)")
     parser.add_argument("--no-speed", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
