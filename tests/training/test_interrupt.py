@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,3 +41,18 @@ def test_where_everything_is_saved_the_first_signal_ends_the_run(within: bool) -
             pass
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.asked == signal.SIGTERM
+
+
+def test_a_signal_where_exceptions_are_dropped_ends_the_run_all_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    class Fork:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def begin_workers() -> None:
+        Fork()
+        time.sleep(10)
+
+    with Interrupt() as interrupt, pytest.raises(Stopped, match="saved"), interrupt.at_once("saved"):
+        begin_workers()
+    assert interrupt.asked == signal.SIGINT
+    assert capfd.readouterr().err == "", "no traceback of what was dropped"

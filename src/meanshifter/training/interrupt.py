@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,11 +31,14 @@ class Interrupt:
         self.speaks = speaks
         self._saved: str | None = None
         self._before: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._notice)
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._swallowed
         return self
 
     def __exit__(
@@ -41,6 +46,20 @@ class Interrupt:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            sys.unraisablehook = self._unraisable
+        if self._again is not None:
+            self._again.cancel()
+
+    def _swallowed(self, lost: sys.UnraisableHookArgs) -> None:
+        """Ask again, soon, where the interpreter drops exceptions, as in what it calls around the fork of a worker."""
+        if not isinstance(lost.exc_value, Stopped):
+            self._unraisable(lost)
+            return
+        signal.signal(lost.exc_value.signal, self._notice)
+        self._again = threading.Timer(0.1, os.kill, (os.getpid(), lost.exc_value.signal))
+        self._again.daemon = True
+        self._again.start()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
