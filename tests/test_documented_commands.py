@@ -80,10 +80,11 @@ def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: 
     if name == "train" and "RUN/config.yaml" in words:
         workshop.model("RUN")
     args = parsed(words, monkeypatch, whole=whole)
-    if name == "study" and args.study is not None and not args.study.endswith(".yaml"):
-        parse_recipe(load_plan(args.study).recipe, args.fields)
-    elif name == "study":
-        parse_recipe("camvid_half", args.fields)
+    if name == "train":
+        parse_recipe("camvid_ti16" if args.recipe is None else args.recipe, args.fields)
+    if name == "study":
+        packaged = args.study is not None and not args.study.endswith(".yaml")
+        parse_recipe(load_plan(args.study).recipe if packaged else "camvid_half", args.fields)
     if whole and name in RUN and is_local(words):
         workshop.prepare(name, args)
         quick = "--list" in words or "--fields" in words
