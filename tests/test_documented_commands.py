@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,19 @@ def test_options_in_running_text_exist() -> None:
     assert not wrong
 
 
+def test_fields_in_running_text_exist(workshop: Workshop) -> None:
+    """Of recipes, or of the Python object where `model.` is that."""
+    fields, model = set(field_names(TrainConfig)), ms.load_model(workshop.store / "run")
+    groups = {name.split(".")[0] for name in fields if "." in name}
+    dotted = re.compile(rf"({'|'.join(groups)})(\.[a-z]\w*)+")
+    files = (".json", ".safetensors", ".onnx", ".xml", ".bin", ".pt2", ".pth", ".py")
+    for page in PAGES:
+        for text in documented.inline(page):
+            if dotted.fullmatch(text) and not text.endswith(files) and text not in fields:
+                assert text.startswith("model."), f"{page.name}: {text} is no field"
+                attrgetter(text.removeprefix("model."))(model)
+
+
 def is_placeholder(option: str, known: set[str]) -> bool:
     """Whether it stands for several, as --model.mean_shift.NAME does."""
     group, _, last = option.rpartition(".")
@@ -266,5 +280,5 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
 
 def test_a_renamed_option_or_field_is_noticed(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in ("meanshifter evaluate MODEL camvid --roots X", "meanshifter train camvid_ti16 --data.rot CamVid"):
-        with pytest.raises(AssertionError):
+        with pytest.raises((AssertionError, ms.InputError), match=r"--roots|data\.rot"):
             check(tuple(shlex.split(line)[1:]), True, workshop, monkeypatch)

@@ -14,7 +14,7 @@ from meanshifter.model.checkpoint import load_model
 from meanshifter.study import demo as study
 from meanshifter.study.demo import run_demo, score_table
 from meanshifter.training.interrupt import Stopped
-from meanshifter.training.loop import Trained
+from meanshifter.training.loop import Trained, train
 from meanshifter.training.recipe import TrainConfig
 
 TINY = """
@@ -105,18 +105,18 @@ def test_a_demo_that_was_stopped_goes_on_with_the_same_command(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run_demo(tmp_path / "whole", recipe=tiny, quiet=True, say=lambda line: None)
-    out, trained = tmp_path / "demo", study.train
+    out = tmp_path / "demo"
 
     def stopped_in_the_second(config: TrainConfig, **options: bool) -> Trained:
         if config.model.mean_shift is not None:
-            trained(config, **options)
+            train(config, **options)
             raise Stopped("stopped after step 1 of 3; the same command with --resume continues", signal.SIGINT)
-        return trained(config, **options)
+        return train(config, **options)
 
     monkeypatch.setattr(study, "train", stopped_in_the_second)
     with pytest.raises(Stopped, match=r"step 1 of 3; the same command continues$"):
         run_demo(out, recipe=tiny, quiet=True, say=lambda line: None)
-    monkeypatch.setattr(study, "train", trained)
+    monkeypatch.setattr(study, "train", train)
     with pytest.raises(InputError, match=r"steps: 2, but .* with 3; --steps 3 goes on"):
         run_demo(out, recipe=tiny, steps=2)
     kept = (out / "segmenter" / "checkpoints" / "last" / "model.safetensors").read_bytes()
