@@ -86,9 +86,19 @@ def read(model: PatchModel, image: Any, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", [ONNX, OPENVINO, "torch"])
-@pytest.mark.parametrize("preset", ["meanshifter-mask-ti16", "jointshifter-ti16", "pixelshifter-ti16"])
-def test_an_export_gives_the_same_logits_and_label_maps(tmp_path: Path, form: str, preset: str) -> None:
-    model = tiny(preset)
+@pytest.mark.parametrize(
+    ("preset", "block"),
+    [
+        ("meanshifter-mask-ti16", {}),
+        ("meanshifter-mask-ti16", {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}),
+        ("jointshifter-ti16", {}),
+        ("pixelshifter-ti16", {}),
+    ],
+)
+def test_an_export_gives_the_same_logits_and_label_maps(
+    tmp_path: Path, form: str, preset: str, block: dict[str, Any]
+) -> None:
+    model = tiny(preset, **block)
     export_model(model, tmp_path / "out", format=form)
     exported = ms.load_model(tmp_path / "out")
     assert exported.labels == model.labels

@@ -43,6 +43,15 @@ def test_the_formula_follows_the_fields_of_the_block(block: dict[str, Any]) -> N
     assert ours == counted("meanshifter-ti16", 150, 64, block)
 
 
+@pytest.mark.parametrize("place", ["before_layers", "after_layers"])
+def test_the_formula_counts_class_embeddings_that_shift_along(place: str) -> None:
+    block = {"layers": 2, "channels": 64, "with_classes": place}
+    ours = size_of("meanshifter-mask-ti16", num_classes=150, image_size=64, mean_shift=block)
+    assert ours == counted("meanshifter-mask-ti16", 150, 64, block)
+    with pytest.raises(InputError, match=rf"mean_shift.with_classes: '{place}', but a linear decoder"):
+        size_of("meanshifter-ti16", num_classes=150, image_size=64, mean_shift=block)
+
+
 def test_every_encoder_has_the_parameters_of_its_backbone() -> None:
     for name in BACKBONES:
         with torch.device("meta"):

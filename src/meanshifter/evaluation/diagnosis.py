@@ -58,7 +58,8 @@ def diagnose_sample(
     with torch.inference_mode():
         tokens, grid = model.encode(model.normalize(resize(sample.image, size)))
         places = patch_labels(labels, size, grid, model.patch_size)
-        figures = diagnose(model.mean_shift, tokens.float(), layers, grid, places, model.labels.ignore)
+        moved = model.mean_shift_input(tokens).float()
+        figures = diagnose(model.mean_shift, moved, layers, grid, places, model.labels.ignore)
     maps = predictor.label_maps(sample.image, list(range(layers + 1)))
     return figures, near_boundaries(sample.labels, maps, model.labels.num_classes, model.labels.ignore)
 

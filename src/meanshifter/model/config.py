@@ -93,6 +93,9 @@ class MeanShiftConfig:
     beside: bool = False
     """The decoder reads z⁰ + W s, W starting at 0, in place of z: the plain decoder is a special case (Mean-Shift
     Feature Transformer, CVPR 2024). s is z - z⁰ with the spread of z⁰, so that further steps do not lengthen it."""
+    with_classes: Literal["before_layers", "after_layers"] | None = None
+    """Class embeddings of the mask decoder shift together with the patch tokens, keys and values of both: before its
+    transformer layers, or after them and before the scalar products; None: patch tokens alone, before the decoder."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -102,10 +105,33 @@ class MeanShiftConfig:
             ("neighbors", self.neighbors, self.neighbors is None or self.neighbors > 1, "above 1, or null"),
             ("spatial", self.spatial, self.spatial is None or self.spatial > 0, "above 0, or null"),
             ("step_size", self.step_size, 0 <= self.step_size <= 1, "from 0 to 1"),
+            (
+                "with_classes",
+                self.with_classes,
+                self.with_classes in (None, "before_layers", "after_layers"),
+                "'before_layers', 'after_layers' or null",
+            ),
         ]
         wrong = [f"mean_shift.{name}: {value!r} is not {rule}" for name, value, right, rule in rules if not right]
+        if self.with_classes is not None and self.spatial is not None:
+            wrong.append(
+                f"mean_shift.spatial: {self.spatial!r} beside with_classes {self.with_classes!r}; class embeddings "
+                "have no position in the image, so set spatial to null"
+            )
         if wrong:
             raise InputError("; ".join(wrong))
+
+    def check_decoder(self, decoder: str) -> None:
+        """Refuse a decoder that the block cannot stand in.
+
+        Raises:
+            InputError: `with_classes` and a decoder other than the mask transformer.
+        """
+        if self.with_classes is not None and decoder != "mask":
+            raise InputError(
+                f"mean_shift.with_classes: {self.with_classes!r}, but a {decoder} decoder has no class embeddings; use "
+                'a "-mask" preset, or leave it out'
+            )
 
 
 @dataclass(frozen=True)
@@ -148,7 +174,7 @@ class ModelConfig:
     decoder_heads: int | None = None
     """Attention heads of the mask decoder; None: one for each 64 channels, as Segmenter has it."""
     mean_shift: MeanShiftConfig | None = None
-    """The mean shift block between encoder and decoder, or None."""
+    """The mean shift block between encoder and decoder, or within the mask decoder (`with_classes`), or None."""
     pixel_shift: PixelShiftConfig | None = None
     """Mean shift from pixels after the decoder, in place of `mean_shift`, or None."""
     drop_path: float = 0.1
@@ -185,6 +211,8 @@ class ModelConfig:
             raise InputError(f"stride: {self.stride} is above window {self.window}; images would be read in part only")
         if self.mean_shift is not None and self.pixel_shift is not None:
             raise InputError("pixel_shift: given beside mean_shift; a model has one of the two")
+        if self.mean_shift is not None:
+            self.mean_shift.check_decoder(self.decoder)
 
     def _check_fields(self) -> None:
         """Each field by itself, and all at once; what comes out of a file may be of any type."""

@@ -47,7 +47,8 @@ def size_of(preset: str, *, num_classes: int, image_size: int, mean_shift: Mappi
     total = _encoder(D, layers, N, positions=(image_size // PATCH) ** 2)
     total += _linear(D, num_classes, N) if decoder == "linear" else _mask_transformer(D, num_classes, N)
     if (shift := resolve_block(family, "mean_shift", mean_shift, SHIFTS)) is not None:
-        total += _mean_shift(D, N, shift)
+        shift.check_decoder(decoder)
+        total += _mean_shift(D, N if shift.with_classes is None else N + num_classes, shift)
     if family in PIXEL_SHIFTS:
         total += _pixel_shift(D, num_classes, N, PIXEL_SHIFTS[family])
     return total

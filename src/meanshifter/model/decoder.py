@@ -1,7 +1,7 @@
 """Decoders: from tokens on a grid to class logits per patch.
 
 Source: Strudel et al., Segmenter: Transformer for Semantic Segmentation, ICCV 2021, section 3.2.
-Glossary: B batch, K classes, N = h·w tokens, D token width.
+Glossary: B batch, K classes, N = h·w tokens, M = N + K, D token width.
 """
 
 from __future__ import annotations
@@ -70,13 +70,25 @@ class MaskTransformer(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
         """Logits per patch on the grid (h, w)."""
+        return self.masks(self.attend(self.join(tokens)), grid)
+
+    def join(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        """The N projected patch tokens, and the K class embeddings after them."""
         embeddings = repeat(self.class_embeddings, "1 k d -> b k d", b=tokens.shape[0])
-        both = torch.cat([self.project(tokens), embeddings], dim=1)
+        return torch.cat([self.project(tokens), embeddings], dim=1)
+
+    def attend(self, both: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+        """Patches and classes after the transformer layers and the final norm."""
         for block in self.blocks:
             both = block(both)
-        patches, classes = self.norm(both).split([tokens.shape[1], embeddings.shape[1]], dim=1)
-        patches = F.normalize(self.patch_projection(patches), dim=-1)
-        classes = F.normalize(self.class_projection(classes), dim=-1)
+        normed: Tensor = self.norm(both)
+        return normed
+
+    def masks(self, both: Float[Tensor, "B M D"], grid: Grid) -> Float[Tensor, "B K h w"]:
+        """Logits on the grid (h, w): scalar products of normalised patches and classes, and a norm over classes."""
+        K = self.class_embeddings.shape[1]
+        patches = F.normalize(self.patch_projection(both[:, :-K]), dim=-1)
+        classes = F.normalize(self.class_projection(both[:, -K:]), dim=-1)
         masks = self.mask_norm(patches @ classes.mT)
         logits: Tensor = rearrange(masks, "b (h w) k -> b k h w", h=grid[0])
         return logits

@@ -18,7 +18,7 @@ MERGED = 0.1
 
 def diagnose(
     block: MeanShift | None,
-    tokens: Float[Tensor, "1 N D"],
+    tokens: Float[Tensor, "1 M D"],
     layers: int,
     grid: Grid | None = None,
     labels: Int[Tensor, " N"] | None = None,
@@ -31,23 +31,28 @@ def diagnose(
     of the centred tokens (effective rank, Roy & Vetterli 2007). From the first step on, neighbors: exp of the
     entropy of the weights, the mean over tokens; shift: root mean square way of the step over the spread before it.
     modes: groups of tokens that hops of a tenth of the spread at the start connect. With labels, separation: variance
-    between classes over that within them.
+    between classes over that within them. Where M is above h·w, the tokens end in class embeddings that shift along:
+    all figures are of the h·w patches then, and class_weight is the part of their means that comes from classes.
     """
+    N = tokens.shape[1] if grid is None else math.prod(grid)
     if block is None:
-        z = tokens.double()[0]
+        z = tokens.double()[0, :N]
         return [_state(z, labels, ignore, MERGED * spread(z))]
     exact = in_double(block)
     states = list(exact.states(tokens.double(), layers, grid))
-    radius = MERGED * spread(states[0][0])
-    start = _state(states[0][0], labels, ignore, radius)
+    radius = MERGED * spread(states[0][0, :N])
+    start = _state(states[0][0, :N], labels, ignore, radius)
     figures: list[dict[str, float]] = []
     for n, z in enumerate(states):
-        row = start if n == 0 else _state(z[0], labels, ignore, radius)
+        row = start if n == 0 else _state(z[0, :N], labels, ignore, radius)
         row["variance"] = (row["spread"] / start["spread"]) ** 2 if start["spread"] > 0 else math.nan
         if n > 0:
             before = states[n - 1]
-            row["neighbors"] = effective_neighbors(exact.weights(before, grid, states[0])).mean().item()
-            way = (z - before).square().sum(-1).mean().sqrt().item()
+            weights = exact.weights(before, grid, states[0])[0, :N]
+            row["neighbors"] = effective_neighbors(weights).mean().item()
+            if tokens.shape[1] > N:
+                row["class_weight"] = weights[:, N:].sum(1).mean().item()
+            way = (z - before)[:, :N].square().sum(-1).mean().sqrt().item()
             before_it = figures[-1]["spread"]
             row["shift"] = way / before_it if before_it > 0 else math.nan
         figures.append(row)

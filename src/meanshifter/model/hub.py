@@ -138,6 +138,8 @@ def card(model: Segmenter, scores: Scores, licence: str | None, name: str) -> st
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shift = config.mean_shift
     block = "none" if shift is None else f"{shift.layers} steps, kernel {shift.kernel}"
+    if shift is not None and shift.with_classes is not None:
+        block += f", class embeddings and patches together {shift.with_classes.replace('_', ' the ')}"
     block = block if config.pixel_shift is None else f"from pixels, {config.pixel_shift.layers} steps"
     kind = "Segmenter" if shift is None and config.pixel_shift is None else "MeanShifter"
     encoder = _plain(config.backbone)

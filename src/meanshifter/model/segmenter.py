@@ -127,9 +127,34 @@ class Segmenter(nn.Module):
         if self.pixel_shift is not None:
             logits = self._cells(images, tokens, grid, wanted)
         else:
-            readouts = {0: tokens} if self.mean_shift is None else self.mean_shift.readouts(tokens, wanted, grid)
-            logits = {n: self.decoder(z, grid) for n, z in readouts.items()}
+            start = self.mean_shift_input(tokens)
+            readouts = {0: start} if self.mean_shift is None else self.mean_shift.readouts(start, wanted, grid)
+            logits = {n: self._decode(z, grid) for n, z in readouts.items()}
         return [logits[steps] for steps in wanted]
+
+    def mean_shift_input(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        """What the mean shift block moves, of the tokens that `encode` gives.
+
+        M = N: the tokens themselves. With `mean_shift.with_classes` M = N + K: the patch tokens of the mask decoder and
+        its class embeddings after them, before or after its transformer layers.
+        """
+        decoder, place = self.decoder, self._with_classes
+        if place is None or not isinstance(decoder, MaskTransformer):
+            return tokens
+        both = decoder.join(tokens)
+        return both if place == "before_layers" else decoder.attend(both)
+
+    def _decode(self, z: Tensor, grid: Grid) -> Float[Tensor, "B K h w"]:
+        """The rest of the decoder, from what `mean_shift_input` gave and the block moved."""
+        decoder, place = self.decoder, self._with_classes
+        if place is None or not isinstance(decoder, MaskTransformer):
+            logits: Tensor = decoder(z, grid)
+            return logits
+        return decoder.masks(z if place == "after_layers" else decoder.attend(z), grid)
+
+    @property
+    def _with_classes(self) -> str | None:
+        return None if self.mean_shift is None else self.mean_shift.config.with_classes
 
     def _cells(self, images: Tensor, tokens: Tensor, grid: Grid, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Logits of the cells that hold pixels of the images, after each number of steps."""

@@ -167,7 +167,8 @@ def find_modes(
     with torch.inference_mode():
         tokens, grid = model.encode(model.normalize(pixels))
         say(f"{tokens.shape[1]} patches, {grid[0]} × {grid[1]}: {layers} steps")
-        states = in_double(block).trajectory(tokens.double(), layers, grid)[:, 0].cpu()
+        moved = model.mean_shift_input(tokens)  # class embeddings may shift along; modes are those of the patches
+        states = in_double(block).trajectory(moved.double(), layers, grid)[:, 0, : tokens.shape[1]].cpu()
         if not states.isfinite().all():
             raise InputError("model: its patch encodings are not finite; the training diverged, use another checkpoint")
         scale = spread(states[0])
@@ -175,7 +176,7 @@ def find_modes(
             raise InputError(
                 f"image: all of its {states.shape[1]} patch encodings are equal; give an image of patches that differ"
             )
-        figures = diagnose(block, tokens, layers, grid)
+        figures = diagnose(block, moved, layers, grid)
     if truth is not None:
         say("figures near the boundaries of the mask")
         figures, counts = diagnose_sample(predictor, truth, layers)

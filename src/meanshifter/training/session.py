@@ -189,7 +189,8 @@ def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:
         return
     images = torch.stack([stream.sample(position)[0] for position in range(count)])
     with torch.no_grad():
-        model.mean_shift.calibrate(*model.eval().encode(images.to(model.device)))
+        tokens, grid = model.eval().encode(images.to(model.device))
+        model.mean_shift.calibrate(model.mean_shift_input(tokens), grid)
     model.train()
 
 
