@@ -43,7 +43,7 @@ def test_the_formula_follows_the_fields_of_the_block(block: dict[str, Any]) -> N
     assert ours == counted("meanshifter-ti16", 150, 64, block)
 
 
-@pytest.mark.parametrize("place", ["before_layers", "after_layers"])
+@pytest.mark.parametrize("place", ["before_layers", "after_layers", "before_product"])
 def test_the_formula_counts_class_embeddings_that_shift_along(place: str) -> None:
     block = {"layers": 2, "channels": 64, "with_classes": place}
     ours = size_of("meanshifter-mask-ti16", num_classes=150, image_size=64, mean_shift=block)

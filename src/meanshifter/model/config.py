@@ -93,9 +93,10 @@ class MeanShiftConfig:
     beside: bool = False
     """The decoder reads z⁰ + W s, W starting at 0, in place of z: the plain decoder is a special case (Mean-Shift
     Feature Transformer, CVPR 2024). s is z - z⁰ with the spread of z⁰, so that further steps do not lengthen it."""
-    with_classes: Literal["before_layers", "after_layers"] | None = None
-    """Class embeddings of the mask decoder shift together with the patch tokens, keys and values of both: before its
-    transformer layers, or after them and before the scalar products; None: patch tokens alone, before the decoder."""
+    with_classes: Literal["before_layers", "after_layers", "before_product"] | None = None
+    """Class embeddings of the mask decoder shift together with its patch tokens, keys and values of both: before its
+    transformer layers; after them; or "before_product", as the vectors of length 1 whose scalar products are the masks,
+    brought back to that length. None: patch tokens alone, before the decoder."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -108,8 +109,8 @@ class MeanShiftConfig:
             (
                 "with_classes",
                 self.with_classes,
-                self.with_classes in (None, "before_layers", "after_layers"),
-                "'before_layers', 'after_layers' or null",
+                self.with_classes in (None, "before_layers", "after_layers", "before_product"),
+                "'before_layers', 'after_layers', 'before_product' or null",
             ),
         ]
         wrong = [f"mean_shift.{name}: {value!r} is not {rule}" for name, value, right, rule in rules if not right]

@@ -70,7 +70,7 @@ class MaskTransformer(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B K h w"]:
         """Logits per patch on the grid (h, w)."""
-        return self.masks(self.attend(self.join(tokens)), grid)
+        return self.masks(self.features(self.attend(self.join(tokens))), grid)
 
     def join(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """The N projected patch tokens, and the K class embeddings after them."""
@@ -84,11 +84,15 @@ class MaskTransformer(nn.Module):
         normed: Tensor = self.norm(both)
         return normed
 
-    def masks(self, both: Float[Tensor, "B M D"], grid: Grid) -> Float[Tensor, "B K h w"]:
-        """Logits on the grid (h, w): scalar products of normalised patches and classes, and a norm over classes."""
+    def features(self, both: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+        """What masks are scalar products of: patches and classes, each projected by its own layer, of length 1."""
         K = self.class_embeddings.shape[1]
-        patches = F.normalize(self.patch_projection(both[:, :-K]), dim=-1)
-        classes = F.normalize(self.class_projection(both[:, -K:]), dim=-1)
-        masks = self.mask_norm(patches @ classes.mT)
+        projected = torch.cat([self.patch_projection(both[:, :-K]), self.class_projection(both[:, -K:])], dim=1)
+        return F.normalize(projected, dim=-1)
+
+    def masks(self, features: Float[Tensor, "B M D"], grid: Grid) -> Float[Tensor, "B K h w"]:
+        """Logits on the grid (h, w): scalar products of patches and classes, and a norm over classes."""
+        K = self.class_embeddings.shape[1]
+        masks = self.mask_norm(features[:, :-K] @ features[:, -K:].mT)
         logits: Tensor = rearrange(masks, "b (h w) k -> b k h w", h=grid[0])
         return logits

@@ -136,13 +136,14 @@ class Segmenter(nn.Module):
         """What the mean shift block moves, of the tokens that `encode` gives.
 
         M = N: the tokens themselves. With `mean_shift.with_classes` M = N + K: the patch tokens of the mask decoder and
-        its class embeddings after them, before or after its transformer layers.
+        its class embeddings after them, as they are where the block stands.
         """
         decoder, place = self.decoder, self._with_classes
         if place is None or not isinstance(decoder, MaskTransformer):
             return tokens
         both = decoder.join(tokens)
-        return both if place == "before_layers" else decoder.attend(both)
+        both = both if place == "before_layers" else decoder.attend(both)
+        return decoder.features(both) if place == "before_product" else both
 
     def _decode(self, z: Tensor, grid: Grid) -> Float[Tensor, "B K h w"]:
         """The rest of the decoder, from what `mean_shift_input` gave and the block moved."""
@@ -150,7 +151,9 @@ class Segmenter(nn.Module):
         if place is None or not isinstance(decoder, MaskTransformer):
             logits: Tensor = decoder(z, grid)
             return logits
-        return decoder.masks(z if place == "after_layers" else decoder.attend(z), grid)
+        both = decoder.attend(z) if place == "before_layers" else z
+        features = F.normalize(z, dim=-1) if place == "before_product" else decoder.features(both)
+        return decoder.masks(features, grid)
 
     @property
     def _with_classes(self) -> str | None:
