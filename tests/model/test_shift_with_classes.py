@@ -17,6 +17,8 @@ from meanshifter.model.config import MeanShiftConfig, ModelConfig
 from meanshifter.model.diagnostics import diagnose
 from meanshifter.model.mean_shift import MeanShift
 from meanshifter.study.modes import find_modes
+from meanshifter.training.fields import field_help
+from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.recipe import ModelRecipe, TrainConfig
 from meanshifter.training.start import build_model
 from tests.model.test_decoder import Weights, attention, gelu, layer_norm, linear, softmax
@@ -173,6 +175,18 @@ def test_a_recipe_builds_it_and_calibration_counts_the_classes() -> None:
         model.mean_shift.calibrate(moved, grid)
         figures = diagnose(model.mean_shift, moved[:1], 1, grid)
     assert figures[1]["neighbors"] == pytest.approx(6, rel=0.3)
+
+
+def test_a_recipe_takes_the_place_or_leaves_it_out() -> None:
+    fields = ["--model.preset", "meanshifter-mask-ti16", "--model.mean_shift.layers", "2"]
+    for place in (None, *PLACES):
+        given = [] if place is None else ["--model.mean_shift.with_classes", place]
+        shift = parse_recipe("camvid_half", [*fields, *given]).model.mean_shift
+        assert shift == MeanShiftConfig(2, with_classes=place)  # type: ignore[arg-type]
+    with pytest.raises(ms.InputError, match=r"mean_shift: .*with_classes.*between"):
+        parse_recipe("camvid_half", [*fields, "--model.mean_shift.with_classes", "between"])
+    (line,) = [line for line in field_help().splitlines() if "mean_shift.with_classes" in line]
+    assert line.endswith("(before_layers | after_layers | before_product | null; default null)")
 
 
 def test_figures_are_of_the_patches_and_say_what_the_classes_weigh() -> None:

@@ -59,8 +59,8 @@ def _described(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str
 
 
 def _spelt_type(hint: Any) -> str:
-    if isinstance(hint, types.UnionType):
-        return " | ".join(_spelt_type(member) for member in typing.get_args(hint))
+    if len(members(hint)) > 1:
+        return " | ".join(_spelt_type(member) for member in members(hint))
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
@@ -72,7 +72,8 @@ def _spelt_type(hint: Any) -> str:
 
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter of Literal[…] | None
+    return typing.get_args(hint) if union else (hint,)
 
 
 def tuples(cls: type = TrainConfig, prefix: str = "") -> dict[str, tuple[int, bool]]:
