@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 SERVER = """
@@ -65,7 +66,7 @@ def run(
         return subprocess.CompletedProcess(given, status, out.read_text("utf-8"), err.read_text("utf-8"))
 
 
-def _ask(asked: dict[str, object], timeout: float) -> int:
+def _ask(asked: Mapping[str, object], timeout: float) -> int:
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None

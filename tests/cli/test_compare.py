@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = meanshifter(
+    done = commands.run(
         "compare", models / "plain", models / "shifted", "shapes", "--limit", 4, "--pick", 1,
         "--mean-shift-layers", 0, 2, "--names", "Segmenter", "MeanShifter", "--out", out,
     )  # fmt: skip

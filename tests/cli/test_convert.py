@@ -15,7 +15,7 @@ from PIL import Image
 import meanshifter as ms
 from meanshifter.cli.main import main
 from meanshifter.interop.published import cache_folder
-from tests.cli.test_predict import meanshifter
+from tests import commands
 from tests.interop.foreign import Toy, mmsegmentation_state
 from tests.interop.test_checkpoints import save_mmsegmentation
 
@@ -33,7 +33,7 @@ class Command:
 def test_there_and_back_through_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     state = mmsegmentation_state(TOY, "mask")
     source = save_mmsegmentation(tmp_path / "source.pth", state, TOY)
-    done = meanshifter("convert", source, tmp_path / "ours")
+    done = commands.run("convert", source, tmp_path / "ours")
     assert done.returncode == 0, done.stderr
     assert ms.load_model(tmp_path / "ours").config.decoder == "mask"
     ours, back, hub = (str(tmp_path / name) for name in ("ours", "back.pth", "hub"))
@@ -49,7 +49,7 @@ def test_a_foreign_file_is_read_by_predict_as_it_is(tmp_path: Path) -> None:
     source = save_mmsegmentation(tmp_path / "source.pth", mmsegmentation_state(TOY, "linear"), TOY)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     arguments = ["--short-side", "none", "--protocol", "mmsegmentation", "--out", str(tmp_path / "maps")]
-    done = meanshifter("predict", source, tmp_path / "photo.png", *arguments)
+    done = commands.run("predict", source, tmp_path / "photo.png", *arguments)
     assert done.returncode == 0, done.stderr
     labels = np.asarray(Image.open(tmp_path / "maps" / "photo.png"))
     predictor = ms.Predictor(ms.load_model(source), short_side=None, protocol="mmsegmentation")

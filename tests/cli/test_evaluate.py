@@ -40,7 +40,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores" / "result.json"
-    done = meanshifter(
+    done = commands.run(
         "evaluate", models / "shapes", "shapes", "--limit", 3, "--short-side", "none", "--window", "none",
         "--mean-shift-layers", 0, 1, 2, "--out", out,
     )  # fmt: skip

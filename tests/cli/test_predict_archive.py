@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,11 +148,11 @@ def test_resume_says_what_was_there_and_ctrl_c_how_to_go_on(
     predicted = ms.Predictor.__call__
     calls = []
 
-    def interrupted(self: ms.Predictor, image: object) -> ms.Segmentation:
+    def interrupted(self: ms.Predictor, image: Any) -> Any:
         calls.append(image)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return predicted(self, image)  # type: ignore[arg-type]
+        return predicted(self, image)
 
     with monkeypatch.context() as patch:
         patch.setattr(ms.Predictor, "__call__", interrupted)
