@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meanshifter.evaluation.confusion import mean_iou
-from meanshifter.study.statistics import over_images, over_seeds
+from meanshifter.errors import InputError
+from meanshifter.evaluation.confusion import mean_accuracy, mean_iou, pixel_accuracy
+from meanshifter.evaluation.result import Result
+from meanshifter.study import statistics
+from meanshifter.study.counts import ImageCounts, load_counts, save_counts
+from meanshifter.study.statistics import Interval, drawn_scores, over_images, over_seeds
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -44,15 +49,28 @@ def test_miou_leaves_out_classes_that_never_occur(seed: int) -> None:
         assert found == pytest.approx(100 * sum(shares) / len(shares))
 
 
-def counts_of(seed: int, right: int) -> npt.NDArray[np.int64]:
+def counts_of(seed: int, right: int, classes: int = 3) -> npt.NDArray[np.int64]:
+    """(S, I, K, K) of two seeds and twelve images, most of it 0."""
     rng = np.random.default_rng(seed)
-    counts = rng.integers(0, 20, (2, 12, 3, 3))
-    return np.asarray(counts + right * np.eye(3, dtype=int))
+    counts = rng.integers(0, 20, (2, 12, classes, classes)) * (rng.random((2, 12, classes, classes)) < 0.3)
+    return np.asarray(counts + right * np.eye(classes, dtype=int))
+
+
+def sparse(matrices: npt.NDArray[np.int64]) -> ImageCounts:
+    counts = ImageCounts(matrices.shape[-1])
+    for matrix in matrices:
+        counts.append(matrix)
+    return counts
+
+
+def interval(ours: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64], draws: int = 1000) -> Interval:
+    scores = [[drawn_scores(sparse(seed).by_class(), draws=draws) for seed in part] for part in (ours, theirs)]
+    return over_images(*scores)
 
 
 def test_the_interval_over_images_draws_images_for_both_alike() -> None:
     ours, theirs = counts_of(0, 30), counts_of(1, 10)
-    found = over_images(ours, theirs, draws=400)
+    found = interval(ours, theirs, draws=400)
     totals = [mean_iou(part.sum(1)).mean() for part in (ours, theirs)]
     assert found.mean == pytest.approx(totals[0] - totals[1])
     rng = np.random.default_rng(5)
@@ -61,5 +79,50 @@ def test_the_interval_over_images_draws_images_for_both_alike() -> None:
         drawn = rng.integers(0, 12, 12)
         loop.append(np.mean(mean_iou(ours[:, drawn].sum(1)) - mean_iou(theirs[:, drawn].sum(1))))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(loop, (2.5, 97.5))), abs=1.0)
-    same = over_images(ours, ours)
+    same = interval(ours, ours)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("at_once", [4_000_000, 100])
+def test_sparse_counts_give_the_interval_of_dense_ones_to_the_last_digit(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "DRAWN_AT_ONCE", at_once)
+    statistics._samples.cache_clear()
+    ours, theirs = counts_of(2, 9, classes=5), counts_of(3, 0, classes=5)
+    rng = np.random.default_rng(0)
+    times = rng.multinomial(12, np.full(12, 1 / 12), size=1000).astype(float)
+
+    def dense(times: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return mean_iou(np.einsum("di,sikl->dskl", times, counts.astype(float)))
+
+    everything = np.ones((1, 12))
+    low, high = np.nanpercentile((dense(times, ours) - dense(times, theirs)).mean(1), (2.5, 97.5))
+    mean = (dense(everything, ours) - dense(everything, theirs)).mean()
+    assert tuple(interval(ours, theirs)) == (mean, low, high)
+
+
+def test_accuracies_are_those_of_a_result() -> None:
+    counts = counts_of(4, 5, classes=4)[0]
+    counts[:, 2] = 0  # a class that is predicted but never true
+    for matrix in (*counts, np.zeros((4, 4), np.int64)):
+        result = Result(matrix, tuple("abcd"), protocol=None)  # type: ignore[arg-type]
+        found = pixel_accuracy(matrix), mean_accuracy(matrix), mean_iou(matrix)
+        assert found == pytest.approx((result.aAcc, result.mAcc, result.mIoU), nan_ok=True)
+
+
+def test_counts_come_back_from_their_file(tmp_path: Path) -> None:
+    dense = counts_of(6, 1, classes=300)[0]
+    dense[0, 299, 299], dense[3] = 5_000_000_000, 0  # more pixels than 32 bits count, and an image without any
+    path = tmp_path / "confusions.npz"
+    with path.open("wb") as file:
+        save_counts(file, {"val": {0: sparse(dense[:5]), 3: sparse(dense)}})
+    found = load_counts(path, "val", 3)
+    assert len(found) == 12
+    assert (found.total() == dense.sum(0)).all()
+    truth, predicted, right = found.by_class()
+    assert (truth == dense.sum(2)).all()
+    assert (predicted == dense.sum(1)).all()
+    assert (right == np.einsum("ikk->ik", dense)).all()
+    with pytest.raises(InputError, match=r"confusions.npz: cannot be read .*val/4/pairs.*delete scores.json"):
+        load_counts(path, "val", 4)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from meanshifter.study.findings import Findings
 from meanshifter.study.plan import Cell
-from meanshifter.study.tables import Findings
 from meanshifter.training.parsing import parse_recipe
 
 

@@ -37,12 +37,33 @@ def confusion_matrix(
 def mean_iou(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """mIoU in percent of each matrix (…, K, K), over the classes in its truth or its prediction; NaN without any."""
     right = np.einsum("...kk->...k", confusion)
-    union = confusion.sum(-1) + confusion.sum(-2) - right
-    present = union > 0
-    shares = np.divide(right, union, out=np.zeros(right.shape), where=present)
-    classes = present.sum(-1)
+    return mean_iou_by_class(confusion.sum(-1), confusion.sum(-2), right)
+
+
+def mean_iou_by_class(
+    truth: npt.NDArray[Any], predicted: npt.NDArray[Any], right: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """`mean_iou` from the pixels (…, K) of each true class, of each predicted class, and those that are right."""
+    return _mean_share(right, truth + predicted - right)
+
+
+def mean_accuracy(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """mAcc in percent of each matrix (…, K, K), over the classes in its truth; NaN without any."""
+    return _mean_share(np.einsum("...kk->...k", confusion), confusion.sum(-1))
+
+
+def pixel_accuracy(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """aAcc in percent of each matrix (…, K, K): the pixels that are right; NaN without any."""
+    return _mean_share(np.einsum("...kk->...", confusion)[..., None], confusion.sum((-2, -1))[..., None])
+
+
+def _mean_share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """100 × the mean over the last axis of part / whole, where `whole` is not 0; NaN where it is 0 throughout."""
+    counted = whole > 0
+    shares = np.divide(part, whole, out=np.zeros(part.shape), where=counted)
+    count = counted.sum(-1)
     total = shares.sum(-1)
-    return np.asarray(100 * np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0))
+    return np.asarray(100 * np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
 def _check(name: str, values: npt.NDArray[np.int64], num_classes: int, ignore: int) -> None:

@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from meanshifter.study.tables import DIAGNOSTICS, Findings
+from meanshifter.study.findings import Findings
+from meanshifter.study.tables import DIAGNOSTICS
 
 LINEAR = ("shift", "boundary_3", "boundary_9")
 
 
 def write_plots(found: Findings, folder: Path) -> None:
     """`layers_SPLIT.svg` and `depth_SPLIT.svg`: mIoU over the steps in training and at inference; `diagnostics.svg`."""
-    for split in found.plan.splits:
+    for split in found.splits:
         _save(_over_layers(found, split), folder / f"layers_{split}.svg")
         _save(_over_depth(found, split), folder / f"depth_{split}.svg")
     _save(_diagnostics(found), folder / "diagnostics.svg")
@@ -31,7 +32,6 @@ def _over_layers(found: Findings, split: str) -> Figure:
             middle = median(scores)
             reach = [[middle - min(scores)], [max(scores) - middle]]
             axes.errorbar([found.whole(row)[0]["trained_depth"]], [middle], reach, fmt="o", capsize=3, label=row)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="steps in training, $L_{ms}$", ylabel=f"mIoU on {split}, median, lowest and highest")
     _finish(axes)
     return figure
@@ -56,14 +56,19 @@ def _diagnostics(found: Findings) -> Figure:
             points = [(step, entry[name]) for step, entry in enumerate(found.diagnostics(row)) if name in entry]
             axes.plot(*zip(*points, strict=True) if points else ([], []), marker="o", markersize=3, label=row)
         axes.set(title=title, xlabel="step", yscale="linear" if name in LINEAR else "log")
-        axes.grid(alpha=0.3)
+        _count_steps(axes)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 
-def _finish(axes: Axes) -> None:
+def _count_steps(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+def _finish(axes: Axes) -> None:
+    _count_steps(axes)
     axes.legend(frameon=False, fontsize="small")
 
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
-
 from meanshifter.documents import dump_json
 from meanshifter.files import write_text
-from meanshifter.model.config import MeanShiftConfig
-from meanshifter.model.cost import size_of
-from meanshifter.model.presets import parse_preset
-from meanshifter.study.plan import Cell, Plan
-from meanshifter.study.published import TABLE_1, Published
-from meanshifter.study.runner import confusions_of, scores_of
-from meanshifter.study.sizes import size_of_folder
-from meanshifter.study.statistics import Interval, over_images, over_seeds
+from meanshifter.study.findings import Findings
+from meanshifter.study.score_tables import depth_table, trained_table
+from meanshifter.study.scoring import METRICS
+from meanshifter.study.setup import Table, depth_rows
+from meanshifter.study.table_formats import FORMATS, number, table
 
 DIAGNOSTICS = {
     "neighbors": "effective neighbours",
@@ -36,97 +31,28 @@ DIAGNOSTICS = {
 }
 
 
-class Findings:
-    """The finished trainings of a study."""
+def write_tables(
+    found: Findings, folder: Path, tables: Sequence[Table] = (1, 2), made: Mapping[str, str] | None = None
+) -> None:
+    """Write everything that a study found, and plots where matplotlib is there.
 
-    def __init__(self, plan: Plan, cells: Sequence[Cell]) -> None:
-        self.plan, self.facts = plan, {(cell.row, cell.seed): scores_of(cell) for cell in cells}
-        self.cells = {(cell.row, cell.seed): cell for cell in cells}
-        self.rows = [row for row in plan.all_rows if any(key[0] == row for key in self.cells)]
+    `table.md`; `table.csv`, one line per score; `study.json`; and of `tables` `table_1` (with the trained number of
+    steps) and `table_2` (over L'_ms, where a model has steps), each as .md, .csv, .json and .tex.
 
-    def whole(self, row: str) -> list[dict[str, Any]]:
-        """The facts of the row's trainings that did not diverge, by seed."""
-        return [self.facts[row, seed] for seed in self.seeds(row)]
-
-    def seeds(self, row: str) -> list[int]:
-        """The seeds whose training did not diverge."""
-        return [s for s in self.plan.seeds if (row, s) in self.facts and "failure" not in self.facts[row, s]]
-
-    def own(self, row: str, split: str) -> list[float]:
-        """mIoU of each seed with the trained number of steps."""
-        return [facts["mIoU"][split][facts["depths"].index(facts["trained_depth"])] for facts in self.whole(row)]
-
-    def at(self, row: str, split: str, depth: int) -> list[float]:
-        """mIoU of each seed with `depth` steps, where it was read out so."""
-        return [f["mIoU"][split][f["depths"].index(depth)] for f in self.whole(row) if depth in f["depths"]]
-
-    def multiply_adds(self, row: str) -> int | None:
-        """Of one image of the size that the row's models were made for; None where no checkpoint is left."""
-        for seed in self.seeds(row):
-            folder = Path(str(self.cells[row, seed].config.out)) / "checkpoints" / "last"
-            if (folder / "config.json").is_file():
-                return size_of_folder(folder).multiply_adds
-        return None
-
-    def boundary(self, row: str, split: str, name: str) -> float | None:
-        """mIoU near boundaries with the trained number of steps, mean over seeds."""
-        found = [facts["boundary"][split][name] for facts in self.whole(row) if "boundary" in facts]
-        return fmean(found) if found else None
-
-    def difference(self, row: str, split: str, base: str | None = None) -> tuple[Interval, Interval] | None:
-        """The row less `base` (None: the baseline): over seeds, and over images; None without common seeds."""
-        base = self.plan.base if base is None else base
-        seeds = [seed for seed in self.seeds(row) if seed in self.seeds(base)]
-        if row == base or not seeds:
-            return None
-        ours, theirs = (np.stack([self._counts(name, seed, split) for seed in seeds]) for name in (row, base))
-        scores = {name: dict(zip(self.seeds(name), self.own(name, split), strict=True)) for name in (row, base)}
-        paired = over_seeds([scores[row][seed] - scores[base][seed] for seed in seeds])
-        return paired, over_images(ours, theirs)
-
-    def _counts(self, row: str, seed: int, split: str) -> Any:
-        facts = self.facts[row, seed]
-        return confusions_of(self.cells[row, seed], split)[facts["depths"].index(facts["trained_depth"])]
-
-    def diagnostics(self, row: str) -> list[dict[str, float]]:
-        """The mean over seeds, one entry for each step."""
-        several = [facts["diagnostics"] for facts in self.whole(row)]
-        return [
-            {name: fmean(steps[n][name] for steps in several) for name in several[0][n]}
-            for n in range(min(map(len, several), default=0))
-        ]
-
-    def published(self, row: str) -> Published | None:
-        """The published figures of the row's block on ADE20K; None for a block that was not published."""
-        model = next(cell.config.model for key, cell in self.cells.items() if key[0] == row)
-        family, decoder, _ = parse_preset(model.preset)
-        if model.pixel_shift is not None or decoder == "mask" or family not in ("segmenter", "meanshifter"):
-            return None
-        shift = MeanShiftConfig() if family == "meanshifter" and model.mean_shift is None else model.mean_shift
-        layers, channels = None, None
-        if shift is not None:
-            layers, channels = shift.layers, 192 if shift.channels is None else shift.channels
-            if shift != MeanShiftConfig(shift.layers, shift.channels):
-                return None
-        found = [entry for entry in TABLE_1 if (entry.layers, entry.channels) == (layers, channels)]
-        return found[0] if found else None
-
-    def as_published(self, row: str) -> tuple[str, str, str]:
-        """The published mIoU and millions of parameters, and ours of that model: 150 classes at 512 × 512."""
-        entry = self.published(row)
-        if entry is None:
-            return "–", "–", "–"
-        shift = None if entry.layers is None else {"layers": entry.layers, "channels": entry.channels}
-        preset = "segmenter-ti16" if shift is None else "meanshifter-ti16"
-        size = size_of(preset, num_classes=150, image_size=512, mean_shift=shift)
-        return f"{entry.mIoU:.2f}", f"{entry.millions:.2f}", f"{size.parameters / 1e6:.2f}"
-
-
-def write_tables(found: Findings, folder: Path) -> None:
-    """`table.md`, `table.csv` (one line per score), `study.json`, and plots where matplotlib is there."""
+    Args:
+        found: the finished trainings.
+        folder: of the study.
+        tables: which of the two.
+        made: how the study was made, for `study.json`.
+    """
     write_text(folder / "table.md", markdown(found))
     write_text(folder / "table.csv", _csv(found))
-    write_text(folder / "study.json", dump_json(_document(found), indent=1) + "\n")
+    write_text(folder / "study.json", dump_json(_document(found, made), indent=1) + "\n")
+    named = depth_rows(found.plan, list(found.cells.values()))
+    every = {1: trained_table(found, protocol(found)), 2: depth_table(found, protocol(found), named)}
+    for which, scores in every.items():
+        for ending, text_of in FORMATS.items() if which in tables and scores.lines else ():
+            write_text(folder / f"table_{which}.{ending}", text_of(scores))
     try:
         from meanshifter.study.plots import write_plots
     except ImportError:
@@ -137,20 +63,20 @@ def write_tables(found: Findings, folder: Path) -> None:
 def markdown(found: Findings) -> str:
     """All tables, with the protocol above them."""
     plan = found.plan
-    parts = [f"# Study: {plan.name}", _protocol(found)]
-    for split in plan.splits:
-        parts.append(f"## mIoU on {split}\n\n{_score_table(found, split)}")
-        if len({depth for facts in found.facts.values() for depth in facts.get("depths", ())}) > 1:
-            parts.append(
-                f"mIoU over the number of steps at inference, L'_ms, mean over seeds:\n\n{_depths(found, split)}"
-            )
+    parts = [f"# Study: {plan.name}", protocol(found)]
+    for split in found.splits:
+        parts.append(f"## Scores on {split}\n\n{_score_table(found, split)}")
+        if len(found.depths) > 1:
+            parts.append("Over the number of steps at inference, L'_ms, mean over seeds:")
+            parts += [f"**{metric}**\n\n{_depths(found, split, metric)}" for metric in METRICS]
         if plan.pairs:
             parts.append(f"Paired differences at the trained number of steps:\n\n{_pairs(found, split)}")
-    parts.append(f"## Diagnostics of the steps, {plan.splits[0]}\n\n{_diagnostics(found)}")
+    parts.append(f"## Diagnostics of the steps, {found.splits[0]}\n\n{_diagnostics(found)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _protocol(found: Findings) -> str:
+def protocol(found: Findings) -> str:
+    """What all trainings were trained and are scored with, in a sentence."""
     facts = next((facts for facts in found.facts.values() if "protocol" in facts), None)
     if facts is None:
         return "No training is finished."
@@ -166,25 +92,35 @@ def _protocol(found: Findings) -> str:
 def _score_table(found: Findings, split: str) -> str:
     published = {row: found.as_published(row) for row in found.rows}
     costs = {row: found.multiply_adds(row) for row in {*found.rows, found.plan.base}}
-    head = ["", "M parameters", "× multiply-adds", "seeds", "median", "lowest to highest"]
+    head = [
+        "",
+        "M parameters",
+        "× multiply-adds",
+        "seeds",
+        "aAcc, median",
+        "mAcc, median",
+        "mIoU, median",
+        "lowest to highest",
+    ]
     head += [f"less {found.plan.base} [95 %, seeds]", "[95 %, images]", "≤ 3 px", "≤ 9 px"]
     head += ["published, ADE20K", "its M parameters", "ours at that setting"]
     rows = []
     for row in found.rows:
-        scores, failed = found.own(row, split), len(found.plan.seeds) - len(found.seeds(row))
-        count = f"{len(scores)}" + (f" ({failed} diverged or missing)" if failed else "")
+        scores, lost = found.own(row, split), found.lost(row)
+        count = f"{len(scores)}" + (f" ({lost})" if lost else "")
         if not scores:
-            rows.append([row, "–", "–", count, *["–"] * 6, *published[row]])
+            rows.append([row, "–", "–", count, *["–"] * 8, *published[row]])
             continue
         millions = f"{found.whole(row)[0]['parameters'] / 1e6:.2f}"
         spread = f"{min(scores):.2f} to {max(scores):.2f}"
         pair = found.difference(row, split)
         seeds, images = ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
-        near = [_number(found.boundary(row, split, name)) for name in ("boundary_3", "boundary_9")]
-        score = [f"{median(scores):.2f}", spread, seeds, images, *near]
+        others = [f"{median(found.own(row, split, metric)):.2f}" for metric in ("aAcc", "mAcc")]
+        near = [number(found.boundary(row, split, name)) for name in ("boundary_3", "boundary_9")]
+        score = [*others, f"{median(scores):.2f}", spread, seeds, images, *near]
         cost = _ratio(costs[row], costs[found.plan.base])
         rows.append([row, millions, cost, count, *score, *published[row]])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _pairs(found: Findings, split: str) -> str:
@@ -193,66 +129,57 @@ def _pairs(found: Findings, split: str) -> str:
         pair = found.difference(row, split, base) if {row, base} <= set(found.rows) else None
         cells = ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
         rows.append([f"{row}, less {base}", *cells])
-    return _table(["", "mean [95 %, seeds]", "[95 %, images]"], rows)
+    return table(["", "mean [95 %, seeds]", "[95 %, images]"], rows)
 
 
-def _depths(found: Findings, split: str) -> str:
-    depths = sorted({depth for facts in found.facts.values() for depth in facts.get("depths", ())})
+def _depths(found: Findings, split: str, metric: str) -> str:
     rows = []
     for row in found.rows:
-        means = [fmean(scores) if (scores := found.at(row, split, depth)) else math.nan for depth in depths]
-        rows.append([row, *(_number(mean) for mean in means)])
-    return _table(["", *map(str, depths)], rows)
+        several = [found.at(row, split, depth, metric) for depth in found.depths]
+        rows.append([row, *(number(fmean(scores) if scores else None) for scores in several)])
+    return table(["", *map(str, found.depths)], rows)
 
 
 def _diagnostics(found: Findings) -> str:
     rows = []
     for row in found.rows:
         for step, figures in enumerate(found.diagnostics(row)):
-            rows.append([row, str(step), *(_number(figures.get(name), "{:.3g}") for name in DIAGNOSTICS)])
-    return _table(["", "step", *DIAGNOSTICS.values()], rows)
-
-
-def _number(value: float | None, form: str = "{:.2f}") -> str:
-    return "–" if value is None or math.isnan(value) else form.format(value)
+            rows.append([row, str(step), *(number(figures.get(name), "{:.3g}") for name in DIAGNOSTICS)])
+    return table(["", "step", *DIAGNOSTICS.values()], rows)
 
 
 def _ratio(value: int | None, base: int | None) -> str:
     return "–" if value is None or base is None else f"{value / base:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _scores(found: Findings) -> Iterator[list[Any]]:
     for (row, seed), facts in found.facts.items():
-        for split, scores in facts.get("mIoU", {}).items():
-            for depth, score in zip(facts["depths"], scores, strict=True):
-                yield [row, seed, split, depth, int(depth == facts["trained_depth"]), round(score, 4)]
+        for split in facts.get("images", ()):
+            for place, depth in enumerate(facts["depths"]):
+                scores = [round(facts[metric][split][place], 4) for metric in METRICS]
+                yield [row, seed, split, depth, int(depth == facts["trained_depth"]), *scores]
 
 
 def _csv(found: Findings) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "seed", "split", "depth", "is_trained_depth", "mIoU"])
+    writer.writerow(["row", "seed", "split", "depth", "is_trained_depth", *METRICS])
     writer.writerows(_scores(found))
     return text.getvalue()
 
 
-def _document(found: Findings) -> dict[str, Any]:
+def _document(found: Findings, made: Mapping[str, str] | None) -> dict[str, Any]:
     trainings = [{k: v for k, v in facts.items() if k != "seconds"} for facts in found.facts.values()]
     differences = {
         row: {
             split: {"seeds": pair[0]._asdict(), "images": pair[1]._asdict()}
-            for split in found.plan.splits
+            for split in found.splits
             if (pair := found.difference(row, split)) is not None
         }
         for row in found.rows
     }
     differences = {row: by_split for row, by_split in differences.items() if by_split}
-    head = {"format_version": 1, "name": found.plan.name, "baseline": found.plan.base}
+    head = {"format_version": 1, "name": found.plan.name, "baseline": found.plan.base, "made": made}
     document: dict[str, Any] = _plain({**head, "trainings": trainings, "differences": differences})
     return document
 
