@@ -81,7 +81,7 @@ def test_a_killed_study_ends_with_the_table_of_one_that_was_left_alone(study: Pa
     finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/*/scores.json")}
     again = subprocess.run(command(study, killed), capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stderr
-    for name in ("table.md", "table.csv"):
+    for name in ("table.md", "table.csv", "table_1.tex", "table_2.json"):
         assert (killed / name).read_text() == (whole / name).read_text()
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items()), "finished trainings are kept"
 
@@ -90,7 +90,8 @@ def test_a_killed_study_ends_with_the_table_of_one_that_was_left_alone(study: Pa
     one = next(row for row in rows if (row["row"], row["seed"], row["depth"]) == ("Block, 2 steps", "1", "3"))
     model = load_model(whole / "runs" / "block-2-steps" / "seed1" / "run" / "checkpoints" / "last")
     result = evaluate(Predictor(model, window=None, short_side=None), Shapes(split="val"), mean_shift_layers=3, limit=5)
-    assert float(one["mIoU"]) == pytest.approx(result.mIoU, abs=1e-3)
+    for metric in ("aAcc", "mAcc", "mIoU"):
+        assert float(one[metric]) == pytest.approx(getattr(result, metric), abs=1e-3)
     assert "| Block, 2 steps, less Plain |" in done.stdout
     document = json.loads((whole / "study.json").read_text())
     assert document["differences"]["Block, 2 steps"]["val"]["seeds"]["mean"] is not None
@@ -122,6 +123,9 @@ def test_ctrl_c_stops_the_trainings_too_and_says_how_to_go_on(study: Path, tmp_p
         ("recipe: shapes\nrows: {a: {}}\nseeds: [1, 1]", r"seeds: \(1, 1\) is not one or more different seeds"),
         ("recipe: shapes\nrows: {a: {model.mean_shift.layer: 1}}", "row 'a': .*did you mean 'model.mean_shift.layers'"),
         ("recipe: shapes\nrows: {A 1: {}, a-1: {}}", "names that differ in more than case and signs"),
+        ("recipe: shapes\nrows: {a: {}, b: {steps: 2000}}\nfields: {steps: 2000}", "rows 'a' and 'b' are the same"),
+        ("recipe: shapes\nrows: {a: {}}\nrow_seeds: {b: [1]}", "row_seeds: .* is not rows, each with"),
+        ("recipe: shapes\nrows: {a: {}}\ndepth_table: {row: [a]}", "depth_table: .* is not rows, depths or both"),
         ("recipe: shapes\nrows: {a: {}}\nbaseline: b", "baseline: 'b' is not the name of a row"),
         ("recipe: shapes\nrows: {a: {}}\npairs: [[a, b]]", "pairs: .* is not pairs of names of rows"),
         ("- 1", "holds list; a study is a mapping of fields"),
@@ -168,7 +172,7 @@ def test_a_grid_makes_a_row_of_each_point(tmp_path: Path) -> None:
 def test_the_studies_of_the_package_parse(name: str, tmp_path: Path) -> None:
     plan = load_plan(name)
     cells = plan.cells(tmp_path, [])
-    assert len(cells) == len(plan.all_rows) * len(plan.seeds)
+    assert len(cells) == sum(len(plan.seeds_of(row)) for row in plan.all_rows)
 
 
 def test_slugs_are_folder_names() -> None:

@@ -163,7 +163,8 @@ def _images(job: Setup) -> dict[str, int]:
 
 def _measure_all(kinds: Sequence[Cell], job: Setup) -> tuple[dict[int, Cost], str]:
     """The cost of each kind, by its place, and the device; as many are measured at a time as the study trains."""
-    context, costs, device, failure = mp.get_context("spawn"), {}, "", None
+    context, device, failure = mp.get_context("spawn"), "", None
+    costs: dict[int, Cost] = {}
     with tempfile.TemporaryDirectory(prefix="meanshifter-") as folder:
         running: list[tuple[Any, Any]] = []
         try:

@@ -132,22 +132,26 @@ class Plan:
         if any(word == "--seed" or word.startswith("--seed=") for word in fields):
             raise InputError("--seed: a study trains its rows once for each of several seeds; name them with --seeds")
         every = sorted({seed for row in self.all_rows for seed in self.seeds_of(row)}, key=self._turn)
+        configs = {row: self._config(row, fields) for row in self.all_rows}
         cells = []
-        for seed, (row, own) in itertools.product(every, self.all_rows.items()):
-            if seed not in self.seeds_of(row):
-                continue
-            place = folder / "runs" / slug(row) / f"seed{seed}"
-            words = [word for item in {**self.fields, **own}.items() for word in _words(*item)]
-            given = [*words, *fields, "--seed", str(seed), "--out", str(place / "run")]
-            try:
-                cells.append(Cell(row, seed, place, parse_recipe(self.recipe, given)))
-            except InputError as error:
-                raise InputError(f"{self.name}, row {row!r}: {error}") from error
+        for seed, (row, config) in itertools.product(every, configs.items()):
+            if seed in self.seeds_of(row):
+                place = folder / "runs" / slug(row) / f"seed{seed}"
+                config = replace(config, seed=seed, out=str(place / "run"))
+                config.check()
+                cells.append(Cell(row, seed, place, config))
         places = [cell.folder for cell in cells]
         if len(set(places)) < len(places):
             raise InputError(f"{self.name}: rows need names that differ in more than case and signs")
         _refuse_twins(self.name, cells)
         return cells
+
+    def _config(self, row: str, fields: list[str]) -> TrainConfig:
+        words = [word for item in {**self.fields, **self.all_rows[row]}.items() for word in _words(*item)]
+        try:
+            return parse_recipe(self.recipe, [*words, *fields])
+        except InputError as error:
+            raise InputError(f"{self.name}, row {row!r}: {error}") from error
 
     def _turn(self, seed: int) -> tuple[int, int]:
         """Seeds in the order in which they are named first."""
