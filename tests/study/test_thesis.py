@@ -28,6 +28,7 @@ from meanshifter.study.run import run_study
 from meanshifter.study.scoring import is_finished, scores_of
 from meanshifter.study.setup import set_up
 from meanshifter.study.table_formats import escape
+from meanshifter.study.tables import write_tables
 from meanshifter.training.parsing import parse_recipe
 
 RECIPE = """
@@ -85,7 +86,9 @@ def whole(place: Path) -> Path:
     """All rows with seed 0, and Segmenter with seed 1 too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "run_cells", in_this_process)
+        patch.setattr(run, "write_tables", lambda *_: None)
         start(place, "whole", seeds=[0])
+        patch.setattr(run, "write_tables", write_tables)
         return start(place, "whole", seeds=[0, 1], rows=["Segm*"])
 
 
@@ -254,30 +257,28 @@ def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"thesis: ade20k: no root; .*give it with --data.root DIR"),
+        ([], r"two: ade20k: no root; .*give it with --data.root DIR"),
+        (["--dry-run"], r"two: ade20k: no root; .*give it with --data.root DIR"),
         (["--data.root", "nowhere"], r"nowhere/images/training: no such folder"),
-        (["--rows", "Segmenter-Ti16"], r"rows: 'Segmenter-Ti16' is no row of thesis; did you mean 'Segmenter-Ti/16'"),
+        (["--rows", "Segmentr"], r"rows: 'Segmentr' is no row of two; did you mean 'Segmenter'"),
         (["--seed", "3"], r"--seed: .*--seeds"),
         (["--seeds", "1", "1"], r"seeds: \(1, 1\) is not one or more different seeds"),
         (["--depths", "-1"], r"depths: \(-1,\) is not whole numbers from 0 on"),
         (["--recipe", "ade20k_segmentr_ti16"], "did you mean 'ade20k_segmenter_ti16'"),
         (["--recipe", "shapes", "--model.backbone_weights", "none.pth"], r"none.pth: no such file"),
-        (["--recipe", "shapes", "--rows", SEGMENTER, "--only-table", "2"], "only_table: 2, but none of the rows"),
+        (["--recipe", "shapes", "--rows", "Segm*", "--only-table", "2"], "only_table: 2, but none of the rows"),
         (["--recipe", "shapes", "--splits", "held_out"], "splits: held_out, but data.hold_out is null"),
     ],
 )
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_what_is_wrong_is_said_before_anything_is_trained(
-    words: list[str],
-    dry: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["study", "thesis", *words, *dry]) == 2
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    plan = "recipe: ade20k_segmenter_ti16\nrows: {Segmenter: {}, block: {model.mean_shift: {layers: 1}}}"
+    (tmp_path / "two.yaml").write_text(plan)
+    assert main(["study", str(tmp_path / "two.yaml"), *words]) == 2
     said = capfd.readouterr().err
     assert re.search(message, said)
     assert said.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(Path().iterdir())

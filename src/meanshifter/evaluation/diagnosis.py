@@ -41,9 +41,15 @@ def diagnose_model(
     rows = []
     for n in range(layers + 1):
         several = [figures[n] for figures, _ in found if n < len(figures)]
-        row = {name: float(np.nanmean([entry[name] for entry in several])) for name in (several or [{}])[0]}
+        row = {name: _mean([entry[name] for entry in several]) for name in (several or [{}])[0]}
         rows.append({**row, **_named(scores[n])})
     return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are no NaN; NaN without any."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def diagnose_sample(

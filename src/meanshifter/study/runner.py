@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def signals_held() -> Iterator[None]:
     mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
     try:
         if mask is not None:
+            resource_tracker.ensure_running()  # which would end the block, were it started within
             mask(signal.SIG_BLOCK, [signal.SIGINT])
         yield
     finally:
