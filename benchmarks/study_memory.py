@@ -101,8 +101,16 @@ def tabulate(root: Path, seeds: int) -> dict[str, float]:
 
 def setup(root: Path, seeds: int = 1) -> Setup:
     fields = ["--data.root", str(root / "ade20k")]
-    choices = {"rows": ROWS, "seeds": range(seeds), "depths": list(map(int, DEPTHS))}
-    return set_up("thesis", root / "study", fields=fields, recipe=str(root / "tiny.yaml"), **choices)
+    depths = list(map(int, DEPTHS))
+    return set_up(
+        "thesis",
+        root / "study",
+        fields=fields,
+        recipe=str(root / "tiny.yaml"),
+        rows=ROWS,
+        seeds=range(seeds),
+        depths=depths,
+    )
 
 
 def peak() -> float:

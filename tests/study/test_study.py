@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from matplotlib.figure import Figure
 
 from meanshifter.cli.main import main
 from meanshifter.data.catalog.shapes import Shapes
@@ -21,6 +23,8 @@ from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.checkpoint import load_model
 from meanshifter.study.plan import load_plan, slug, study_names
+from meanshifter.study.plots import _count_steps
+from meanshifter.study.run import _claim
 
 RECIPE = """
 format_version: 1
@@ -125,7 +129,7 @@ def test_ctrl_c_stops_the_trainings_too_and_says_how_to_go_on(study: Path, tmp_p
         ("recipe: shapes\nrows: {A 1: {}, a-1: {}}", "names that differ in more than case and signs"),
         ("recipe: shapes\nrows: {a: {}, b: {steps: 2000}}\nfields: {steps: 2000}", "rows 'a' and 'b' are the same"),
         ("recipe: shapes\nrows: {a: {}}\nrow_seeds: {b: [1]}", "row_seeds: .* is not rows, each with"),
-        ("recipe: shapes\nrows: {a: {}}\ndepth_table: {row: [a]}", "depth_table: .* is not rows, depths or both"),
+        ("recipe: shapes\nrows: {a: {}}\ndepth_table: {row: [a]}", "depth_table: .* is not rows, depths"),
         ("recipe: shapes\nrows: {a: {}}\nbaseline: b", "baseline: 'b' is not the name of a row"),
         ("recipe: shapes\nrows: {a: {}}\npairs: [[a, b]]", "pairs: .* is not pairs of names of rows"),
         ("- 1", "holds list; a study is a mapping of fields"),
@@ -178,3 +182,25 @@ def test_the_studies_of_the_package_parse(name: str, tmp_path: Path) -> None:
 def test_slugs_are_folder_names() -> None:
     assert slug("MeanShifter, 1 layer (η=½)") == "meanshifter-1-layer"
     assert slug("..") == "row"
+
+
+def test_a_field_that_is_newer_than_the_folder_counts_as_its_default(study: Path, tmp_path: Path) -> None:
+    cells = load_plan(str(study)).cells(tmp_path / "out", [])
+    _claim(tmp_path / "out", cells)
+    path = tmp_path / "out" / "study.yaml"
+    noted = yaml.safe_load(path.read_text())
+    facts = noted["trainings"]["Block, 2 steps, seed 0"]
+    del facts["accumulate"], facts["model"]["mean_shift"]["beside"]
+    path.write_text(yaml.safe_dump(noted))
+    _claim(tmp_path / "out", cells)
+    del facts["steps"]  # whose default is another one
+    path.write_text(yaml.safe_dump(noted))
+    with pytest.raises(InputError, match="'Block, 2 steps, seed 0' was another training there"):
+        _claim(tmp_path / "out", cells)
+
+
+def test_steps_are_whole_numbers_on_the_axes_of_plots() -> None:
+    axes = Figure().subplots()
+    axes.plot([1, 2], [0.1, 0.2])
+    _count_steps(axes)
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())

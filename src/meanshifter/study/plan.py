@@ -74,7 +74,7 @@ class Plan:
             ("row_seeds", self.row_seeds, self._row_seeds_are_seeds(), "rows, each with one or more different seeds"),
             ("depths", self.depths, min(self.depths, default=0) >= 0, "whole numbers from 0 on"),
             ("splits", self.splits, self.splits is None or len(self.splits) > 0, "at least one split"),
-            ("depth_table", self.depth_table, set(self.depth_table) <= {"rows", "depths"}, "rows, depths or both"),
+            ("depth_table", self.depth_table, self._depth_table_is_one(), "rows, depths (whole numbers) or both"),
             ("pairs", self.pairs, self._pairs_are_rows(), "pairs of names of rows"),
             ("baseline", self.baseline, self.baseline in (None, *self.all_rows), "the name of a row"),
         ]
@@ -85,6 +85,10 @@ class Plan:
     def _row_seeds_are_seeds(self) -> bool:
         right = all(len(set(seeds)) == len(seeds) > 0 for seeds in self.row_seeds.values())
         return right and set(self.row_seeds) <= set(self.all_rows)
+
+    def _depth_table_is_one(self) -> bool:
+        known, depths = set(self.depth_table) <= {"rows", "depths"}, self.depth_table.get("depths", [])
+        return known and all(isinstance(depth, int) and depth >= 0 for depth in depths)
 
     def _pairs_are_rows(self) -> bool:
         return all(len(pair) == 2 and set(pair) <= set(self.all_rows) for pair in self.pairs)

@@ -107,12 +107,13 @@ def trained_table(found: Findings, protocol: str) -> ScoreTable:
 
 def depth_table(found: Findings, protocol: str, rows: Sequence[str]) -> ScoreTable:
     """Table 2: these rows over the number of steps at inference, as far as the plan asks for it."""
-    depths = found.plan.depth_table.get("depths", found.depths)
+    rows = [row for row in rows if row in found.rows]
+    read_out = {depth for row in rows for facts in found.whole(row) for depth in facts["depths"]}
+    depths = found.plan.depth_table.get("depths", sorted(read_out))
     lines = [
         _line(found, row, split, depth, found.published_depth(row, depth))
         for split in found.splits
         for row in rows
-        if row in found.rows
         for depth in depths
     ]
     return _table(found, 2, "Scores over the number of mean shift steps at inference, L'_ms", protocol, lines)

@@ -70,8 +70,8 @@ def set_up(
     if plan.splits is None:
         plan = replace(plan, splits=(cells[0].config.data.val_split,))
     chosen = [cell for cell in cells if cell.row in wanted]
+    named = depth_rows(plan, cells)  # for either table, so that a wrong pattern does not wait for the last training
     if only_table == 2:
-        named = depth_rows(plan, cells)
         chosen = [cell for cell in chosen if cell.row in named]
         if not chosen:
             raise InputError(f"only_table: 2, but none of the rows of {plan.name} that are chosen has mean shift steps")

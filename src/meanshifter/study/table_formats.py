@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Final
@@ -21,6 +22,7 @@ SPECIAL: Final = {
     "^": r"\textasciicircum{}",
     "–": "--",
     "×": r"$\times$",
+    "−": "$-$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
@@ -128,7 +130,8 @@ def _latex_split(scores: ScoreTable, split: str, lines: Sequence[Line]) -> str:
 
 def escape(text: str) -> str:
     """Text for LaTeX, none of it a command."""
-    return "".join(SPECIAL.get(sign, sign) for sign in text)
+    minus = re.sub(r"^-(?=\d)", "−", text)
+    return "".join(SPECIAL.get(sign, sign) for sign in minus)
 
 
 def _latex_row(cells: Sequence[str] | Iterator[str]) -> str:
@@ -151,7 +154,7 @@ def _cells(scores: ScoreTable, line: Line) -> list[str]:
     cells.append(f"{line.seeds}" + (f" ({line.lost})" if line.lost else ""))
     for metric in METRICS:
         score = line.scores[metric]
-        spread = NONE if score.low is None else f"{number(score.low)} to {number(score.high)}"
+        spread = f"{number(score.low)} to {number(score.high)}" if line.seeds > 1 else NONE
         cells += [number(score.median), spread]
         cells += [number(score.published)] if scores.has_published else []
         cells += [number(score.difference, "{:+.2f}")] if _has_differences(scores) else []

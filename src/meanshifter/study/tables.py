@@ -82,10 +82,13 @@ def protocol(found: Findings) -> str:
         return "No training is finished."
     config = next(iter(found.cells.values())).config
     images = ", ".join(f"{count} images of {split}" for split, count in facts["images"].items())
-    kept = {key: value for key, value in facts["protocol"].items() if key != "weights"}
+    kept = {
+        key: value for key, value in facts["protocol"].items() if key != "weights" and (key, value) != ("tool", None)
+    }
+    read = ", ".join(f"{key} {'none' if value is None else value}" for key, value in kept.items())
     return (
         f"{config.data.name}; recipe {found.plan.recipe}, {config.steps} steps of {config.batch_size} crops of "
-        f"{config.augment.crop[0]}×{config.augment.crop[1]}; {images}; last weights; {kept}."
+        f"{config.augment.crop[0]}×{config.augment.crop[1]}; {images}; last weights; {read}."
     )
 
 
