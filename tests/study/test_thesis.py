@@ -49,6 +49,12 @@ IMAGES = 5
 SEGMENTER, BLOCK = "Segmenter-Ti/16", "MeanShifter-Ti/16, L_ms 1, d_ms 64"
 
 
+TWO = f"""
+rows: {{{SEGMENTER}: {{}}, "{BLOCK}": {{model.mean_shift: {{layers: 1, channels: 64}}}}}}
+depths: [1, 2, 3, 4]
+"""
+
+
 def in_this_process(cells: Sequence[Cell], *, depths: Any, splits: Any, jobs: int, say: Any) -> None:
     for cell in cells:
         if not is_finished(cell, depths, splits):
@@ -73,12 +79,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels.astype(np.uint8)).save(root / "ade20k/images" / split / f"{name}.jpg")
             Image.fromarray(labels.astype(np.uint8)).save(root / "ade20k/annotations" / split / f"{name}.png")
     (root / "tiny.yaml").write_text(RECIPE)
+    (root / "two.yaml").write_text(TWO)
     return root
 
 
-def start(place: Path, out: str, **choices: Any) -> Path:
+def start(place: Path, out: str, study: str = "thesis", **choices: Any) -> Path:
     fields = ["--data.root", str(place / "ade20k")]
-    return run_study("thesis", place / out, fields=fields, recipe=str(place / "tiny.yaml"), **choices)
+    return run_study(study, place / out, fields=fields, recipe=str(place / "tiny.yaml"), **choices)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +199,7 @@ def test_latex_is_whole(whole: Path) -> None:
 
 @pytest.mark.usefixtures("unforked")
 def test_one_table_trains_and_reads_out_only_what_it_needs(place: Path) -> None:
-    first = start(place, "one", seeds=[0], rows=[SEGMENTER, BLOCK], only_table=1)
+    first = start(place, "one", str(place / "two.yaml"), only_table=1)
     assert not list(first.glob("table_2.*"))
     rows = list(csv.DictReader((first / "table.csv").read_text().splitlines()))
     assert [(row["row"], row["depth"]) for row in rows] == [(SEGMENTER, "0"), (BLOCK, "1")]
@@ -211,13 +218,13 @@ def test_what_is_missing_is_read_out_again_without_training(place: Path, whole: 
         path.write_text(path.read_text().replace(str(whole), str(folder)))
     trained = {path: path.read_bytes() for path in folder.glob("runs/*/*/run/checkpoints/last/*.safetensors")}
     logged = (block / "run/metrics.jsonl").read_text()
-    choices: dict[str, Any] = {"seeds": [0], "rows": [SEGMENTER, BLOCK]}
+    choices: dict[str, Any] = {"study": str(place / "two.yaml"), "seeds": [0]}
     start(place, "again", **choices)
     alike = lines_of(folder / "table_1.json")[1], lines_of(whole / "table_1.json")[1]
     assert alike[0]["scores"] == alike[1]["scores"]
     start(place, "again", **choices, depths=[0, 6], splits=["train"])
     cell = set_up(
-        "thesis", folder, fields=["--data.root", str(place / "ade20k")], recipe=str(place / "tiny.yaml")
+        choices["study"], folder, fields=["--data.root", str(place / "ade20k")], recipe=str(place / "tiny.yaml")
     ).cells[1]
     facts = scores_of(cell)
     assert (facts["depths"], facts["images"]) == ([0, 1, 2, 3, 4, 6], {"train": IMAGES, "val": IMAGES})

@@ -80,7 +80,7 @@ def score_run(cell: Cell, run: Path, depths: Sequence[int], splits: Sequence[str
     model = load_model(run / "checkpoints" / "last")
     predictor = reader(cell, model)
     before = scores_of(cell) if has_scores(cell) else {}
-    own, splits = predictor.mean_shift_layers, list(dict.fromkeys([*splits, *before.get("images", ())]))
+    own, splits = predictor.mean_shift_layers, list(dict.fromkeys([*before.get("images", ()), *splits]))
     steps = sorted({own, *depths, *before.get("depths", ())}) if model.has_steps else [0]
     counts: dict[str, dict[int, ImageCounts]] = {}
     boundary = {}
@@ -99,6 +99,7 @@ def score_run(cell: Cell, run: Path, depths: Sequence[int], splits: Sequence[str
         "images": {split: len(by_depth[own]) for split, by_depth in counts.items()},
         **_metrics(counts),
         "boundary": boundary,
+        "diagnosed_split": splits[0],
         "diagnostics": diagnose_model(predictor, open_split(cell, splits[0]), max(steps)),
     }
 

@@ -71,7 +71,8 @@ def markdown(found: Findings) -> str:
             parts += [f"**{metric}**\n\n{_depths(found, split, metric)}" for metric in METRICS]
         if plan.pairs:
             parts.append(f"Paired differences at the trained number of steps:\n\n{_pairs(found, split)}")
-    parts.append(f"## Diagnostics of the steps, {found.splits[0]}\n\n{_diagnostics(found)}")
+    diagnosed = dict.fromkeys(facts["diagnosed_split"] for facts in found.facts.values() if "diagnostics" in facts)
+    parts.append(f"## Diagnostics of the steps, {' and '.join(diagnosed)}\n\n{_diagnostics(found)}")
     return "\n\n".join(parts) + "\n"
 
 
