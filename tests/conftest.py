@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ settings.load_profile("meanshifter")
 with install_import_hook(["meanshifter.ops", "meanshifter.model"], "beartype.beartype"):
     import meanshifter.model.segmenter
     import meanshifter.ops  # noqa: F401
+
+# What is imported stays: collections, of which pytest's and torch's are many, need not go through it.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -197,16 +197,19 @@ class Workshop:
     def prepare(self, command: str, args: argparse.Namespace) -> None:
         """Put everything into the working folder that the arguments name as there."""
         given = vars(args)
-        dataset = str(given.get("dataset") or "camvid")
-        models = [given.get(name) for name in ("model", "model_a", "model_b", "source")]
+        by_name = command == "predict" and given.get("root") is not None  # the test images of a data set
+        dataset = str(given.get("dataset") or (given["inputs"][0] if by_name else "camvid"))
+        models = [given.get(name) for name in ("model", "source")] + list(given.get("models") or [])
         for place in filter(None, [*models, *(given.get("more") or [])]):
             if not Path(place).exists():
                 self.model(place, dataset)
-        if given.get("root") is not None:
+        if by_name:
+            _copy(self.store / "photos", given["root"] / "release_test/testing")
+        elif given.get("root") is not None:
             self.data(str(given["root"]), dataset)
         elif given.get("dataset") is not None and dataset not in ("camvid", "ade20k", "shapes"):
             self.data(dataset)
-        named = [given.get("image"), *(given.get("inputs") or [])]
+        named = [given.get("image"), *([] if by_name else given.get("inputs") or [])]
         named += [*(given.get("images") or []), given.get("calibrate")] if command == "export" else []
         for place in filter(None, named):
             self.images(str(place))

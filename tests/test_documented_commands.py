@@ -33,7 +33,7 @@ from tests.documented import PAGES, ROOT, Command, Workshop, parsed, run
 
 SHORTER = {
     "evaluate": ("--limit", "2"),
-    "compare": ("--limit", "2", "--pick", "1", "--mean-shift-layers", "1"),
+    "compare": ("--limit", "2", "--pick", "1", "--mean-shift-layers", "0", "1"),
     "train": ("--print-config",),
     "modes": ("--layers", "2"),
 }

@@ -148,11 +148,11 @@ def test_resume_says_what_was_there_and_ctrl_c_how_to_go_on(
     predicted = ms.Predictor.__call__
     calls = []
 
-    def interrupted(self: ms.Predictor, image: Any) -> Any:
+    def interrupted(self: ms.Predictor, image: Any, **options: Any) -> Any:
         calls.append(image)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return predicted(self, image)
+        return predicted(self, image, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(ms.Predictor, "__call__", interrupted)

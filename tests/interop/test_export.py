@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.export import ExportedProgram
 from torch.torch_version import TorchVersion
 
 import meanshifter as ms
@@ -32,6 +33,7 @@ from meanshifter.interop.contract import PatchModel
 from meanshifter.interop.export import export_model
 from meanshifter.interop.program import PatchLogits, resample_grid
 from meanshifter.interop.torch_format import EXPORTER
+from meanshifter.interop.weights import weights_hash
 from meanshifter.model import checkpoint
 
 # torch.export and ONNX's quantisers drop weak references in odd orders when their graphs are collected
@@ -39,7 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(torch.__version__ < TorchVersion(EXPORTER), reason="needs a newer torch"),
 ]
-BACKBONE = {"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+BACKBONE = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -57,6 +59,24 @@ def _plain_shapes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+PROGRAMS: dict[object, ExportedProgram] = {}
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that export equal models share the program, which takes seconds to trace."""
+    trace = exporting.exported
+
+    def exported(module: PatchLogits, example: torch.Tensor, *, side: int) -> ExportedProgram:
+        model = module.model
+        key = (type(module), module.layers, repr(model.config), weights_hash(model), example.shape, side)
+        if key not in PROGRAMS:
+            PROGRAMS[key] = trace(module, example, side=side)
+        return PROGRAMS[key]
+
+    monkeypatch.setattr(exporting, "exported", exported)
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +173,7 @@ def test_openvino_adds_few_products_at_a_time(tmp_path: Path) -> None:
         for op in program.get_ops()
         if op.get_type_name() == "MatMul" and op.input_value(1).get_node().get_type_name() == "Constant"
     ]
-    assert sums.count(264) == 2 * 3  # 792 inputs of two layers
+    assert sums.count(264) == 3  # 792 inputs
     assert max(sums) == 264
     images = torch.randn(2, 3, 24, 40)
     with torch.no_grad():
@@ -264,7 +284,7 @@ def test_a_missing_package_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, package: str
 ) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else find_spec("json"))
-    line = rf'needs the package {package}, which is not installed; pip install "meanshifter\[{form}\]"'
+    line = rf'needs the package {package}, which is not installed; pip install "\.\[{form}\]"'
     with pytest.raises(ms.InputError, match=line):
         export_model(tiny(), tmp_path / "out", format=form)
 
@@ -274,7 +294,7 @@ def test_an_older_package_is_named_with_what_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(packages, "version", lambda name: "0.2.1")
-    line = rf'format: {form} needs \w+>=[0-9.]+, and 0\.2\.1 is installed; pip install "meanshifter\[{form}\]"'
+    line = rf'format: {form} needs \w+>=[0-9.]+, and 0\.2\.1 is installed; pip install "\.\[{form}\]"'
     with pytest.raises(ms.InputError, match=line):
         export_model(tiny(), tmp_path / "out", format=form)
     assert not any(tmp_path.iterdir())

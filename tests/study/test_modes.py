@@ -204,5 +204,5 @@ def test_a_diverged_model_is_refused() -> None:
 @pytest.mark.parametrize("name", ["sklearn.cluster", "matplotlib.figure"])
 def test_a_missing_library_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=r'is not installed; pip install "meanshifter\[study\]"'):
+    with pytest.raises(InputError, match=r'is not installed; pip install "\.\[study\]"'):
         find_modes(reader(model()), photo())

@@ -31,6 +31,7 @@ from meanshifter.study.table_formats import escape
 from meanshifter.study.tables import write_tables
 from meanshifter.training.parsing import parse_recipe
 
+pytestmark = pytest.mark.xdist_group("thesis")  # one process trains what all its tests look at
 RECIPE = """
 format_version: 1
 data: {name: ade20k, workers: 0}

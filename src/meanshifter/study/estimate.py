@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-import multiprocessing as mp
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,7 +15,7 @@ from typing import Any, Final
 
 from meanshifter.errors import InputError, RunError
 from meanshifter.study.plan import Cell, has_block
-from meanshifter.study.runner import end_with, ignore_ctrl_c, signals_held, threads_of
+from meanshifter.study.runner import end_with_parent, ignore_ctrl_c, process_context, signals_held, threads_of
 from meanshifter.study.scoring import COUNTS, count, has_scores, is_finished, open_split, reader
 from meanshifter.study.setup import Setup, set_up
 from meanshifter.training.recipe import TrainConfig
@@ -163,7 +161,7 @@ def _images(job: Setup) -> dict[str, int]:
 
 def _measure_all(kinds: Sequence[Cell], job: Setup) -> tuple[dict[int, Cost], str]:
     """The cost of each kind, by its place, and the device; as many are measured at a time as the study trains."""
-    context, device, failure = mp.get_context("spawn"), "", None
+    context, device, failure = process_context(), "", None
     costs: dict[int, Cost] = {}
     with tempfile.TemporaryDirectory(prefix="meanshifter-") as folder:
         running: list[tuple[Any, Any]] = []
@@ -175,7 +173,7 @@ def _measure_all(kinds: Sequence[Cell], job: Setup) -> tuple[dict[int, Cost], st
                 where = Path(folder) / str(lane)
                 args = (share, list(job.depths), list(job.splits), threads_of(job.jobs), where, theirs)
                 with signals_held():
-                    process = context.Process(target=_work, args=(*args, time.time(), os.getpid()))
+                    process = context.Process(target=_work, args=(*args, time.time()))
                     process.start()
                     running.append((process, ours))
                 theirs.close()
@@ -204,11 +202,10 @@ def _work(
     folder: Path,
     pipe: Any,
     began: float,
-    parent: int,
 ) -> None:
     """In a process of its own: measure several kinds, one after the other."""
     ignore_ctrl_c()
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     costs: dict[int, Cost] = {}
     failure: Exception | None = None
     device = ""

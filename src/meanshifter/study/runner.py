@@ -70,10 +70,22 @@ def run_cells(
             process.join()
 
 
+def process_context() -> Any:
+    """How processes of a study start: forked from one that has imported the package, where the system can do so.
+
+    An import takes seconds, and one that has done nothing but import has neither threads nor a GPU to lose.
+    """
+    if "forkserver" not in mp.get_all_start_methods():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["meanshifter.training.loop", "meanshifter.study.scoring"])
+    return context
+
+
 def _start(cell: Cell, depths: Sequence[int], splits: Sequence[str], threads: int) -> tuple[Any, Connection]:
-    context = mp.get_context("spawn")
+    context = process_context()
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(cell, list(depths), list(splits), threads, theirs, os.getpid()))
+    process = context.Process(target=_work, args=(cell, list(depths), list(splits), threads, theirs))
     process.start()
     theirs.close()
     return process, ours
@@ -101,10 +113,10 @@ def _receive(pipe: Connection) -> tuple[str, str]:
     return kind, text
 
 
-def _work(cell: Cell, depths: list[int], splits: list[str], threads: int, pipe: Connection, parent: int) -> None:
+def _work(cell: Cell, depths: list[int], splits: list[str], threads: int, pipe: Connection) -> None:
     """In a process of its own: train, score, write, and say in one line how it went."""
     ignore_ctrl_c()
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     try:
         import torch
 
@@ -164,11 +176,16 @@ def ignore_ctrl_c() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def end_with(parent: int) -> None:
-    """End this process once its parent is gone, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+def end_with_parent() -> None:
+    """End this process once the study is gone, however that ended: its parent, or the server's that forks for it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
