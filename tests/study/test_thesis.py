@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +21,7 @@ from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.checkpoint import load_model
-from meanshifter.study import run, runner
+from meanshifter.study import plots, run, runner
 from meanshifter.study.plan import Cell, load_plan
 from meanshifter.study.published import TABLE_1, TABLE_2
 from meanshifter.study.run import run_study
@@ -31,7 +31,6 @@ from meanshifter.study.table_formats import escape
 from meanshifter.study.tables import write_tables
 from meanshifter.training.parsing import parse_recipe
 
-pytestmark = pytest.mark.xdist_group("thesis")  # one process trains what all its tests look at
 RECIPE = """
 format_version: 1
 data: {name: ade20k, workers: 0}
@@ -66,6 +65,14 @@ def in_this_process(cells: Sequence[Cell], *, depths: Any, splits: Any, jobs: in
 def unforked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in the test's process, which spares each the import of torch."""
     monkeypatch.setattr(run, "run_cells", in_this_process)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unplotted() -> Iterator[None]:
+    """Plots, which take seconds, are looked at elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "write_plots", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
