@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +32,7 @@ from meanshifter.cli.main import main
 from meanshifter.data import Shapes
 from meanshifter.inference.agreement import agreement
 from meanshifter.interop import export as exporting
-from meanshifter.interop import label_graph, runtime, torch_format
+from meanshifter.interop import label_graph, onnx_format, runtime, torch_format
 from meanshifter.interop.contract import PatchModel
 from meanshifter.interop.export import export_model
 from meanshifter.interop.program import PatchLogits, resample_grid
@@ -62,12 +66,13 @@ def _plain_shapes() -> Iterator[None]:
 
 
 PROGRAMS: dict[object, ExportedProgram] = {}
+CONVERTED: dict[object, Any] = {}
 
 
 @pytest.fixture(autouse=True)
 def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that export equal models share the program, which takes seconds to trace."""
-    trace = exporting.exported
+    """Tests that export equal models share the program and its conversions, which take seconds each."""
+    trace, to_onnx = exporting.exported, onnx_format.to_onnx
 
     def exported(module: PatchLogits, example: torch.Tensor, *, side: int) -> ExportedProgram:
         model = module.model
@@ -76,7 +81,28 @@ def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
             PROGRAMS[key] = trace(module, example, side=side)
         return PROGRAMS[key]
 
+    def converted(program: ExportedProgram, *names: Sequence[str]) -> Any:
+        key = (id(program), *map(tuple, names))
+        if program not in PROGRAMS.values():
+            return to_onnx(program, *names)
+        if key not in CONVERTED:
+            CONVERTED[key] = to_onnx(program, *names)
+        return deepcopy(CONVERTED[key])
+
     monkeypatch.setattr(exporting, "exported", exported)
+    monkeypatch.setattr(onnx_format, "to_onnx", converted)
+    if find_spec("openvino") is None:
+        return
+    import openvino
+
+    convert = openvino.convert_model
+
+    def of_openvino(program: ExportedProgram) -> Any:
+        if id(program) not in CONVERTED:
+            CONVERTED[id(program)] = convert(program)
+        return CONVERTED[id(program)].clone()
+
+    monkeypatch.setattr(openvino, "convert_model", of_openvino)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +123,19 @@ def tiny(preset: str = "meanshifter-ti16", classes: int = 7, **more: Any) -> ms.
     return model.eval()
 
 
+@functools.cache
+def _made() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory()
+    export_model(tiny(), Path(folder.name) / "out", format="torch")
+    return folder
+
+
+def made(out: Path) -> Path:
+    """An export of `tiny()` in torch's format at `out`."""
+    shutil.copytree(Path(_made().name) / "out", out)
+    return out
+
+
 def picture(height: int = 70, width: int = 93) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -105,14 +144,19 @@ def read(model: PatchModel, image: Any, **settings: Any) -> Any:
     return ms.Predictor(model, **{"window": 36, "stride": 29, "short_side": None, **settings})(image).labels
 
 
-@pytest.mark.parametrize("form", [ONNX, OPENVINO, "torch"])
+WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
+
+
 @pytest.mark.parametrize(
-    ("preset", "block"),
+    ("preset", "block", "form"),
     [
-        ("meanshifter-mask-ti16", {}),
-        ("meanshifter-mask-ti16", {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}),
-        ("jointshifter-ti16", {}),
-        ("pixelshifter-ti16", {}),
+        ("meanshifter-mask-ti16", {}, "torch"),
+        pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *ONNX.values, marks=ONNX.marks),
+        pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *OPENVINO.values, marks=OPENVINO.marks),
+        pytest.param("jointshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
+        pytest.param("pixelshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
+        pytest.param("pixelshifter-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
+        ("pixelshifter-ti16", {}, "torch"),
     ],
 )
 def test_an_export_gives_the_same_logits_and_label_maps(
@@ -148,8 +192,15 @@ def test_on_a_photograph_with_real_weights_they_differ_by_rounding(shared: Path,
     assert found.percent < 0.01
 
 
-@pytest.mark.parametrize("form", [ONNX, OPENVINO, "torch"])
-@pytest.mark.parametrize("positions", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("form", "positions"),
+    [
+        pytest.param(*ONNX.values, "bicubic", marks=ONNX.marks),
+        pytest.param(*OPENVINO.values, "bilinear", marks=OPENVINO.marks),
+        ("torch", "bicubic"),
+        ("torch", "bilinear"),
+    ],
+)
 def test_positions_stay_where_another_tool_counts_as_many_patches(form: str, positions: Any, tmp_path: Path) -> None:
     model = tiny()
     model.config, model.encoder.positions = replace(model.config, positions=positions), positions
@@ -181,7 +232,7 @@ def test_openvino_adds_few_products_at_a_time(tmp_path: Path) -> None:
 
 
 def test_torch_says_which_images_are_too_small(tmp_path: Path) -> None:
-    export_model(tiny(), tmp_path / "out", format="torch")
+    made(tmp_path / "out")
     with pytest.raises(ms.InputError, match=r"^model\.pt2: images of 3×30 pixels; .* export with --format onnx$"):
         ms.load_model(tmp_path / "out")(torch.randn(1, 3, 3, 30))
 
@@ -301,7 +352,7 @@ def test_an_older_package_is_named_with_what_is_needed(
 
 
 def test_an_export_that_is_missing_a_file_or_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export_model(tiny(), tmp_path / "out", format="torch")
+    made(tmp_path / "out")
     program = tmp_path / "out" / "model.pt2"
     program.write_bytes(program.read_bytes()[:3000])
     with pytest.raises(ms.InputError, match="torch cannot read it"):
@@ -350,8 +401,7 @@ def test_folders_that_cannot_be_replaced_are_refused_before_any_work(
 
 
 def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    export_model(tiny(), out, format="torch")
+    out = made(tmp_path / "out")
     with pytest.raises(ms.InputError, match="is taken; replace it with --overwrite"):
         export_model(tiny(), out, format="torch")
     export_model(tiny(), out, format="torch", mean_shift_layers=2, overwrite=True)
@@ -413,7 +463,9 @@ def test_the_authors_reading_is_kept_by_an_export(tmp_path: Path) -> None:
 def test_a_stated_reading_that_cannot_be_is_blamed_on_the_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_model(tiny(), tmp_path / "out", format="torch", reading={"window": -1})
+    described = json.loads((made(tmp_path / "out") / "config.json").read_text())
+    described["runtime"]["reading"] = {"window": -1}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(described))
     Image.fromarray(picture()).save(tmp_path / "a.png")
     Image.fromarray(picture(3, 30)).save(tmp_path / "small.png")
     command = ["predict", str(tmp_path / "out"), str(tmp_path / "a.png"), "--out", str(tmp_path / "labels")]
@@ -438,7 +490,7 @@ def test_a_stated_reading_that_cannot_be_is_blamed_on_the_export(
     ],
 )
 def test_a_description_that_does_not_fit_its_program(tmp_path: Path, field: str, value: Any, line: str) -> None:
-    export_model(tiny(), tmp_path / "out", format="torch")
+    made(tmp_path / "out")
     config = tmp_path / "out" / "config.json"
     described = json.loads(config.read_text())
     described["runtime"][field] = value
@@ -488,8 +540,7 @@ def scored(stored: Any) -> Any:
 def test_another_precision_than_the_one_built_in_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, image = tmp_path / "out", str(tmp_path / "0.png")
-    export_model(tiny(classes=Shapes().labels.num_classes), out, format="torch")
+    out, image = made(tmp_path / "out"), str(tmp_path / "0.png")
     for asked, status in (("fp32", 0), ("auto", 0), ("bf16", 2)):
         command = ["predict", str(out), image, "--out", str(tmp_path / asked), "--precision", asked]
         assert main(command) == status
@@ -542,8 +593,7 @@ def test_an_export_that_differs_is_not_put_in_place(
 def test_who_needs_the_model_itself_refuses_an_export(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    export_model(tiny(), out, format="torch")
+    out = made(tmp_path / "out")
     with pytest.raises(ms.InputError, match="an export, which is for prediction and evaluation only"):
         checkpoint.load_model(out)
     for command in (
