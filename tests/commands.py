@@ -10,12 +10,13 @@ import atexit
 import functools
 import json
 import os
+import platform
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SERVER = """
@@ -42,44 +43,62 @@ os.chdir(asked["cwd"])
 os.environ.clear()
 os.environ.update(asked["env"])
 sys.argv = ["meanshifter", *asked["words"]]
-sys.exit(main())
+if asked["code"] is None:
+    sys.exit(main())
+exec(asked["code"])
 """
 
 
+class Running:
+    """A process that was started."""
+
+    def __init__(self, words: Sequence[str], server: subprocess.Popen[bytes], asked: Mapping[str, object]) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self._words, self._server, self._asked, self._answers = words, server, asked, server.stdout
+        server.stdin.write(json.dumps(asked).encode() + b"\n")
+        server.stdin.flush()
+        self.pid = int(self._answers.readline())
+
+    def wait(self, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Its status and what it printed; one that does not end in time is killed, with subprocess.TimeoutExpired."""
+        in_time = bool(select.select([self._answers], [], [], timeout)[0])
+        if not in_time:
+            os.killpg(self.pid, signal.SIGKILL)
+        status = int(self._answers.readline())
+        if not in_time:
+            raise subprocess.TimeoutExpired(list(self._words), timeout)
+        out, err = (
+            Path(str(self._asked[name])).read_text("utf-8", errors="surrogateescape") for name in ("out", "err")
+        )
+        return subprocess.CompletedProcess(list(self._words), status, out, err)
+
+
+def start(*words: object, cwd: Path | None = None, code: str | None = None) -> Running:
+    """`meanshifter WORDS`, or Python's `code` with these words as its arguments; one at a time."""
+    given, folder = [str(word) for word in words], Path(tempfile.mkdtemp(dir=_folder()))
+    place, variables = str(Path.cwd() if cwd is None else cwd), dict(os.environ)
+    asked = {"words": given, "code": code, "cwd": place, "env": variables}
+    return Running(given, _server(), {**asked, "out": str(folder / "out"), "err": str(folder / "err")})
+
+
 def run(
-    *words: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 240
+    *words: object, cwd: Path | None = None, code: str | None = None, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """`meanshifter WORDS`, with what it printed.
-
-    Raises:
-        subprocess.TimeoutExpired: it did not end in time, and was killed.
-    """
-    given = [str(word) for word in words]
-    if not sys.platform.startswith("linux"):  # elsewhere a process that has imported torch cannot be forked
-        command = [sys.executable, "-m", "meanshifter", *given]
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, check=False)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        place, variables = str(Path.cwd() if cwd is None else cwd), dict(os.environ if env is None else env)
-        asked = {"words": given, "cwd": place, "env": variables, "out": str(out), "err": str(err)}
-        status = _ask(asked, timeout)
-        return subprocess.CompletedProcess(given, status, out.read_text("utf-8"), err.read_text("utf-8"))
+    """What `start` begins, from its start to its end."""
+    if platform.system() == "Linux":
+        return start(*words, cwd=cwd, code=code).wait(timeout)
+    # elsewhere a process that has imported torch cannot be forked
+    program = ["-m", "meanshifter"] if code is None else ["-c", code]
+    command = [sys.executable, *program, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
 
 
-def _ask(asked: Mapping[str, object], timeout: float) -> int:
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps(asked).encode() + b"\n")
-    server.stdin.flush()
-    child = int(server.stdout.readline())
-    in_time = bool(select.select([server.stdout], [], [], timeout)[0])
-    if not in_time:
-        os.killpg(child, signal.SIGKILL)
-    status = int(server.stdout.readline())
-    if not in_time:
-        raise subprocess.TimeoutExpired(str(asked["words"]), timeout)
-    return status
+@functools.cache
+def _folder() -> str:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 @functools.cache

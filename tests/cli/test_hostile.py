@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,6 +20,7 @@ import meanshifter as ms
 from meanshifter.cli.main import main
 from meanshifter.data.reading import read_image, read_mask, read_sample
 from meanshifter.errors import InputError
+from tests import commands
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
 
@@ -67,15 +66,10 @@ def test_odd_names_are_labelled_and_odd_files_are_told(model: Path, tmp_path: Pa
     for name in ("up", "down"):
         (folder / name).symlink_to(".")
     for given in (f"{folder}/**/*.*",):
-        done = subprocess.run(
-            [sys.executable, "-m", "meanshifter", "predict", str(model), given, "--out", str(out)],
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
+        done = commands.run("predict", model, given, "--out", out)
         assert done.returncode == 2, done.stderr
-        assert f"5 of 6 label maps written to {out}" in done.stdout.decode()
-        passed, line = done.stderr.decode().splitlines()
+        assert f"5 of 6 label maps written to {out}" in done.stdout
+        passed, line = done.stderr.splitlines()
         assert "passed over" in passed
         assert line.startswith("meanshifter: ")
         assert "forged\\x1b[2J.jpg: not an image" in line

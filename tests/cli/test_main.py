@@ -161,20 +161,14 @@ def test_a_stopped_run_has_saved_and_says_how_to_go_on(
     folder: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     words = [*TINY, "--steps=100000", "--log_every=1", "--out", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "meanshifter", "train", str(folder), *words],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = commands.start("train", folder, *words, cwd=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert "Traceback" not in errors
-    assert "the same command with --resume continues" in errors.splitlines()[-1]
+    os.kill(process.pid, number)
+    done = process.wait(60)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the same command with --resume continues" in done.stderr.splitlines()[-1]
     assert (tmp_path / "run" / "checkpoints" / "last" / "training.safetensors").is_file()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.cli.main import main
+from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 PLAIN = ["--window", "none", "--short-side", "none"]
@@ -56,11 +55,8 @@ def test_each_number_of_steps_has_a_folder_with_what_a_run_of_its_own_writes(
     models: Path, photos: Path, tmp_path: Path
 ) -> None:
     more = ["--overlay", "--scores", "margin", "--probabilities", "car", *PLAIN]
-    command = [sys.executable, "-m", "meanshifter.cli.main", "predict", models / "meanshifter", photos, *more]
-    layers = ["--mean-shift-layers", "0", "3", "0", "--out", tmp_path / "out"]
-    done = subprocess.run(
-        [*map(str, command), *map(str, layers)], capture_output=True, text=True, timeout=120, check=False
-    )
+    layers = ["--mean-shift-layers", 0, 3, 0, "--out", tmp_path / "out"]
+    done = commands.run("predict", models / "meanshifter", photos, *more, *layers)
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 of 4 label maps written" in done.stdout
     expected: dict[str, bytes] = {}

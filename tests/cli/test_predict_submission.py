@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -19,6 +17,7 @@ from meanshifter.cli.main import main
 from meanshifter.data import ADE20K, Cityscapes, PascalVOC
 from meanshifter.data.catalog.public import PublicDataset
 from meanshifter.data.labels import LabelSpace
+from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 SIZES = {"ADE_test_00000001": (30, 20), "ADE_test_00000003": (25, 33), "ADE_test_00003489": (40, 24)}
@@ -64,8 +63,7 @@ def read_zip(file: Path) -> dict[str, Image.Image]:
 def test_ade20k_s_test_images_become_the_server_s_zip(model_folder: Path, root: Path, tmp_path: Path) -> None:
     out, file = tmp_path / "out", tmp_path / "sent/labels.zip"
     options = ["predict", model_folder, "ade20k", "--root", root, "--out", out, "--window", "none"]
-    command = [sys.executable, "-m", "meanshifter.cli.main", *map(str, options), "--submission", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = commands.run(*options, "--submission", file)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 label maps written" in done.stdout
     assert f"values 1 to 150 packed into {file}" in done.stdout

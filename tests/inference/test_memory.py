@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 import meanshifter as ms
 from meanshifter.errors import RunError, is_out_of_memory
+from tests import commands
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (150, 170, 3), dtype=np.uint8)
 READING: dict[str, Any] = {"window": 64, "stride": 32, "short_side": None}
@@ -92,6 +92,6 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINIT
 found = predictor({str(tmp_path / "a.png")!r}).labels
 print(int((found == expected).mean() > 0.999))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = commands.run(code=code)
     assert done.stdout.split() == ["1"], done.stderr
     assert "25 windows of 512×512 pixels do not fit into the memory of cpu" in done.stderr

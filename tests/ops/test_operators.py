@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 import meanshifter as ms
+from tests import commands
 from tests.ops.cases import IMPLEMENTATIONS, Recorded, implementation, upsample
 
 LOSS, PRODUCT, ARGMAX = (
@@ -154,7 +153,7 @@ def test_the_operators_are_registered_as_torch_asks(device: str, dtype: torch.dt
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_they_compile_into_one_graph_and_give_what_they_give_without(device: str) -> None:
-    done = subprocess.run([sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False)
+    done = commands.run(device, code=COMPILED)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ("value 9 in 1 pixels" if device == "cpu" else "nan") in done.stdout
 
