@@ -90,6 +90,8 @@ def test_an_mmsegmentation_checkpoint_gives_the_logits_of_that_tool(
 def test_a_checkpoint_of_the_authors_gives_their_logits(
     toy: Toy, sizes: list[tuple[int, int, int]], head: str, distilled: bool, tmp_path: Path
 ) -> None:
+    if toy is TI16 and distilled == (head == "mask"):
+        pytest.skip("the toy has it, and this size costs seconds")
     torch.manual_seed(0)
     state = segmenter_state(toy, head, distilled=distilled)
     model = read_checkpoint(save_segmenter(tmp_path, state, toy))

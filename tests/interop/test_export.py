@@ -151,11 +151,9 @@ WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
 @pytest.mark.parametrize(
     ("preset", "block", "form"),
     [
-        ("meanshifter-mask-ti16", {}, "torch"),
         pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *ONNX.values, marks=ONNX.marks),
         pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *OPENVINO.values, marks=OPENVINO.marks),
         pytest.param("jointshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
-        pytest.param("pixelshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
         pytest.param("pixelshifter-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
         ("pixelshifter-ti16", {}, "torch"),
     ],
@@ -197,10 +195,8 @@ def test_on_a_photograph_with_real_weights_they_differ_by_rounding(shared: Path,
 @pytest.mark.parametrize(
     ("form", "positions"),
     [
-        pytest.param(*ONNX.values, "bicubic", marks=ONNX.marks),
-        pytest.param(*OPENVINO.values, "bilinear", marks=OPENVINO.marks),
+        pytest.param(*ONNX.values, "bilinear", marks=ONNX.marks),
         ("torch", "bicubic"),
-        ("torch", "bilinear"),
     ],
 )
 def test_positions_stay_where_another_tool_counts_as_many_patches(form: str, positions: Any, tmp_path: Path) -> None:
@@ -269,9 +265,8 @@ def test_one_graph_ends_in_the_label_map(tmp_path: Path) -> None:
         assert (labels != expected).mean() < 1e-3  # of 300 classes two may be as likely but for rounding
 
 
-@pytest.mark.parametrize("steps", [0, 3])
-def test_the_steps_asked_for_are_built_in(tmp_path: Path, steps: int) -> None:
-    model = tiny()
+def test_the_steps_asked_for_are_built_in(tmp_path: Path) -> None:
+    model, steps = tiny(), 3
     export_model(model, tmp_path / "out", format="torch", mean_shift_layers=steps)
     exported = ms.load_model(tmp_path / "out")
     images = torch.randn(1, 3, 40, 40)

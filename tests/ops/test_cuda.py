@@ -42,8 +42,9 @@ def test_label_maps_are_those_of_the_reference(
     assert torch.equal(labels[clear], expected[clear])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("size", "padded"), [((16, 12), (16, 12)), ((13, 11), (16, 12)), ((2, 3), (3, 4))])
+@pytest.mark.parametrize(
+    ("size", "padded", "smoothing"), [((8, 12), (8, 12), 0.0), ((7, 11), (8, 12), 0.1), ((2, 3), (3, 4), 0.1)]
+)
 def test_losses_and_gradients_are_those_of_the_reference(
     size: tuple[int, int], padded: tuple[int, int], smoothing: float
 ) -> None:
@@ -60,9 +61,7 @@ def test_losses_and_gradients_are_those_of_the_reference(
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "dtype"), [(3, torch.uint8), (3, torch.uint16), (-1, torch.int16), (2**32, torch.int64)]
-)
+@pytest.mark.parametrize(("wrong", "dtype"), [(3, torch.uint8), (-1, torch.int16), (2**32, torch.int64)])
 def test_a_label_that_is_no_class_reads_nothing_and_gives_nan(wrong: int, dtype: torch.dtype) -> None:
     logits, weight = torch.randn(1, 3, 2, 2, device=ON), torch.ones(3, device=ON)
     labels = torch.zeros(1, 4, 4, dtype=torch.int64, device=ON)

@@ -22,6 +22,7 @@ from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.checkpoint import load_model
+from meanshifter.study import plots
 from meanshifter.study.plan import load_plan, slug, study_names
 from meanshifter.study.plots import _count_steps
 from meanshifter.study.run import _claim
@@ -68,12 +69,14 @@ def words(study: Path, out: Path) -> list[str]:
 
 
 def test_a_killed_study_ends_with_the_table_of_one_that_was_left_alone(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(words(study, whole)) == 0
     said = capsys.readouterr().out
     assert said == (whole / "table.md").read_text()
+    assert sorted(path.name for path in whole.glob("*.svg")) == ["depth_val.svg", "diagnostics.svg", "layers_val.svg"]
+    monkeypatch.setattr(plots, "write_plots", lambda *_: None)  # which take seconds
 
     command = [sys.executable, "-m", "meanshifter", *words(study, killed)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
