@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import gc
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,7 @@ def _plain_shapes() -> Iterator[None]:
 
 PROGRAMS: dict[object, ExportedProgram] = {}
 CONVERTED: dict[object, Any] = {}
+LOADED: dict[bytes, ExportedProgram] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +77,12 @@ def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that export equal models share the program and its conversions, which take seconds each."""
     to_onnx = onnx_format.to_onnx
 
-    def exported(module: PatchLogits, example: torch.Tensor, *, side: int) -> ExportedProgram:
-        model = module.model
-        key = (type(module), module.layers, repr(model.config), weights_hash(model), example.shape, side)
+    def exported(module: Any, example: torch.Tensor, **sides: int) -> ExportedProgram:
+        logits = getattr(module, "logits", module)
+        model = logits.model
+        key = (type(module), logits.layers, repr(model.config), weights_hash(model), example.shape, *sides.items())
         if key not in PROGRAMS:
-            PROGRAMS[key] = trace(module, example, side=side)
+            PROGRAMS[key] = trace(module, example, **sides)
         return PROGRAMS[key]
 
     def converted(program: ExportedProgram, *names: Sequence[str]) -> Any:
@@ -91,6 +94,7 @@ def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return deepcopy(CONVERTED[key])
 
     monkeypatch.setattr(exporting, "exported", exported)
+    monkeypatch.setattr(label_graph, "exported", exported)
     monkeypatch.setattr(onnx_format, "to_onnx", converted)
     if find_spec("openvino") is None:
         return
@@ -107,9 +111,25 @@ def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal files of torch are read once, which takes seconds."""
+    load = torch.export.load
+
+    def loaded(path: Path) -> ExportedProgram:
+        content = hashlib.sha256(path.read_bytes()).digest()
+        if content not in LOADED:
+            LOADED[content] = load(path)
+        return deepcopy(LOADED[content])
+
+    monkeypatch.setattr(torch.export, "load", loaded)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """What a test leaves behind is collected within it, where its warnings are expected."""
+    """What these tests leave behind is collected within the last of them, where its warnings are expected."""
     yield
+    for kept in (PROGRAMS, CONVERTED, LOADED):
+        kept.clear()
     gc.collect()
 
 
@@ -185,10 +205,11 @@ def test_on_a_photograph_with_real_weights_they_differ_by_rounding(shared: Path,
     image = shared / "data" / "ade20k_sample" / "images" / "validation" / "ADE_val_00000003.jpg"
     torch.manual_seed(0)
     model = ms.create_model("meanshifter-ti16", num_classes=150, backbone_weights=str(weights)).eval()
+    del model.encoder.vit.blocks[4:]  # the others cost seconds and say nothing more
     for form in ("onnx", "openvino"):
         export_model(model, tmp_path / form, format=form)
         found = agreement(ms.Predictor(model), ms.Predictor(ms.load_model(tmp_path / form)), [str(image)])
-        assert found.logits < 2e-4  # 7.7e-5 was measured; processors round in different orders
+        assert found.logits < 2e-4  # of all 12 blocks 7.7e-5 was measured; processors round in different orders
         assert found.percent < 0.01
 
 
@@ -250,7 +271,7 @@ def test_one_graph_ends_in_the_label_map(tmp_path: Path) -> None:
     import onnx
     import onnxruntime
 
-    model = tiny("pixelshifter-ti16", 300)
+    model = tiny()
     export_model(model, tmp_path / "out", label_graph=True)
     graph = onnx.load(tmp_path / "out" / "labels.onnx").graph
     assert not [node.op_type for node in graph.node if node.op_type in ("Resize", "ArgMax")]
@@ -261,8 +282,32 @@ def test_one_graph_ends_in_the_label_map(tmp_path: Path) -> None:
     for image in (picture(64, 40), picture(33, 50)):
         (labels,) = session.run(None, {"images": np.stack([image, image[:, ::-1]])})
         expected = np.stack([read(model, view, window=None) for view in (image, image[:, ::-1].copy())])
-        assert labels.dtype == np.uint16
-        assert (labels != expected).mean() < 1e-3  # of 300 classes two may be as likely but for rounding
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected)
+
+
+@needs("onnx", "onnxruntime")
+@pytest.mark.parametrize(("classes", "kind"), [(255, np.uint8), (256, np.uint16), (300, np.uint16)])
+def test_labels_of_a_graph_are_as_small_as_their_number_allows(classes: int, kind: type) -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shapes = {"by_class": "KBhw", "rows": "Hh", "cols": "wW", "nothing": "BHW"}
+    types = {name: (TensorProto.FLOAT, list(axes)) for name, axes in shapes.items()}
+    ends = [[helper.make_tensor_value_info(end + name, *types[name]) for name in shapes] for end in ("in_", "")]
+    nodes = [helper.make_node("Identity", ["in_" + name], [name]) for name in shapes]
+    graph = helper.make_graph(nodes, "parts", *ends)
+    label_graph._append_argmax(graph, classes)
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    rng = np.random.default_rng(0)
+    sides = {"K": classes, "B": 2, "h": 3, "w": 4, "H": 11, "W": 13}
+    made = {name: rng.standard_normal([sides[axis] for axis in axes], np.float32) for name, axes in shapes.items()}
+    made["nothing"][:] = -np.inf
+    session = onnxruntime.InferenceSession(program.SerializeToString())
+    (labels,) = session.run(None, {"in_" + name: value for name, value in made.items()})
+    full = np.einsum("Hh,kbhw,wW->kbHW", made["rows"], made["by_class"], made["cols"])
+    assert labels.dtype == kind
+    np.testing.assert_array_equal(labels, full.argmax(0))
 
 
 def test_the_steps_asked_for_are_built_in(tmp_path: Path) -> None:
@@ -400,8 +445,8 @@ def test_only_an_earlier_export_is_replaced_and_only_if_asked(tmp_path: Path) ->
     out = made(tmp_path / "out")
     with pytest.raises(ms.InputError, match="is taken; replace it with --overwrite"):
         export_model(tiny(), out, format="torch")
-    export_model(tiny(), out, format="torch", mean_shift_layers=2, overwrite=True)
-    assert ms.load_model(out).steps(None) == 2
+    export_model(tiny(), out, format="torch", mean_shift_layers=3, overwrite=True)
+    assert ms.load_model(out).steps(None) == 3
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
     with pytest.raises(ms.InputError, match="is taken; name an empty or a new folder"):
@@ -549,13 +594,14 @@ def test_label_graphs_are_compared_too(
 ) -> None:
     command = ["export", str(folder), str(tmp_path / "out"), "--format", "onnx", "--label-map", "--images"]
     command += [str(tmp_path / "1.png")]
-    monkeypatch.setattr(label_graph, "upsampling", lambda n, pixels, stride: torch.ones(pixels, n))
+    read_labels = label_graph.read_labels
+    monkeypatch.setattr(label_graph, "read_labels", lambda path, image: read_labels(path, image) + np.uint8(1))
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert "labels.onnx on 41×60 pixels of the first image: " in out
     assert "not written, as" in err
     assert not (tmp_path / "out").exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(label_graph, "read_labels", read_labels)
     assert main(command) == 0
     assert "labels.onnx on 41×60 pixels of the first image: 100.0000 % agree" in capsys.readouterr().out
 
