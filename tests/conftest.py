@@ -36,6 +36,11 @@ gc.collect()
 gc.freeze()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than the cores, as many tests wait for other processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images and weights; tests that need it are skipped, with a reason, where it is absent."""
