@@ -171,7 +171,6 @@ WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
 @pytest.mark.parametrize(
     ("preset", "block", "form"),
     [
-        pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *ONNX.values, marks=ONNX.marks),
         pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *OPENVINO.values, marks=OPENVINO.marks),
         pytest.param("jointshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
         pytest.param("pixelshifter-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
@@ -199,18 +198,17 @@ def test_an_export_gives_the_same_logits_and_label_maps(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@needs("onnx", "onnxscript", "onnxruntime", "openvino")
+@needs("openvino")
 def test_on_a_photograph_with_real_weights_they_differ_by_rounding(shared: Path, tmp_path: Path) -> None:
     (weights,) = (shared / "weights").glob("*.safetensors")
     image = shared / "data" / "ade20k_sample" / "images" / "validation" / "ADE_val_00000003.jpg"
     torch.manual_seed(0)
     model = ms.create_model("meanshifter-ti16", num_classes=150, backbone_weights=str(weights)).eval()
     del model.encoder.vit.blocks[4:]  # the others cost seconds and say nothing more
-    for form in ("onnx", "openvino"):
-        export_model(model, tmp_path / form, format=form)
-        found = agreement(ms.Predictor(model), ms.Predictor(ms.load_model(tmp_path / form)), [str(image)])
-        assert found.logits < 2e-4  # of all 12 blocks 7.7e-5 was measured; processors round in different orders
-        assert found.percent < 0.01
+    export_model(model, tmp_path / "out", format="openvino")
+    found = agreement(ms.Predictor(model), ms.Predictor(ms.load_model(tmp_path / "out")), [str(image)])
+    assert found.logits < 2e-4  # of all 12 blocks 7.7e-5 was measured; processors round in different orders
+    assert found.percent < 0.01
 
 
 @pytest.mark.parametrize(
