@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -135,6 +137,17 @@ def test_busy_servers_are_waited_for_and_absent_files_are_not(server: Server, tm
         fetch_file(address(server), tmp_path / "b.bin")
     assert len(server.asked) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_silent_server_is_told_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fetch, "FIRST_TIMEOUT", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address, began = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip", time.monotonic()
+        with pytest.raises(InputError, match=rf"{address}: not fetched \(.*timed out.*save it as .*a\.zip"):
+            fetch_file(address, tmp_path / "a.zip")
+    assert time.monotonic() - began < 20
 
 
 def test_another_hash_removes_what_came(server: Server, tmp_path: Path) -> None:

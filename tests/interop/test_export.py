@@ -171,8 +171,10 @@ WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
 @pytest.mark.parametrize(
     ("preset", "block", "form"),
     [
+        pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *ONNX.values, marks=ONNX.marks),
         pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *OPENVINO.values, marks=OPENVINO.marks),
         pytest.param("jointshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
+        pytest.param("pixelshifter-ti16", {}, *ONNX.values, marks=ONNX.marks),
         pytest.param("pixelshifter-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
         ("pixelshifter-ti16", {}, "torch"),
     ],
@@ -308,8 +310,9 @@ def test_labels_of_a_graph_are_as_small_as_their_number_allows(classes: int, kin
     np.testing.assert_array_equal(labels, full.argmax(0))
 
 
-def test_the_steps_asked_for_are_built_in(tmp_path: Path) -> None:
-    model, steps = tiny(), 3
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_steps_asked_for_are_built_in(tmp_path: Path, steps: int) -> None:
+    model = tiny()
     export_model(model, tmp_path / "out", format="torch", mean_shift_layers=steps)
     exported = ms.load_model(tmp_path / "out")
     images = torch.randn(1, 3, 40, 40)

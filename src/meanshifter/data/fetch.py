@@ -22,6 +22,8 @@ from meanshifter.files import beside, write_text
 CHUNK: Final = 1 << 20
 TIMEOUT: Final = 60
 """Seconds without an answer."""
+FIRST_TIMEOUT = 8.0
+"""Seconds without the first answer of a server, after which the network is taken to be missing."""
 ATTEMPTS: Final = 5
 """In a row, without a byte more."""
 BACK_OFF = 1.0
@@ -107,7 +109,7 @@ def _fetch(partial: Partial, show: Show) -> None:
     while True:
         before = partial.size
         try:
-            _attempt(partial, show)
+            _attempt(partial, show, TIMEOUT if answered else FIRST_TIMEOUT)
             return
         except (OSError, http.client.HTTPException) as error:
             failures = 1 if partial.size > before else failures + 1
@@ -117,13 +119,13 @@ def _fetch(partial: Partial, show: Show) -> None:
         time.sleep(BACK_OFF * 2 ** (failures - 1))
 
 
-def _attempt(partial: Partial, show: Show) -> None:
+def _attempt(partial: Partial, show: Show, timeout: float) -> None:
     headers, start = {"User-Agent": "meanshifter"}, partial.size
     version = partial.version()
     if start and version is not None:
         headers |= {"Range": f"bytes={start}-", "If-Range": version}
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(partial.url, headers=headers), timeout=TIMEOUT)
+        answer = urllib.request.urlopen(urllib.request.Request(partial.url, headers=headers), timeout=timeout)
     except HTTPError as error:
         if error.code != 416:
             raise
