@@ -19,7 +19,7 @@ from pathlib import Path
 from meanshifter.files import write_text
 
 PART = re.compile(
-    r"(<!-- study: (?P<name>.+?) (?P<part>made|table(?: [12])?)(?: (?P<split>\S+))? -->\n).*?(<!-- end -->)", re.S
+    r"(<!-- study: (?P<name>[^\n>]+?) (?P<part>made|table(?: [12])?)(?: (?P<split>\S+))? -->\n).*?(<!-- end -->)", re.S
 )
 FILES = {"table": "table.md", "table 1": "table_1.md", "table 2": "table_2.md"}
 
