@@ -10,7 +10,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "results.py"
 PAGE = """# Results
 
-Written by hand.
+Written by hand. Tables are between `<!-- study: … -->` and `<!-- end -->`.
 
 <!-- study: mine made -->
 old
