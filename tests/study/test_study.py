@@ -26,6 +26,7 @@ from meanshifter.study import plots
 from meanshifter.study.plan import load_plan, slug, study_names
 from meanshifter.study.plots import _count_steps
 from meanshifter.study.run import _claim
+from meanshifter.utils.locking import lock_file
 
 RECIPE = """
 format_version: 1
@@ -119,6 +120,32 @@ def test_ctrl_c_stops_the_trainings_too_and_says_how_to_go_on(study: Path, tmp_p
     assert process.returncode == 130
     assert said.strip().splitlines()[-1] == "meanshifter: stopped; the same command goes on"
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings are forked by a server, which Windows has not")
+def test_trainings_end_with_a_study_that_is_killed_alone(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "meanshifter", *words(study, out), "--steps", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("runs/*/*/run/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.kill()
+    (log,) = list(out.glob("runs/*/*/run/metrics.jsonl"))[:1]
+    deadline = time.monotonic() + 30
+    while not is_free(log.parent / ".lock") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert is_free(log.parent / ".lock")
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock of a run."""
+    with path.open("a") as file:
+        try:
+            lock_file(file, by_process=True)
+        except OSError:
+            return False
+    return True
 
 
 @pytest.mark.parametrize(

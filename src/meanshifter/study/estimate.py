@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from meanshifter.errors import InputError, RunError
 from meanshifter.study.plan import Cell, has_block
-from meanshifter.study.runner import end_with_parent, ignore_ctrl_c, process_context, signals_held, threads_of
+from meanshifter.study.runner import end_with_study, ignore_ctrl_c, process_context, signals_held, threads_of
 from meanshifter.study.scoring import COUNTS, count, has_scores, is_finished, open_split, reader
 from meanshifter.study.setup import Setup, set_up
 from meanshifter.training.recipe import TrainConfig
@@ -205,7 +205,7 @@ def _work(
 ) -> None:
     """In a process of its own: measure several kinds, one after the other."""
     ignore_ctrl_c()
-    end_with_parent()
+    end_with_study(pipe)
     costs: dict[int, Cost] = {}
     failure: Exception | None = None
     device = ""

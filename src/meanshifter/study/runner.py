@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import select
 import shutil
 import signal
 import threading
@@ -116,7 +117,7 @@ def _receive(pipe: Connection) -> tuple[str, str]:
 def _work(cell: Cell, depths: list[int], splits: list[str], threads: int, pipe: Connection) -> None:
     """In a process of its own: train, score, write, and say in one line how it went."""
     ignore_ctrl_c()
-    end_with_parent()
+    end_with_study(pipe)
     try:
         import torch
 
@@ -176,13 +177,21 @@ def ignore_ctrl_c() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def end_with_parent() -> None:
-    """End this process once the study is gone, however that ended: its parent, or the server's that forks for it."""
-    parent = os.getppid()
+def end_with_study(pipe: Connection) -> None:
+    """End this process once the study is gone, however that ended: nobody can read from `pipe` any more.
+
+    The parent does not tell: it is a server that forks, and lives as long as what it has forked.
+    """
+    parent, fd = os.getppid(), os.dup(pipe.fileno()) if hasattr(select, "poll") else None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
+        if fd is None:  # Windows, which has no server
+            while os.getppid() == parent:
+                time.sleep(0.2)
+        else:
+            poll = select.poll()
+            poll.register(fd, 0)  # errors alone
+            poll.poll()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
