@@ -17,8 +17,6 @@ from meanshifter.evaluation.confusion import mean_iou_by_class
 
 DRAWN_AT_ONCE = 4_000_000
 """Counts of images in one product of the bootstrap, which takes 8 bytes for each."""
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""The 97.5 % quantile of Student's t for 1, 2, … 15 degrees of freedom (any textbook's table)."""
 
 
 class Interval(NamedTuple):
@@ -40,7 +38,9 @@ def over_seeds(differences: Sequence[float]) -> Interval:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return Interval(mean, math.nan, math.nan)
-    half = T975[min(n - 1, len(T975)) - 1] * float(values.std(ddof=1)) / math.sqrt(n)
+    from scipy.stats import t  # here, as it takes half a second
+
+    half = float(t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 
