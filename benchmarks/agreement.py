@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 
 import meanshifter as ms
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     model = ms.load_model(args.model)
     full, half = (ms.Predictor(model, short_side=None, precision=precision) for precision in ("fp32", "bf16"))
     shares = [float(np.mean(full(image).labels == half(image).labels)) for image in args.images]
-    print(machine.describe())
+    print(environment.describe())
     print(
         f"{len(shares)} images: {100 * np.mean(shares):.2f} % of the pixels agree, at least {100 * min(shares):.2f} %"
     )

@@ -28,11 +28,11 @@ BACKBONE = "vit_tiny_patch16_224"
 P = 16
 FIELDS = {
     "augment.crop": "[256, 256]",
-    "augment.base": "[1024, 256]",
+    "augment.resize_base": "[1024, 256]",
     "evaluation.window": 256,
-    "evaluation.stride": 240,
+    "evaluation.window_stride": 240,
     "evaluation.short_side": 256,
-    "evaluation.every": 0,
+    "evaluation.interval": 0,
     "evaluation.limit": 1,
 }
 
@@ -74,8 +74,8 @@ def norms(args: argparse.Namespace, *, average_corners: bool) -> np.ndarray:
         "segmenter-ti16",
         num_classes=2,
         image_size=256,
-        backbone=BACKBONE,
-        backbone_weights=args.weights,
+        encoder=BACKBONE,
+        encoder_weights=args.weights,
         average_corners=average_corners,
     ).eval()
     blocks = model.encoder.vit.blocks
@@ -116,8 +116,8 @@ def one(args: argparse.Namespace, folder: Path, root: Path, steps: int, average:
         "steps": steps,
         "seed": seed,
         "data.val_split": args.val_split,
-        "model.backbone": BACKBONE,
-        "model.backbone_weights": args.weights,
+        "model.encoder": BACKBONE,
+        "model.encoder_weights": args.weights,
         "model.average_corners": average,
     }
     command = [sys.executable, "-m", "meanshifter", "train", str(root)]
@@ -127,7 +127,7 @@ def one(args: argparse.Namespace, folder: Path, root: Path, steps: int, average:
 
 def score(run: Path, data: Folder, images: int) -> list[float]:
     model = ms.load_model(run / "checkpoints" / "last")
-    K, ignore = model.labels.num_classes, model.labels.ignore
+    K, ignore = model.label_space.num_classes, model.label_space.ignore
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = ms.Predictor(model, window=None, short_side=None, device=device)
     wrong, seen, confusion = np.zeros(3), np.zeros(3), np.zeros((K, K))

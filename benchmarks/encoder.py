@@ -1,6 +1,6 @@
 """What makes the encoder faster: precision, attention, compilation, memory format, windows per batch.
 
-python benchmarks/encoder.py [--backbone vit_tiny_patch16_224] [--rounds 7] [--compile]
+python benchmarks/encoder.py [--encoder vit_tiny_patch16_224] [--rounds 7] [--compile]
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import timm
 import torch
+from speed.report import table
+from speed.timing import compare
 from torch import nn
 
-from meanshifter.study.speed import machine
-from meanshifter.study.speed.report import table
-from meanshifter.study.speed.timing import compare
+from meanshifter.utils import environment
 
 
 def vit(name: str, *, fused: bool = True, channels_last: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -48,12 +48,12 @@ def training(model: nn.Module, images: torch.Tensor, autocast: bool) -> Callable
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    parser.add_argument("--encoder", default="vit_tiny_patch16_224")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    name, bf16 = args.backbone, torch.bfloat16
-    print(machine.describe())
+    name, bf16 = args.encoder, torch.bfloat16
+    print(environment.describe())
     two = torch.randn(2, 3, 512, 512)
     ways = {
         "fp32": forward(vit(name), two),

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment as machine
 
 SCRIPT = """
 import time

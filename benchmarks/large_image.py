@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from speed.timing import peak_memory
 
 import meanshifter as ms
-from meanshifter.study.speed import machine
-from meanshifter.study.speed.timing import peak_memory
+from meanshifter.utils import environment
 
 
 def write_photo(path: Path, side: int, **options: Any) -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.without_rasterio:
         sys.modules["rasterio"] = None  # type: ignore[assignment]
-    print(machine.describe())
+    print(environment.describe())
     torch.manual_seed(0)
     model = ms.create_model("segmenter-ti16", num_classes=150).eval()
     predictor = ms.Predictor(model, short_side=None, precision=args.precision)

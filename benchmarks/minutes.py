@@ -2,7 +2,7 @@
 
 python benchmarks/minutes.py FOLDER [--minutes 5] [--field value …]
 
-Fields go to `meanshifter train` as they are, such as --data.val_split test --model.backbone_weights FILE. The time is
+Fields go to `meanshifter train` as they are, such as --data.val_split test --model.encoder_weights FILE. The time is
 taken from the first write into the run folder to the end of the process, so that it includes the measuring and all
 evaluations, and the start of Python, data and model does not count.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     options.add_argument("folder")
     options.add_argument("--minutes", type=float, default=5)
     args, fields = options.parse_known_args()
-    print(machine.describe())
+    print(environment.describe())
     with tempfile.TemporaryDirectory() as place:
         whole, killed = Path(place) / "whole", Path(place) / "killed"
         command = [sys.executable, "-m", "meanshifter", "train", args.folder, *fields, "--minutes"]

@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from meanshifter.files import write_text
+from meanshifter.utils.files import write_text
 
 PART = re.compile(
     r"(<!-- study: (?P<name>[^\n>]+?) (?P<part>made|table(?: [12])?)(?: (?P<split>\S+))? -->\n).*?(<!-- end -->)", re.S

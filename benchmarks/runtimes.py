@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speed.report import table
+from speed.timing import compare
 
 import meanshifter as ms
 from meanshifter.data.augment import Pixels
-from meanshifter.inference.agreement import agreement, windows_of
-from meanshifter.interop.contract import PatchModel, as_segmenter
-from meanshifter.interop.export import export_model
-from meanshifter.study.speed import machine
-from meanshifter.study.speed.report import table
-from meanshifter.study.speed.timing import compare
+from meanshifter.export.export import agreement, export, windows_of
+from meanshifter.inference.protocol import PatchModel, as_segmenter
 from meanshifter.training.state import recipe_reading
+from meanshifter.utils import environment
 
 WAYS = {
     "torch.export, fp32": ("torch", "fp32", False),
@@ -37,7 +36,7 @@ WAYS = {
     "OpenVINO, int8": ("openvino", "int8", False),
     "OpenVINO, int8, calibrated": ("openvino", "int8", True),
 }
-PLAIN = "torch, fp32, patches not centred"
+PLAIN = "torch, fp32, patches not centered"
 EPSILON = 2.0**-24
 """What rounding to float32 changes a number by, at most, as a part of it."""
 
@@ -45,7 +44,7 @@ EPSILON = 2.0**-24
 def exports(model: ms.Segmenter, calibration: list[torch.Tensor], place: Path) -> dict[str, PatchModel]:
     found = {}
     for name, (form, precision, calibrated) in WAYS.items():
-        export_model(
+        export(
             model,
             place / name,
             format=form,
@@ -66,7 +65,7 @@ def uncentered(model: ms.Segmenter) -> ms.Segmenter:
 
 
 def in_double(model: ms.Segmenter, nudge: float = 0.0) -> ms.Segmenter:
-    """The model in float64, on normalised pixels that are off by `nudge` of themselves at random."""
+    """The model in float64, on normalized pixels that are off by `nudge` of themselves at random."""
     double, draws = copy.deepcopy(model).double(), torch.Generator().manual_seed(0)
 
     def normalize(images: Pixels | torch.Tensor) -> torch.Tensor:
@@ -124,11 +123,13 @@ def main() -> None:
     torch.manual_seed(0)
     reading = {} if args.model is None else recipe_reading(args.model)
     model = (
-        ms.create_model("meanshifter-ti16", num_classes=150, backbone_weights=args.weights)
+        ms.create_model("meanshifter-ti16", num_classes=150, encoder_weights=args.weights)
         if args.model is None
         else as_segmenter(ms.load_model(args.model))
     ).eval()
-    print(machine.describe(), *(f"{name} {version(name)}" for name in ("onnxruntime", "openvino", "nncf")), sep="; ")
+    print(
+        environment.describe(), *(f"{name} {version(name)}" for name in ("onnxruntime", "openvino", "nncf")), sep="; "
+    )
     predictor = ms.Predictor(model, **reading)
     calibration = [window for image in args.images for window in windows_of(predictor, image)][:32]
     with tempfile.TemporaryDirectory() as place:

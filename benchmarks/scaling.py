@@ -25,15 +25,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import meanshifter as ms
-from meanshifter.processes import Processes
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment
+from meanshifter.utils.distributed import Processes
 
 LINKS = {
     "8 GPUs of one machine, 200 GB/s, 10 µs": (8, 200e9, 10e-6),
     "8 machines of 8 GPUs, 25 GB/s, 20 µs": (64, 25e9, 20e-6),
     "8 machines of 8 GPUs, 1.25 GB/s, 50 µs": (64, 1.25e9, 50e-6),
 }
-"""Processes, bytes a second of the slowest link between neighbours of the ring, and seconds of a message: assumed."""
+"""Processes, bytes a second of the slowest link between neighbors of the ring, and seconds of a message: assumed."""
 CONTROL = 1e-3
 """Seconds of an exchange of a few numbers over many machines: assumed."""
 PRESETS = ("segmenter-ti16", "segmenter-s16", "segmenter-b16", "segmenter-l16")
@@ -48,18 +48,18 @@ def main() -> None:
     options.add_argument("--crop", type=int, default=256)
     options.add_argument("--steps", type=int, default=5)
     args = options.parse_args()
-    print(machine.describe())
+    print(environment.describe())
     print(f"{args.preset}, {args.batch_size} crops of {args.crop} pixels a process, one thread each, 150 classes\n")
     found = {count: run(count, args) for count in (1, 2)}
     alone, both = found[1], found[2]
     predicted = alone["step"] + both["exchange"] + 2 * both["control"]
     rows = [
-        ("a step of one process alone", f"{alone['step'] * 1e3:.0f} ms"),
-        ("a step of two processes at once, without exchange", f"{both['step'] * 1e3:.0f} ms"),
+        ("step of a single process", f"{alone['step'] * 1e3:.0f} ms"),
+        ("step of two concurrent processes, without communication", f"{both['step'] * 1e3:.0f} ms"),
         (f"exchange of {both['bytes'] / 1e6:.1f} MB of gradients", f"{both['exchange'] * 1e3:.1f} ms"),
         ("exchange of a few numbers", f"{both['control'] * 1e3:.2f} ms"),
-        ("a step of two with both exchanges, measured", f"{both['whole'] * 1e3:.0f} ms"),
-        ("the same, from the step alone by the model", f"{predicted * 1e3:.0f} ms"),
+        ("step of two processes with both exchanges, measured", f"{both['whole'] * 1e3:.0f} ms"),
+        ("the same step, predicted by the model from the single-process step", f"{predicted * 1e3:.0f} ms"),
         ("efficiency, measured", f"{alone['step'] / both['whole']:.0%}"),
     ]
     print_table(("measured here", ""), rows)

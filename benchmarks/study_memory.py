@@ -21,8 +21,8 @@ from pathlib import Path
 
 from faults.killed_study import RECIPE, write_ade20k
 
-from meanshifter.study.setup import Setup, set_up
-from meanshifter.study.speed import machine
+from meanshifter.analysis.study_plan import Setup, set_up
+from meanshifter.utils import environment
 
 ROWS = ("Segmenter-Ti/16", "MeanShifter-Ti/16, L_ms 1, d_ms 64")
 DEPTHS = ("0", "1", "2", "3", "4")
@@ -38,7 +38,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(globals()[args.child[0]](Path(args.child[1]), args.seeds)))
         return
-    print(machine.describe())
+    print(environment.describe())
     with tempfile.TemporaryDirectory() as folder:
         peaks = []
         for images in (10, args.images):
@@ -70,10 +70,10 @@ def child(what: str, root: Path, args: argparse.Namespace) -> dict[str, float]:
 
 def score(root: Path, _seeds: int) -> dict[str, float]:
     """Build a model as its training would and score it."""
+    from meanshifter.analysis.study_scores import COUNTS, score_run, write_scores
     from meanshifter.data import ADE20K
-    from meanshifter.model.checkpoint import save_model
-    from meanshifter.study.scoring import COUNTS, score_run, write_scores
-    from meanshifter.training.start import build_model
+    from meanshifter.model.saving import save_model
+    from meanshifter.training.setup import build_model
 
     job = setup(root)
     for cell in job.chosen:
@@ -87,8 +87,8 @@ def score(root: Path, _seeds: int) -> dict[str, float]:
 
 def tabulate(root: Path, seeds: int) -> dict[str, float]:
     """The tables of as many seeds, all with the scores of one."""
-    from meanshifter.study.findings import Findings
-    from meanshifter.study.tables import write_tables
+    from meanshifter.analysis.findings import Findings
+    from meanshifter.analysis.tables import write_tables
 
     job = setup(root, seeds)
     for cell in job.chosen:

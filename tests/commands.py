@@ -21,7 +21,7 @@ from pathlib import Path
 
 SERVER = """
 import gc, json, os, sys
-import meanshifter.evaluation, meanshifter.inference.archive, meanshifter.inference.predictor, meanshifter.training.loop
+import meanshifter.evaluation, meanshifter.jobs.archive, meanshifter.inference.predictor, meanshifter.training.loop
 from meanshifter.cli.main import main
 
 gc.freeze()  # a child that ends does not go through what it was born with

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ settings.load_profile("meanshifter")
 # Shapes in signatures are checked while tests run.
 with install_import_hook(["meanshifter.ops", "meanshifter.model"], "beartype.beartype"):
     import meanshifter.model.segmenter
-    import meanshifter.ops  # noqa: F401
+    import meanshifter.ops
+
+import meanshifter as ms  # noqa: E402  (after the hook)
 
 # What is imported stays: collections, of which pytest's and torch's are many, need not go through it.
 gc.collect()
@@ -76,3 +78,31 @@ class Largest(TorchDispatchMode):
 def largest() -> Largest:
     """A watch over the sizes of tensors."""
     return Largest()
+
+
+ModelFactory = Callable[..., ms.Segmenter]
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ModelFactory:
+    """Makes small random models, with logits far enough apart that rounding decides few pixels."""
+
+    def make(preset: str = "meanshifter-ti16", num_classes: int = 7, patch: int = 8, **mean_shift: Any) -> ms.Segmenter:
+        torch.manual_seed(0)
+        model = ms.create_model(
+            preset,
+            num_classes=num_classes,
+            image_size=32,
+            mean_shift=mean_shift or None,
+            drop_path=0.0,
+            encoder="vit_tiny_patch16_224",
+            encoder_args={"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": patch},
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            if model.mean_shift is not None:  # a narrow kernel, under which tokens do not all become their mean
+                model.mean_shift.project.weight.mul_(4)
+        return model
+
+    return make

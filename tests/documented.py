@@ -163,8 +163,8 @@ class Workshop:
         self._train("ade20k", "run150")
 
     def _train(self, kind: str, name: str, *fields: str) -> None:
-        tiny = ["--model.backbone_weights", "null", "--model.backbone_args.embed_dim", "24"]
-        tiny += ["--model.backbone_args.depth", "1", "--model.backbone_args.num_heads", "2", "--augment.crop", "32"]
+        tiny = ["--model.encoder_weights", "null", "--model.encoder_args.embed_dim", "24"]
+        tiny += ["--model.encoder_args.depth", "1", "--model.encoder_args.num_heads", "2", "--augment.crop", "32"]
         tiny += ["--model.image_size", "null", "--data.workers", "0", "--steps", "1", "--batch_size", "2"]
         tiny += ["--evaluation.limit", "1", "--accelerator", "cpu", "--precision", "fp32"]
         data = ["--data.name", kind, "--data.root", str(self.store / kind), "--out", str(self.store / name)]

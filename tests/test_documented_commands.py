@@ -22,18 +22,17 @@ import pytest
 import torch
 
 import meanshifter as ms
+from meanshifter.analysis.study_plan import load_plan
+from meanshifter.checkpoints.load import PUBLISHED
 from meanshifter.cli.main import COMMANDS
-from meanshifter.interop.published import PUBLISHED
-from meanshifter.study.plan import load_plan
-from meanshifter.training.fields import field_names
-from meanshifter.training.parsing import parse_recipe
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.config import TrainConfig
+from meanshifter.training.parsing import field_names, parse_recipe
 from tests import documented
 from tests.documented import PAGES, ROOT, Command, Workshop, parsed, run
 
 SHORTER = {
     "evaluate": ("--limit", "2"),
-    "compare": ("--limit", "2", "--pick", "1", "--mean-shift-layers", "0", "1"),
+    "compare": ("--limit", "2", "--num-images", "1", "--mean-shift-layers", "0", "1"),
     "train": ("--print-config",),
     "modes": ("--layers", "2"),
 }
@@ -60,7 +59,7 @@ def of(*programs: str) -> list[Command]:
 
 def is_local(words: tuple[str, ...]) -> bool:
     """Whether the command needs no network, no cluster and no other process."""
-    foreign = {"--on", "--devices", "download", "push", *PUBLISHED}
+    foreign = {"--backend", "--devices", "download", "push", *PUBLISHED}
     return not foreign & set(words) and not any("://" in word for word in words)
 
 
@@ -88,7 +87,7 @@ def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: 
         parse_recipe(load_plan(args.study).recipe if packaged else "camvid_half", args.fields)
     if whole and name in RUN and is_local(words):
         workshop.prepare(name, args)
-        quick = "--list" in words or "--fields" in words
+        quick = "--list" in words or "--list-options" in words
         status, said = run([*words, *(() if quick or "--predictions" in words else SHORTER.get(name, ()))])
         assert status == 0, said
 
@@ -210,7 +209,14 @@ def options(module: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("place", "text"), documented.python_blocks(), ids=lambda value: str(value).split("\n")[0])
+OWN_TEST = "loops.md"  # tests/test_examples.py
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [block for block in documented.python_blocks() if not block[0].startswith(OWN_TEST)],
+    ids=lambda value: str(value).split("\n")[0],
+)
 def test_python_runs(place: str, text: str, workshop: Workshop) -> None:
     names: dict[str, Any] = {"ms": ms, "images": torch.zeros(1, 3, 48, 40)}
     for statement in ast.parse(text).body:

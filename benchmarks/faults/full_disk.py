@@ -24,14 +24,14 @@ RECIPE = """
 data: {name: shapes, workers: 1}
 model:
   preset: segmenter-ti16
-  backbone: vit_tiny_patch16_224
-  backbone_args: {patch_size: 16, embed_dim: 96, depth: 4, num_heads: 2}
-augment: {crop: [64, 64], base: null}
+  encoder: vit_tiny_patch16_224
+  encoder_args: {patch_size: 16, embed_dim: 96, depth: 4, num_heads: 2}
+augment: {crop: [64, 64], resize_base: null}
 steps: 300
 batch_size: 2
 log_every: 5
 save_every: 10
-evaluation: {every: 100, window: null, short_side: null, limit: 4}
+evaluation: {interval: 100, window: null, short_side: null, limit: 4}
 """
 INSIDE = "FULL_DISK_INSIDE"
 

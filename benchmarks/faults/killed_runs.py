@@ -20,18 +20,18 @@ import time
 from itertools import zip_longest
 from pathlib import Path
 
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment
 
 RECIPE = """
 data: {name: shapes, workers: 2}
 model:
   preset: meanshifter-ti16
-  backbone: vit_tiny_patch16_224
-  backbone_args: {patch_size: 16, embed_dim: 48, depth: 3, num_heads: 2}
-  mean_shift: {layers: 2, channels: 24, neighbors: 8}
+  encoder: vit_tiny_patch16_224
+  encoder_args: {patch_size: 16, embed_dim: 48, depth: 3, num_heads: 2}
+  mean_shift: {layers: 2, channels: 24, init_neighbors: 8}
   drop_path: 0.3
-augment: {crop: [96, 96], base: null}
-loss: {normalize: valid, class_balance: 0.5}
+augment: {crop: [96, 96], resize_base: null}
+loss: {reduction: mean_valid, class_weight_power: 0.5}
 optimizer: {name: adamw, lr: 1.0e-3, min_lr: 1.0e-5, weight_decay: 0.05}
 ema: 0.9
 accumulate: 2
@@ -39,7 +39,7 @@ steps: 90
 batch_size: 2
 log_every: 3
 save_every: 5
-evaluation: {every: 15, window: 64, stride: 48, short_side: null, limit: 4}
+evaluation: {interval: 15, window: 64, stride: 48, short_side: null, limit: 4}
 """
 CLOCK = ("images_per_second", "data_wait")
 
@@ -49,7 +49,7 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=20)
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
-    print(machine.describe())
+    print(environment.describe())
     draws = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -67,7 +67,7 @@ def main() -> None:
             verdict = "equal" if difference is None else f"DIFFERS: {difference}"
             print(f"run {number + 1}: killed after step {', '.join(map(str, kills))}: {verdict}", flush=True)
     print(
-        f"{args.runs - failed} of {args.runs} runs end with the weights, optimiser state and metrics of the whole one"
+        f"{args.runs - failed} of {args.runs} runs end with the weights, optimizer state and metrics of the whole one"
     )
     sys.exit(failed > 0)
 

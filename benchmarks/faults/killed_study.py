@@ -23,21 +23,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment
 
 RECIPE = """
 format_version: 1
 data: {name: ade20k, workers: 0}
 model:
   preset: segmenter-ti16
-  backbone: vit_tiny_patch16_224
-  backbone_args: {patch_size: 16, embed_dim: 16, depth: 1, num_heads: 2}
+  encoder: vit_tiny_patch16_224
+  encoder_args: {patch_size: 16, embed_dim: 16, depth: 1, num_heads: 2}
   drop_path: 0.0
-augment: {crop: [32, 32], base: null, scale: [1, 1], max_class_share: 1, distortion: false}
+augment: {crop: [32, 32], resize_base: null, scale: [1, 1], max_class_share: 1, photometric_distortion: false}
 batch_size: 2
 steps: 2
 save_every: 1
-evaluation: {every: 0, window: null, short_side: null}
+evaluation: {interval: 0, window: null, short_side: null}
 accelerator: cpu
 """
 TABLES = ["table.md", "table.csv", *(f"table_{n}.{ending}" for n in (1, 2) for ending in ("md", "csv", "json", "tex"))]
@@ -49,7 +49,7 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=1)
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
-    print(machine.describe())
+    print(environment.describe())
     draws = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

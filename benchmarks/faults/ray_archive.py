@@ -1,4 +1,4 @@
-"""An archive labelled on Ray while its workers and the process that leads are killed, beside one undisturbed process.
+"""An archive labeled on Ray while its workers and the process that leads are killed, beside one undisturbed process.
 
 python benchmarks/faults/ray_archive.py [--images 500] [--seed 0] [--folder DIR]
 
@@ -29,7 +29,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data import Shapes
-from meanshifter.study.speed import machine
+from meanshifter.utils import environment
 
 WORKER = "_Worker"
 """In the title of the processes that Ray gives to our actors."""
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="an empty one, which is kept (default: a temporary one)")
     args = parser.parse_args()
-    print(machine.describe())
+    print(environment.describe())
     with nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory() as folder:
         sys.exit(0 if run(Path(folder), args.images, random.Random(args.seed)) else 1)
 
@@ -53,7 +53,7 @@ def run(folder: Path, count: int, draw: random.Random) -> bool:
     alone, out = folder / "alone", folder / "on_ray"
     seconds = timed([*command(model, images, alone), "--resume"])
     rows = [("one process, undisturbed", f"{seconds:.1f} s")]
-    on_ray = [*command(model, images, out), "--on", "ray"]
+    on_ray = [*command(model, images, out), "--backend", "ray"]
     rows += disturbed(on_ray, out, count, draw)
     seconds = timed(on_ray)
     rows.append(("the same command again", f"{seconds:.1f} s, {lines(out)} images in the manifest"))
@@ -138,7 +138,7 @@ def timed(words: list[str]) -> float:
 def make_model(folder: Path) -> None:
     torch.manual_seed(0)
     args = {"depth": 4, "embed_dim": 96, "num_heads": 3}
-    model = ms.create_model("meanshifter-ti16", classes=Shapes().labels.names, image_size=256, backbone_args=args)
+    model = ms.create_model("meanshifter-ti16", classes=Shapes().label_space.names, image_size=256, encoder_args=args)
     with torch.no_grad():
         for parameter in model.parameters():  # apart from each other, so that label maps are no single class
             parameter.add_(0.1 * torch.randn_like(parameter))

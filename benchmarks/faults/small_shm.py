@@ -26,8 +26,8 @@ RECIPE = """
 data: {name: folder, train_split: all, val_split: all}
 model:
   preset: segmenter-ti16
-  backbone: vit_tiny_patch16_224
-  backbone_args: {patch_size: 64, embed_dim: 24, depth: 1, num_heads: 2}
+  encoder: vit_tiny_patch16_224
+  encoder_args: {patch_size: 64, embed_dim: 24, depth: 1, num_heads: 2}
   drop_path: 0.0
 steps: STEPS
 log_every: 1
@@ -49,24 +49,24 @@ def main() -> None:
         sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}, check=False).returncode)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={args.megabytes}m", "tmpfs", "/dev/shm"], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder), signalled=args.signal)
+        train(Path(folder), signaled=args.signal)
 
 
-def train(folder: Path, *, signalled: bool) -> None:
+def train(folder: Path, *, signaled: bool) -> None:
     write_pairs(folder / "data")
-    (folder / "recipe.yaml").write_text(RECIPE.replace("STEPS", "100000" if signalled else "4"))
+    (folder / "recipe.yaml").write_text(RECIPE.replace("STEPS", "100000" if signaled else "4"))
     run = folder / "run"
     command = [sys.executable, "-m", "meanshifter", "train", str(folder / "recipe.yaml")]
     fields = ["--data.root", str(folder / "data"), "--out", str(run)]
     began = time.monotonic()
     process = subprocess.Popen([*command, *fields], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if signalled:
+    if signaled:
         while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() - began < 60:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
     try:
-        _, said = process.communicate(timeout=10 if signalled else 60)
+        _, said = process.communicate(timeout=10 if signaled else 60)
     except subprocess.TimeoutExpired:
         process.kill()
         sys.exit(f"still running after {time.monotonic() - began:.0f} s; it said:\n{process.communicate()[1]}")
@@ -74,7 +74,7 @@ def train(folder: Path, *, signalled: bool) -> None:
     print(f"status {process.returncode} after {time.monotonic() - began:.0f} s", *room, said.splitlines()[-1], sep="\n")
     assert "Traceback" not in said, said
     assert len(room) == 1, said
-    assert process.returncode == (143 if signalled else 0), said
+    assert process.returncode == (143 if signaled else 0), said
 
 
 def write_pairs(folder: Path) -> None:

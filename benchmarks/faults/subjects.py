@@ -19,17 +19,17 @@ from mutators import BINARY, TEXT, Mutator
 from PIL import Image
 
 import meanshifter as ms
-from meanshifter.data.archives import unpack
+from meanshifter.checkpoints.writing import write_mmsegmentation, write_segmenter
+from meanshifter.data.download import unpack
 from meanshifter.data.label_files import read_classes, read_labels_json
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, mask_values, read_image, read_mask, read_sample
 from meanshifter.data.rows import large_file
-from meanshifter.interop.official_writing import write_segmenter
-from meanshifter.interop.writing import write_mmsegmentation
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.training.config import OptimizerConfig
 from meanshifter.training.parsing import parse_recipe, recipe_names
-from meanshifter.training.recipe import OptimizerConfig
 from meanshifter.training.state import STATE, RunFolder
+from meanshifter.utils.distributed import Processes
 
 SIZE = (48, 40)
 SPACE = LabelSpace(("a", "b", "c"), colors={(0, 0, 0): 0, (255, 0, 0): 1, (0, 0, 255): 2}, raw={0: 0, 1: 1, 2: 2})
@@ -70,9 +70,7 @@ def subjects(store: Path) -> list[Subject]:
 
 def tiny(preset: str = "segmenter-ti16") -> Segmenter:
     arguments = {"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
-    return ms.create_model(
-        preset, num_classes=3, image_size=32, backbone="vit_tiny_patch16_224", backbone_args=arguments
-    )
+    return ms.create_model(preset, num_classes=3, image_size=32, encoder="vit_tiny_patch16_224", encoder_args=arguments)
 
 
 def pixels(kind: str = "RGB") -> Image.Image:
@@ -117,18 +115,18 @@ def images(model: Path) -> list[Subject]:
 
 def masks(store: Path, model: Path) -> list[Subject]:
     values = np.random.default_rng(0).integers(0, 3, SIZE, dtype=np.uint8)
-    grey = Image.fromarray(values)
-    palette = grey.convert("P")
+    gray = Image.fromarray(values)
+    palette = gray.convert("P")
     deep = Image.fromarray(values.astype(np.uint16))
     colors = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[values])
     frame = store / "pair"
     (frame / "images").mkdir(parents=True)
     pixels().save(frame / "images/a.png")
     wholes = {
-        "png": [encoded(picture, "PNG") for picture in (grey, palette, deep, colors)],
-        "tif": [encoded(picture, "TIFF", compression="tiff_lzw") for picture in (grey, deep, colors)],
+        "png": [encoded(picture, "PNG") for picture in (gray, palette, deep, colors)],
+        "tif": [encoded(picture, "TIFF", compression="tiff_lzw") for picture in (gray, deep, colors)],
         "webp": [encoded(colors, "WEBP", lossless=True)],
-        "bmp": [encoded(grey, "BMP")],
+        "bmp": [encoded(gray, "BMP")],
         "gif": [encoded(palette, "GIF")],
     }
 
@@ -212,21 +210,23 @@ def checkpoints(store: Path, model: Path) -> list[Subject]:
 def run_state(store: Path) -> Subject:
     """`last` of a training, which a resumed run goes on from."""
     from meanshifter.training.optimizer import create_optimizer
-    from meanshifter.training.session import restore
-    from meanshifter.training.state import pack
+    from meanshifter.training.state import Progress, TrainState
 
     model = tiny()
     optimizer = create_optimizer(model, OptimizerConfig(name="adamw"))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    RunFolder(store / "run").save("last", model, pack(model, optimizer), step=3, best=1.0, tally=(0.5, 2))
+    state = TrainState(model, optimizer, None, Progress(3, 1.0, (0.5, 2)))
+    RunFolder(store / "run").save_last(state, Processes())
     (store / "run/metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
 
     def read(path: Path) -> object:
         fresh = tiny()
         optimizer = create_optimizer(fresh, OptimizerConfig(name="adamw"))
-        return restore(RunFolder(path.parents[2]), fresh, optimizer, None, speaks=False)
+        state = TrainState(fresh, optimizer, None, Progress())
+        RunFolder(path.parents[2]).restore(state, is_main=False)
+        return state
 
     whole = store / "run/checkpoints/last" / STATE
     return Subject("training state", f"checkpoints/last/{STATE}", [whole.read_bytes()], read, frame=store / "run")

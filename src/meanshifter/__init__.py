@@ -6,15 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meanshifter import data as datasets
     from meanshifter import ops
+    from meanshifter.checkpoints.load import load_model
     from meanshifter.data.labels import LabelSpace
     from meanshifter.errors import InputError
     from meanshifter.evaluation.evaluate import evaluate
+    from meanshifter.export.export import export
     from meanshifter.inference.predictor import Predictor
     from meanshifter.inference.segmentation import Segmentation
-    from meanshifter.interop.loading import load_model
-    from meanshifter.model.presets import create_model
+    from meanshifter.model.presets import create_model, list_models
     from meanshifter.model.segmenter import Segmenter
+    from meanshifter.training.loop import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,12 +27,17 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "create_model",
+    "datasets",
     "evaluate",
+    "export",
+    "list_models",
     "load_model",
     "ops",
+    "train",
 ]
 
-# Resolved on first use, so that `import meanshifter` costs neither torch nor timm.
+# Resolved on first use, so that `import meanshifter` imports neither torch nor timm.
+_MODULES = {"datasets": "meanshifter.data", "export": "meanshifter.export", "ops": "meanshifter.ops"}
 _HOMES = {
     "InputError": "meanshifter.errors",
     "LabelSpace": "meanshifter.data.labels",
@@ -38,17 +46,22 @@ _HOMES = {
     "Segmenter": "meanshifter.model.segmenter",
     "create_model": "meanshifter.model.presets",
     "evaluate": "meanshifter.evaluation.evaluate",
-    "load_model": "meanshifter.interop.loading",
+    "list_models": "meanshifter.model.presets",
+    "load_model": "meanshifter.checkpoints.load",
+    "train": "meanshifter.training.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module("meanshifter.ops")
-    if name not in _HOMES:
+    if name in _MODULES:
+        found: Any = importlib.import_module(_MODULES[name])
+    elif name in _HOMES:
+        found = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
         raise AttributeError(f"module 'meanshifter' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return list(__all__)

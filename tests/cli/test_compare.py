@@ -22,11 +22,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
     for name, preset in (("plain", "segmenter-ti16"), ("other", "segmenter-ti16"), ("shifted", "meanshifter-ti16")):
-        model = ms.create_model(preset, labels=Shapes().labels, image_size=32, backbone_args=SMALL)
+        model = ms.create_model(preset, classes=Shapes().label_space, image_size=32, encoder_args=SMALL)
         model.save(folder / name)
-    ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(folder / "two")
+    ms.create_model("segmenter-ti16", num_classes=2, image_size=32, encoder_args=SMALL).save(folder / "two")
     # The recipe of a run says how its images are read.
-    reading = "evaluation: {window: 64, stride: 48, short_side: null, long_side: 2048}\n"
+    reading = "evaluation: {window: 64, window_stride: 48, short_side: null, long_side: 2048}\n"
     (folder / "shifted" / "config.yaml").write_text(reading)
     return folder
 
@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = commands.run(
-        "compare", models / "plain", models / "shifted", "shapes", "--limit", 4, "--pick", 1,
+        "compare", models / "plain", models / "shifted", "shapes", "--limit", 4, "--num-images", 1,
         "--mean-shift-layers", 0, 2, "--names", "Segmenter", "MeanShifter", "--out", out,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -54,11 +54,9 @@ def test_a_comparison_is_written_and_scored_as_evaluate_does(models: Path, tmp_p
     assert written["models"][1] == {"name": "MeanShifter", **result}
 
 
-@pytest.mark.parametrize("more", [["--more"], []])
-def test_three_models_are_compared(models: Path, tmp_path: Path, more: list[str]) -> None:
+def test_three_models_are_compared(models: Path, tmp_path: Path) -> None:
     three = [str(models / name) for name in ("plain", "shifted", "other")]
-    named = [*three[:2], "shapes", "--more", three[2]] if more else [*three, "shapes"]
-    command = ["compare", *named, "--limit", "2", "--images", "val_00001"]
+    command = ["compare", *three, "shapes", "--limit", "2", "--images", "val_00001"]
     assert main([*command, "--window", "none", "--short-side", "none", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "compare.json").read_text("utf-8"))
     assert list(written["chosen"][0]["mIoU"]) == ["plain", "shifted", "other"]
@@ -76,17 +74,17 @@ def test_one_model_is_compared_with_itself(models: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plain", "shapes"], "models: 1 given; compare at least 2"),
-        (["shifted", "shapes", "--mean-shift-layers", "2"], "mean_shift_layers: 2 for one model; give 2 numbers"),
+        (["plain", "shapes"], "models: 1 given"),
+        (["shifted", "shapes", "--mean-shift-layers", "2"], "mean_shift_layers: 2 for one model"),
         (["plain", "nowhere", "shapes"], "nowhere: does not exist"),
-        (["plain", "two", "shapes"], "a checkpoint of 2 classes, but shapes val has 7"),
+        (["plain", "two", "shapes"], "model: 2 classes, but shapes val has 7"),
         (["plain", "other", "shape"], "did you mean 'shapes'"),
         (["plain", "other", "camvid"], "--root: missing; camvid is read from a folder"),
         (["plain", "other", "shapes", "--images", "val_00001.png"], "did you mean 'val_00001'"),
-        (["plain", "other", "shapes", "--images", "val_00001", "--pick", "2"], "not allowed with"),
+        (["plain", "other", "shapes", "--images", "val_00001", "--num-images", "2"], "not allowed with"),
         (["plain", "other", "shapes", "--mean-shift-layers", "1"], "none of the models has a mean shift block"),
-        (["plain", "other", "shapes", "--names", "a", "a"], "--names: a a; give 2 different names"),
-        (["plain", "other", "shapes", "--out", "."], "already exists; --out DIR chooses another folder"),
+        (["plain", "other", "shapes", "--names", "a", "a"], "--names: a a; expected 2 different names"),
+        (["plain", "other", "shapes", "--out", "."], "already exists; "),
     ],
 )
 def test_wrong_command_lines(

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import meanshifter as ms
+from meanshifter.checkpoints.load import cache_folder
 from meanshifter.cli.main import main
-from meanshifter.interop.published import cache_folder
 from tests import commands
-from tests.interop.foreign import Toy, mmsegmentation_state
-from tests.interop.test_checkpoints import save_mmsegmentation
+from tests.checkpoints.foreign import Toy, mmsegmentation_state
+from tests.checkpoints.test_checkpoints import save_mmsegmentation
 
 TOY = Toy()
 
@@ -48,11 +48,11 @@ def test_there_and_back_through_the_command(tmp_path: Path, capfd: pytest.Captur
 def test_a_foreign_file_is_read_by_predict_as_it_is(tmp_path: Path) -> None:
     source = save_mmsegmentation(tmp_path / "source.pth", mmsegmentation_state(TOY, "linear"), TOY)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
-    arguments = ["--short-side", "none", "--protocol", "mmsegmentation", "--out", str(tmp_path / "maps")]
+    arguments = ["--short-side", "none", "--compat", "mmsegmentation", "--out", str(tmp_path / "maps")]
     done = commands.run("predict", source, tmp_path / "photo.png", *arguments)
     assert done.returncode == 0, done.stderr
     labels = np.asarray(Image.open(tmp_path / "maps" / "photo.png"))
-    predictor = ms.Predictor(ms.load_model(source), short_side=None, protocol="mmsegmentation")
+    predictor = ms.Predictor(ms.load_model(source), short_side=None, compat="mmsegmentation")
     np.testing.assert_array_equal(labels, predictor(tmp_path / "photo.png").labels)
 
 
@@ -74,7 +74,7 @@ def test_predict_needs_a_model_and_a_photo_only(
         ["convert", "{file}", "{out}"],
         ["compare", "{file}", "{file}", "shapes", "--out", "{out}"],
         ["modes", "{photo}", "--model", "{file}", "--out", "{out}"],
-        ["train", "shapes", "--model.backbone_weights", "{file}", "--out", "{out}"],
+        ["train", "shapes", "--model.encoder_weights", "{file}", "--out", "{out}"],
     ],
     ids=lambda words: words[0],
 )
@@ -92,7 +92,7 @@ def test_no_command_runs_what_a_pickle_asks_for(
 
 
 def test_mistakes_get_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args={"depth": 1})
+    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, encoder_args={"depth": 1})
     model.save(tmp_path / "model")
     for words, message in (
         ([tmp_path / "nothing.pth", tmp_path / "o"], "no such file"),
@@ -106,12 +106,12 @@ def test_mistakes_get_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args={"depth": 1})
+    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, encoder_args={"depth": 1})
     model.save(tmp_path / "ours")
     return tmp_path / "ours"
 
 
-@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+@pytest.mark.filterwarnings("ignore:.*computes this model slightly differently")
 def test_nothing_is_written_over_unless_asked(ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script, checkpoint, folder = tmp_path / "train.py", tmp_path / "train.pth", tmp_path / "theirs"
     script.write_text("precious")
@@ -122,14 +122,16 @@ def test_nothing_is_written_over_unless_asked(ours: Path, tmp_path: Path, capfd:
         assert main(["convert", *map(str, words)]) == 2
         return capfd.readouterr().err
 
-    assert "train.py: is there already; write over it with --overwrite" in line(ours, checkpoint, "--to=mmsegmentation")
-    assert "let its name end in .pth or .pt" in line(ours, script, "--to=mmsegmentation", "--overwrite")
-    assert "is the model that is read" in line(ours, ours, "--overwrite")
-    assert "holds mine.txt, which no conversion wrote" in line(ours, tmp_path / "notes", "--overwrite")
+    assert "train.py: already exists; replace it with --overwrite" in line(ours, checkpoint, "--to=mmsegmentation")
+    assert "mmsegmentation is written as a file; use the suffix .pth or .pt" in line(
+        ours, script, "--to=mmsegmentation", "--overwrite"
+    )
+    assert "is the source model" in line(ours, ours, "--overwrite")
+    assert "contains mine.txt" in line(ours, tmp_path / "notes", "--overwrite")
     assert script.read_text() == "precious"
     assert not checkpoint.exists()
     assert main(["convert", str(ours), str(folder), "--to=segmenter"]) == 0
-    assert "is there already" in line(ours, folder)
+    assert "already exists" in line(ours, folder)
     assert main(["convert", str(ours), str(folder), "--overwrite"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -137,9 +139,9 @@ def test_nothing_is_written_over_unless_asked(ours: Path, tmp_path: Path, capfd:
 def test_options_for_files_of_others_are_refused_for_ours(
     ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for words in (["--mean-shift-layers", "2"], ["--partial"]):
+    for words in (["--mean-shift-layers", "2"], ["--allow-missing"]):
         assert main(["convert", str(ours), str(tmp_path / "out"), *words]) == 2
-        assert "a model of ours, whose file says all; leave it out" in capfd.readouterr().err
+        assert "third-party checkpoints only" in capfd.readouterr().err
 
 
 def test_how_a_run_reads_images_goes_with_its_model(ours: Path, tmp_path: Path) -> None:
@@ -147,13 +149,13 @@ def test_how_a_run_reads_images_goes_with_its_model(ours: Path, tmp_path: Path) 
     ours.rename(tmp_path / "best")
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "best").rename(run / "checkpoints" / "best")
-    (run / "config.yaml").write_text("evaluation: {window: null, stride: 480, short_side: 90, long_side: 200}\n")
+    (run / "config.yaml").write_text("evaluation: {window: null, window_stride: 480, short_side: 90, long_side: 200}\n")
     assert main(["convert", str(run), str(tmp_path / "hub"), "--to", "hub"]) == 0
-    predictor = ms.Predictor(ms.load_model(tmp_path / "hub"))
-    assert (predictor.window, predictor.short_side, predictor.long_side) == (None, 90, 200)
+    reading = ms.Predictor(ms.load_model(tmp_path / "hub")).preprocess
+    assert (reading.window, reading.short_side, reading.long_side) == (None, 90, 200)
 
 
-@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+@pytest.mark.filterwarnings("ignore:.*computes this model slightly differently")
 def test_the_source_is_not_written_over(ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     theirs, run, notes = tmp_path / "theirs", tmp_path / "run", tmp_path / "notes"
     assert main(["convert", str(ours), str(theirs), "--to", "segmenter"]) == 0
@@ -162,22 +164,22 @@ def test_the_source_is_not_written_over(ours: Path, tmp_path: Path, capfd: pytes
     (notes / "README.md").write_text("precious")
     (tmp_path / "dir.pth").mkdir()
     for source, out, line in (
-        (theirs / "checkpoint.pth", theirs, "is the model that is read"),
-        (theirs, theirs, "is the model that is read"),
-        (run, run / "checkpoints" / "best", "is the model that is read"),
-        (ours, notes, "holds README.md, which no conversion wrote"),
+        (theirs / "checkpoint.pth", theirs, "is the source model"),
+        (theirs, theirs, "is the source model"),
+        (run, run / "checkpoints" / "best", "is the source model"),
+        (ours, notes, "contains README.md"),
     ):
         before = sorted(path.name for path in out.iterdir())
         assert main(["convert", str(source), str(out), "--overwrite"]) == 2
         assert line in capfd.readouterr().err
         assert sorted(path.name for path in out.iterdir()) == before
     assert main(["convert", str(ours), str(tmp_path / "dir.pth"), "--to", "mmsegmentation", "--overwrite"]) == 2
-    assert "dir.pth: a folder, but mmsegmentation is written as a file" in capfd.readouterr().err
+    assert "dir.pth: is a folder, but mmsegmentation is written as a file" in capfd.readouterr().err
     assert main(["convert", str(ours), str(tmp_path / "new.pth")]) == 2
     assert "new.pth: named like a file, but meanshifter is written as a folder" in capfd.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:.*computes the model a little otherwise")
+@pytest.mark.filterwarnings("ignore:.*computes this model slightly differently")
 def test_nor_is_a_part_of_it(
     ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,7 +202,7 @@ def test_nor_is_a_part_of_it(
         capfd.readouterr()
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         assert main(["convert", str(source), str(out), "--to", to, "--overwrite"]) == 2
-        assert "is the model that is read, or a part of it" in capfd.readouterr().err
+        assert "is the source model" in capfd.readouterr().err
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert main(["convert", str(file), str(tmp_path / "other.pth"), "--to", "mmsegmentation"]) == 0
     assert main(["convert", str(ours), str(tmp_path / "other.pth"), "--to", "mmsegmentation", "--overwrite"]) == 0
@@ -208,5 +210,5 @@ def test_nor_is_a_part_of_it(
 
 def test_a_name_that_is_a_part_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "variant.yml").write_text("net_kwargs: {}")
-    with pytest.raises(ms.InputError, match=r"variant\.yml: says how a model is built, and holds none"):
+    with pytest.raises(ms.InputError, match=r"variant\.yml: describes a model but"):
         ms.load_model(tmp_path / "variant.yml")

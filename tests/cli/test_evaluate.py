@@ -24,9 +24,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of the classes of Shapes, and one of two classes."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    labels = Shapes(split="val").labels
-    ms.create_model("meanshifter-ti16", labels=labels, image_size=32, backbone_args=SMALL).save(folder / "shapes")
-    ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args=SMALL).save(folder / "two")
+    labels = Shapes(split="val").label_space
+    ms.create_model("meanshifter-ti16", classes=labels, image_size=32, encoder_args=SMALL).save(folder / "shapes")
+    ms.create_model("segmenter-ti16", num_classes=2, image_size=32, encoder_args=SMALL).save(folder / "two")
     return folder
 
 
@@ -52,22 +52,25 @@ def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) ->
         assert result["protocol"]["images"] == 3
         assert f"mIoU {result['mIoU']:.2f}" in done.stdout
         assert f"weights {result['protocol']['weights']}" in done.stdout
-    for name in Shapes(split="val").labels.names:
+    for name in Shapes(split="val").label_space.names:
         assert f"| {name} " in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["two", "shapes"], "a checkpoint of 2 classes, but shapes val has"),
+        (["two", "shapes"], "model: 2 classes, but shapes val has"),
         (["shapes", "camvid"], "--root: missing; camvid is read from a folder"),
         (["shapes", "camvid", "--root", "nowhere"], "nowhere"),
         (["shapes", "shape"], "did you mean 'shapes'"),
         (["shapes", "shapes", "--limit", "0"], "limit: 0 images"),
         (["shapes", "shapes", "--mean-shift-layers", "-1"], "mean_shift_layers: -1"),
         (["shapes", "shapes", "--out", "."], "--out: . is a folder"),
-        (["shapes", "shapes", "--first-id", "1"], "--first-id: is for label maps; add --predictions DIR"),
-        (["shapes", "shapes", "--partial"], "--partial: is for label maps; add --predictions DIR"),
+        (
+            ["shapes", "shapes", "--label-offset", "1"],
+            "--label-offset: only applies to label maps; add --predictions DIR",
+        ),
+        (["shapes", "shapes", "--allow-missing"], "--allow-missing: only applies to label maps; add --predictions DIR"),
     ],
 )
 def test_wrong_command_lines(
@@ -86,7 +89,7 @@ def test_wrong_command_lines(
 
 def test_an_error_leaves_the_process_with_status_2_and_one_line(models: Path) -> None:
     done = commands.run("evaluate", models / "two", "shapes")
-    assert "a checkpoint of 2 classes, but shapes val has 7" in one_line(done)
+    assert "model: 2 classes, but shapes val has 7" in one_line(done)
 
 
 def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
@@ -102,18 +105,18 @@ def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
     assert "folder all, 2 images; not resized" in capsys.readouterr().out
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert main(command) == 2
-    assert "a checkpoint of 7 classes, but folder all has 2" in capsys.readouterr().err
+    assert "model: 7 classes, but folder all has 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        (["--window", "64"], "--window: for a model that reads images"),
-        (["--flip"], "--flip: for a model that reads images"),
-        (["--mean-shift-layers", "1"], "--mean-shift-layers: for a model"),
-        (["--window", "none"], "--window: for a model"),
-        (["--short-side", "none"], "--short-side: for a model"),
-        (["--limit", "-1"], "--limit: -1; score at least 1 image"),
+        (["--window", "64"], "--window: only applies to models"),
+        (["--flip"], "--flip: only applies to models"),
+        (["--mean-shift-layers", "1"], "--mean-shift-layers: only applies to models"),
+        (["--window", "none"], "--window: only applies to models"),
+        (["--short-side", "none"], "--short-side: only applies to models"),
+        (["--limit", "-1"], "--limit: -1; expected at least 1"),
     ],
 )
 def test_label_maps_take_no_options_of_models(

@@ -15,9 +15,9 @@ from meanshifter.data.layout import FolderLayout
 
 SMALL = """
 data: {workers: 0}
-model: {preset: segmenter-ti16, backbone_args: {patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}}
-augment: {crop: [16, 16], base: null}
-evaluation: {every: 0, window: null, short_side: null}
+model: {preset: segmenter-ti16, encoder_args: {patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}}
+augment: {crop: [16, 16], resize_base: null}
+evaluation: {interval: 0, window: null, short_side: null}
 steps: 1
 batch_size: 1
 """

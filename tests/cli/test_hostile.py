@@ -29,7 +29,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3),
 def model(tmp_path: Path) -> Path:
     arguments = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
     ms.create_model(
-        "segmenter-ti16", num_classes=3, image_size=32, backbone="vit_tiny_patch16_224", backbone_args=arguments
+        "segmenter-ti16", num_classes=3, image_size=32, encoder="vit_tiny_patch16_224", encoder_args=arguments
     ).save(tmp_path / "model")
     return tmp_path / "model"
 
@@ -41,7 +41,7 @@ def encoded(form: str) -> bytes:
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], data: bytes = b"") -> bytes:
-    """A grey PNG with any size in its header."""
+    """A gray PNG with any size in its header."""
     whole = b"\x89PNG\r\n\x1a\n"
     for name, content in (
         (b"IHDR", pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
@@ -53,7 +53,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], data: bytes = b""
     return whole
 
 
-def test_odd_names_are_labelled_and_odd_files_are_told(model: Path, tmp_path: Path) -> None:
+def test_odd_names_are_labeled_and_odd_files_are_told(model: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
     names = [b"a\nb.png", b"quote'\".png", b"\x1b[2Jclear.png", b"\xff\xfe.png", b"x" * 251 + b".png"]
@@ -70,7 +70,7 @@ def test_odd_names_are_labelled_and_odd_files_are_told(model: Path, tmp_path: Pa
         assert done.returncode == 2, done.stderr
         assert f"5 of 6 label maps written to {out}" in done.stdout
         passed, line = done.stderr.splitlines()
-        assert "passed over" in passed
+        assert "skipped" in passed
         assert line.startswith("meanshifter: ")
         assert "forged\\x1b[2J.jpg: not an image" in line
         assert sorted(os.listdir(os.fsencode(out))) == sorted(names)  # noqa: PTH208
@@ -104,11 +104,11 @@ def test_a_result_that_is_a_link_is_replaced_and_not_followed(model: Path, tmp_p
     ("content", "message"),
     [
         (png(60_000, 60_000, data=bytes(1000)), "60000×60000 is 3,600,000,000 pixels, above max_pixels"),
-        (png(30_000, 30_000, data=bytes(1000)), "claims 30000×30000 pixels, which .* bytes cannot hold"),
-        (png(0, 0), "cannot be decoded|not an image|holds no pixels"),
+        (png(30_000, 30_000, data=bytes(1000)), ".*30000×30000 pixels"),
+        (png(0, 0), "cannot be decoded|not an image|0×0"),
         (png(2**31, 2**31), ".* above max_pixels"),
         (png(4, 4, (b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000))), data=bytes(20)), "cannot be decoded"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image of a format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
     ],
     ids=["bomb", "lie", "empty", "huge", "text", "postscript"],
 )
@@ -156,7 +156,9 @@ def test_pickles_in_disguise_do_not_run(model: Path, tmp_path: Path, name: str) 
     if name == "model.pt2":
         config = model / "config.json"
         described = config.read_text().rstrip().rstrip("}")
-        stated = '{"format": "torch", "file": "model.pt2", "precision": "fp32", "mean_shift_layers": 0, "stride": 8}'
+        stated = (
+            '{"format": "torch", "file": "model.pt2", "precision": "fp32", "mean_shift_layers": 0, "output_stride": 8}'
+        )
         config.write_text(f'{described}, "runtime": {stated}}}')
         trap = _program_with(trap)
     (model / name).write_bytes(trap)
@@ -192,7 +194,7 @@ def test_headers_of_weights_that_lie_about_sizes_are_refused(model: Path) -> Non
         b"",
     ):
         weights.write_bytes(content)
-        with pytest.raises(InputError, match=r"model\.safetensors: cannot be read as safetensors"):
+        with pytest.raises(InputError, match=r"model\.safetensors: not a valid safetensors file"):
             ms.load_model(model)
 
 

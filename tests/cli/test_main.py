@@ -19,11 +19,11 @@ from meanshifter.cli.main import COMMANDS, main
 from tests import commands
 
 TINY = [
-    "--model.backbone=vit_tiny_patch16_224",
-    "--model.backbone_weights=null",
-    '--model.backbone_args={"embed_dim": 24, "depth": 1, "num_heads": 2}',
+    "--model.encoder=vit_tiny_patch16_224",
+    "--model.encoder_weights=null",
+    '--model.encoder_args={"embed_dim": 24, "depth": 1, "num_heads": 2}',
     "--augment.crop=[32, 32]",
-    "--augment.base=null",
+    "--augment.resize_base=null",
     "--data.workers=0",
     "--steps=2",
     "--batch_size=2",
@@ -114,7 +114,7 @@ def test_a_folder_is_trained_scored_and_predicted(folder: Path, tmp_path: Path) 
         with Image.open(mask) as picture:
             assert picture.size == (48, 40)
     again = commands.run("train", str(folder), *TINY, "--out", "run", cwd=tmp_path)
-    assert "already exists; --resume continues it" in refused(again)
+    assert "already exists; continue it with --resume" in refused(again)
 
 
 def test_wrong_commands_and_fields_are_refused_with_the_nearest_right_one(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_wrong_folders_and_files_are_refused_by_name(
     for precision in ("fp32", "bf16"):
         assert "nowhere" in line(*missing, f"--precision={precision}")
     half = line(*missing, "--precision=fp16", "--accelerator=cpu")
-    assert "precision: 'fp16' cannot be trained on a CPU" in half
+    assert "precision: 'fp16' training" in half
     assert not (tmp_path / "runs").exists(), "nothing is written before the data is found"
     (tmp_path / "empty" / "images").mkdir(parents=True)
     (tmp_path / "empty" / "masks").mkdir()
@@ -170,5 +170,5 @@ def test_a_stopped_run_has_saved_and_says_how_to_go_on(
     done = process.wait(60)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
-    assert "the same command with --resume continues" in done.stderr.splitlines()[-1]
+    assert "resume with the same command and --resume" in done.stderr.splitlines()[-1]
     assert (tmp_path / "run" / "checkpoints" / "last" / "training.safetensors").is_file()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.cli.main import main
-from meanshifter.interop.contract import as_segmenter
+from meanshifter.inference.protocol import as_segmenter
 from tests import commands
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
@@ -24,8 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image, an untrained MeanShifter and a Segmenter."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("modes")
-    for preset, name in (("meanshifter-ti16", "shift"), ("segmenter-ti16", "plain"), ("pixelshifter-ti16", "pixels")):
-        ms.create_model(preset, num_classes=2, image_size=32, backbone_args=SMALL).save(folder / name)
+    for preset, name in (
+        ("meanshifter-ti16", "shift"),
+        ("segmenter-ti16", "plain"),
+        ("meanshifter-pixel-ti16", "pixels"),
+    ):
+        ms.create_model(preset, num_classes=2, image_size=32, encoder_args=SMALL).save(folder / name)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
     (folder / "notes.txt").write_text("no image")
@@ -58,7 +62,7 @@ def test_an_image_becomes_a_page_with_pictures_and_numbers(folder: Path) -> None
 def test_the_image_is_read_as_the_recipe_of_a_run_says(folder: Path, tmp_path: Path) -> None:
     as_segmenter(ms.load_model(folder / "shift")).save(tmp_path / "run" / "checkpoints" / "best")
     (tmp_path / "run" / "config.yaml").write_text(
-        "evaluation: {window: 32, stride: 16, short_side: 20, long_side: 2048}"
+        "evaluation: {window: 32, window_stride: 16, short_side: 20, long_side: 2048}"
     )
     words = ["modes", str(folder / "photo.png"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
     assert main([*words, "--layers", "1"]) == 0
@@ -97,9 +101,8 @@ def test_wrong_command_lines(
 def test_a_refusal_leaves_the_process_with_status_2_and_one_line(folder: Path) -> None:
     done = commands.run("modes", "photo.png", "--model", "plain", cwd=folder)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [
-        "meanshifter: model: has no mean shift block, so its tokens stay where they are; give a MeanShifter"
-    ]
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("meanshifter: model: has no mean shift block")
 
 
 def test_steps_from_pixels_are_said_to_be_there_and_what_is_named_instead_shows_them(
@@ -130,7 +133,7 @@ def test_the_input_image_is_never_replaced(folder: Path, tmp_path: Path, capsys:
     before = image.read_bytes()
     words = ["modes", str(image), "--model", str(folder / "shift"), "--layers", "1", "--out", str(tmp_path)]
     assert main([*words, "--short-side", "none"]) == 2
-    assert "is the input image and would be replaced" in capsys.readouterr().err
+    assert f"--out: {image} is the input image" in capsys.readouterr().err
     assert image.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
@@ -141,9 +144,9 @@ def test_a_mask_adds_the_figures_of_classes_and_boundaries(folder: Path, capsys:
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(mask[:20]).save(folder / "half.png")
     words = ["modes", str(folder / "photo.png"), "--model", str(folder / "shift"), "--layers", "1"]
-    words += ["--short-side", "none", "--out", str(folder / "labelled")]
+    words += ["--short-side", "none", "--out", str(folder / "labeled")]
     assert main([*words, "--labels", str(folder / "mask.png")]) == 0
-    steps = json.loads((folder / "labelled" / "modes.json").read_text())["steps"]
+    steps = json.loads((folder / "labeled" / "modes.json").read_text())["steps"]
     assert all(0 <= row["boundary_3"] <= 100 and row["separation"] > 0 for row in steps)
     assert main([*words, "--labels", str(folder / "half.png")]) == 2
-    assert "half.png: 56×20 pixels, but the image has 56×40; give the mask of this image" in capsys.readouterr().err
+    assert "half.png: 56×20 pixels, but the image has 56×40; " in capsys.readouterr().err

@@ -22,7 +22,7 @@ SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    ms.create_model("segmenter-ti16", classes=["sky", "road"], image_size=32, backbone_args=SMALL).save(folder)
+    ms.create_model("segmenter-ti16", classes=["sky", "road"], image_size=32, encoder_args=SMALL).save(folder)
     return folder
 
 
@@ -101,7 +101,7 @@ def test_what_is_passed_over_is_said_in_one_line(
     told = capfd.readouterr()
     assert "3 of 3 label maps written" in told.out
     (line,) = told.err.splitlines()
-    assert "3 passed over" in line
+    assert "3 skipped" in line
     for kind in (".heic (1)", "hidden or system folders (1)", ".txt (1)"):
         assert kind in line
 
@@ -117,9 +117,9 @@ def test_conflicts_stop_before_any_work(model_folder: Path, photos: Path, tmp_pa
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["photos", "--stride", "600"], "stride: 600 is above the window of 512"),
-        (["photos", "--alpha", "2"], "--alpha: 2.0; it must lie between 0"),
-        (["photos", "--window", "wide"], "'wide'; give a number of pixels or none"),
+        (["photos", "--window-stride", "600"], "window_stride: 600 is above the window of 512"),
+        (["photos", "--alpha", "2"], "--alpha: 2.0; expected 0"),
+        (["photos", "--window", "wide"], "'wide'; expected a number of pixels or none"),
         (["photos", "--mean-shift-layers", "2"], "mean_shift_layers: 2"),
         (["photos", "--out", "photos/a.jpg"], "--out: photos/a.jpg is a file"),
     ],
@@ -159,9 +159,9 @@ def test_scores_and_probabilities_become_16_bit_images(
 ) -> None:
     out = tmp_path / "out"
     words = ["predict", str(model_folder), str(photos), "--out", str(out), "--short-side", "none"]
-    assert main([*words, "--scores", "margin", "--probabilities", "sky", "road"]) == 0
+    assert main([*words, "--confidence", "margin", "--probabilities", "sky", "road"]) == 0
     sky, road, margin = (
-        np.asarray(Image.open(out / "scores" / name / "trip" / "b.png")).astype(int)
+        np.asarray(Image.open(out / "confidence" / name / "trip" / "b.png")).astype(int)
         for name in ("sky", "road", "margin")
     )
     labels = np.asarray(Image.open(out / "trip" / "b.png"))
@@ -185,27 +185,27 @@ def test_the_authors_segmenter_labels_and_scores_in_different_ways(
 ) -> None:
     torch.manual_seed(0)
     run, rng = tmp_path / "run", np.random.default_rng(0)
-    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=64, backbone_args=SMALL)
+    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=64, encoder_args=SMALL)
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
-    model.config = replace(model.config, window=48, stride=40, short_side=40, long_side=160)
+    model.config = replace(model.config, window=48, window_stride=40, short_side=40, long_side=160)
     model.save(run / "checkpoints" / "best")
-    reading = "{window: 48, stride: 40, short_side: 40, long_side: 160}"
+    reading = "{window: 48, window_stride: 40, short_side: 40, long_side: 160}"
     (run / "config.yaml").write_text(f"evaluation: {reading}\n")
     image = rng.integers(0, 256, (70, 130, 3), dtype=np.uint8)
     for folder, pixels in (("images", image), ("masks", image[..., 0] % 2)):
         (tmp_path / folder).mkdir()
         Image.fromarray(pixels).save(tmp_path / folder / "a.png")
-    common = ["--protocol", "segmenter"]
+    common = ["--compat", "segmenter"]
     for model_path in (run, run / "checkpoints" / "best"):
         assert (
             main(["predict", str(model_path), str(tmp_path / "images"), "--out", str(tmp_path / "out"), *common]) == 0
         )
-        theirs = ms.Predictor(model, protocol="segmenter", window=48, stride=40, short_side=None)(image).labels
+        theirs = ms.Predictor(model, compat="segmenter", window=48, window_stride=40, short_side=None)(image).labels
         with Image.open(tmp_path / "out" / "a.png") as labels:
             np.testing.assert_array_equal(np.asarray(labels), theirs)
         evaluate = ["evaluate", str(model_path), "folder", "--root", str(tmp_path), "--split", "all", *common]
         assert main(evaluate) == 0
-        assert "sides fitted into 160×40; window 64, stride 32" in capsys.readouterr().out
-        assert main([*evaluate, "--window", "50", "--stride", "20", "--short-side", "none"]) == 0
+        assert "resized to fit 160×40; window 64, stride 32" in capsys.readouterr().out
+        assert main([*evaluate, "--window", "50", "--window-stride", "20", "--short-side", "none"]) == 0
         assert "not resized; window 50, stride 20" in capsys.readouterr().out

@@ -28,7 +28,7 @@ IMAGES = 48
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    ms.create_model("segmenter-ti16", classes=["sky", "road"], image_size=32, backbone_args=SMALL).save(folder)
+    ms.create_model("segmenter-ti16", classes=["sky", "road"], image_size=32, encoder_args=SMALL).save(folder)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_ray_writes_what_one_process_does_though_a_worker_is_killed(
     pytest.importorskip("ray.data")
     alone, out = tmp_path / "alone", tmp_path / "out"
     assert main(["predict", str(model_folder), shards, "--out", str(alone)]) == 2
-    words = ["predict", str(model_folder), shards, "--out", str(out), "--on", "ray", "--workers", "1"]
+    words = ["predict", str(model_folder), shards, "--out", str(out), "--backend", "ray", "--workers", "1"]
     lead = subprocess.Popen(
         [sys.executable, "-m", "meanshifter", *words],
         stdout=subprocess.PIPE,
@@ -99,7 +99,7 @@ def test_ray_writes_what_one_process_does_though_a_worker_is_killed(
     written, told = lead.communicate(timeout=240)
     assert lead.returncode == 2
     assert f"{IMAGES} of {IMAGES + 1} label maps written" in written
-    reasons = [line for line in told.splitlines() if "a second" not in line]
+    reasons = [line for line in told.splitlines() if "per second" not in line]
     assert len(reasons) == 1, told
     assert "::bad.jpg: not an image" in reasons[0]
     assert files(out) == files(alone)
@@ -111,11 +111,11 @@ def test_ray_writes_what_one_process_does_though_a_worker_is_killed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", "2"], "--workers: is for --on ray"),
-        (["--cpus-per-worker", "2"], "--cpus-per-worker: is for --on ray"),
-        (["--on", "ray", "--workers", "0"], "--workers: 0; it must be at least 1"),
-        (["--on", "ray", "--out", "memory://labels"], "memory:// is this process's own"),
-        (["--on", "spark"], "invalid choice: 'spark'"),
+        (["--workers", "2"], "--workers: only applies to --backend ray"),
+        (["--cpus-per-worker", "2"], "--cpus-per-worker: only applies to --backend ray"),
+        (["--backend", "ray", "--workers", "0"], "--workers: 0; expected at least 1"),
+        (["--backend", "ray", "--out", "memory://labels"], "memory://labels: "),
+        (["--backend", "spark"], "invalid choice: 'spark'"),
     ],
 )
 def test_wrong_command_lines(
@@ -137,7 +137,7 @@ def test_a_missing_ray_is_named_with_its_extra(
     model_folder: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["predict", str(model_folder), shards, "--out", str(tmp_path / "out"), "--on", "ray"]) == 2
+    assert main(["predict", str(model_folder), shards, "--out", str(tmp_path / "out"), "--backend", "ray"]) == 2
     assert 'pip install "meanshifter[ray]"' in capsys.readouterr().err
 
 
@@ -157,7 +157,7 @@ def test_resume_says_what_was_there_and_ctrl_c_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(ms.Predictor, "__call__", interrupted)
         assert main(words) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "resume with the same command" in capsys.readouterr().err
     assert len(outputs(tmp_path / "out")) == 3
     assert main(words) == 2  # one sample is no image
     assert f"{IMAGES // 2 - 3} of {IMAGES // 2 - 2} label maps written" in capsys.readouterr().out
@@ -167,6 +167,6 @@ def test_an_address_where_no_cluster_answers_is_told_at_once(
     model_folder: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("ray.data")
-    words = ["predict", str(model_folder), shards, "--out", str(tmp_path / "out"), "--on", "ray"]
-    assert main([*words, "--ray-address", "127.0.0.1:9"]) == 2
-    assert "--ray-address: nobody answers at 127.0.0.1:9" in capsys.readouterr().err
+    words = ["predict", str(model_folder), shards, "--out", str(tmp_path / "out"), "--backend", "ray"]
+    assert main([*words, "--address", "127.0.0.1:9"]) == 2
+    assert "127.0.0.1:9" in capsys.readouterr().err

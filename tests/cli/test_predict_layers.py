@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
     for name in ("segmenter", "meanshifter"):
-        model = ms.create_model(f"{name}-ti16", classes=["sky", "road", "car"], image_size=32, backbone_args=SMALL)
+        model = ms.create_model(f"{name}-ti16", classes=["sky", "road", "car"], image_size=32, encoder_args=SMALL)
         for parameter in model.decoder.parameters():
             torch.nn.init.normal_(parameter)
         model.save(folder / name)
@@ -54,7 +54,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_each_number_of_steps_has_a_folder_with_what_a_run_of_its_own_writes(
     models: Path, photos: Path, tmp_path: Path
 ) -> None:
-    more = ["--overlay", "--scores", "margin", "--probabilities", "car", *PLAIN]
+    more = ["--overlay", "--confidence", "margin", "--probabilities", "car", *PLAIN]
     layers = ["--mean-shift-layers", 0, 3, 0, "--out", tmp_path / "out"]
     done = commands.run("predict", models / "meanshifter", photos, *more, *layers)
     assert (done.returncode, done.stderr) == (0, "")
@@ -97,7 +97,7 @@ def test_a_manifest_is_kept_and_only_what_is_missing_is_done_again(
     (out / "layers_1" / "trip" / "b.png").unlink()
     assert main([*command, "--out", str(out), "--resume"]) == 0
     assert "2 of 2 label maps written" in (said := capsys.readouterr().out)
-    assert "2 were there" in said
+    assert "2 already existed" in said
     assert files(out) == files(plain)
 
 
@@ -138,10 +138,10 @@ def test_wrong_command_lines(models: Path, photos: Path, tmp_path: Path, capsys:
     for number in range(20):
         pixels.save(photos / f"{number}.png")
     error = refusal(capsys, models / "meanshifter", photos, *steps, "--sheet", "--out", out)
-    assert "--sheet: 23 images; a sheet has 20 rows at most" in error
+    assert "--sheet: 23 images; expected at most 20" in error
     assert not out.exists()
     (tmp_path / "in" / "layers_0").mkdir(parents=True)
     pixels.save(tmp_path / "in" / "a.png")
     pixels.save(tmp_path / "in" / "layers_0" / "a.png")
     error = refusal(capsys, models / "meanshifter", tmp_path / "in", *steps, "--out", tmp_path / "in")
-    assert "would replace the input" in error
+    assert f"{tmp_path}/in/layers_0/a.png" in error

@@ -12,15 +12,15 @@ from PIL import Image
 
 import meanshifter as ms
 import meanshifter.cli
+from meanshifter.analysis.html import Page
 from meanshifter.cli.main import main
-from meanshifter.cli.printing import echo, say
-from meanshifter.report.page import Page
+from meanshifter.cli.options import echo, say
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 EVIL = "a\x1b[31m<b>\u202e\nforged: line"
 
 
-def test_lines_stay_lines_and_names_are_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_stay_lines_and_names_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
     echo(f"  {EVIL}", "ü")
     say(EVIL)
     out, err = capsys.readouterr()
@@ -36,7 +36,7 @@ def test_commands_print_in_no_other_way() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert printing == {"printing.py"}
+    assert printing == {"options.py"}
 
 
 def test_pages_show_what_is_invisible() -> None:
@@ -75,11 +75,22 @@ def test_names_of_files_do_not_reach_the_terminal_or_the_page(
 ) -> None:
     labels = ms.LabelSpace(("first", "second"))
     for name in ("a\x1b[32m", "b"):
-        model = ms.create_model("segmenter-ti16", labels=labels, image_size=32, backbone_args=SMALL)
+        model = ms.create_model("segmenter-ti16", classes=labels, image_size=32, encoder_args=SMALL)
         model.save(tmp_path / name)
     out = tmp_path / "out\x1b[33m"
     commands = (
-        ["compare", tmp_path / "a\x1b[32m", tmp_path / "b", "folder", "--root", data, "--pick", "1", "--out", out],
+        [
+            "compare",
+            tmp_path / "a\x1b[32m",
+            tmp_path / "b",
+            "folder",
+            "--root",
+            data,
+            "--num-images",
+            "1",
+            "--out",
+            out,
+        ],
         ["evaluate", tmp_path / "a\x1b[32m", "folder", "--root", data, "--out", tmp_path / "s\x1b.json"],
         ["data", "check", data, "--out", tmp_path / "check\x1b.html"],
     )

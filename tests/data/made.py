@@ -101,7 +101,7 @@ def _with_directory(data: bytes, entries: dict[int, tuple[int, int, bytes]], ord
 
 
 def png(values: Array, bits: int, color: int = 0, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of the samples (H, W) or (H, W, n), none filtered; `color` is its colour type, `chunks` go before it."""
+    """A PNG of the samples (H, W) or (H, W, n), none filtered; `color` is its color type, `chunks` go before it."""
     samples = values if values.ndim == 3 else values[..., None]
     H, W, n = samples.shape
     rows = [b"\0" + packed(row.reshape(1, W * n), bits, order=">") for row in samples]
@@ -122,7 +122,7 @@ def pnm(values: Array, maxval: int, *, text: bool = False) -> bytes:
 
 
 def bmp(values: Array, bits: int, palette: Iterable[int]) -> bytes:
-    """A BMP of indices (H, W) into a palette of greys."""
+    """A BMP of indices (H, W) into a palette of grays."""
     rows = [packed(row[None], bits) for row in values[::-1]]
     data = b"".join(row + b"\0" * (-len(row) % 4) for row in rows)
     colors = b"".join(bytes([level, level, level, 0]) for level in palette)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meanshifter.data.archives import unpack
+from meanshifter.data.download import unpack
 from meanshifter.errors import InputError
 
 

@@ -25,7 +25,7 @@ from meanshifter.data.augment import _resample as resample
 from meanshifter.data.distortion import distort, draw_distortion, shift_colors
 
 HALF: Any = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "ignore": 255}
-PLAIN = AugmentConfig(base=None, scale=(1, 1), max_class_share=1, flip=0, distortion=False)
+PLAIN = AugmentConfig(resize_base=None, scale=(1, 1), max_class_share=1, flip=0, photometric_distortion=False)
 side = st.integers(1, 70)
 
 
@@ -49,7 +49,7 @@ def test_shapes_padding_and_repeatability(
     H: int, W: int, h: int, w: int, seed: int, flip: float, low: float, high: float,
     base: tuple[int, int] | None, share: float,
 ) -> None:  # fmt: skip
-    config = AugmentConfig(crop=(h, w), base=base, scale=(low, high), max_class_share=share, flip=flip)
+    config = AugmentConfig(crop=(h, w), resize_base=base, scale=(low, high), max_class_share=share, flip=flip)
     labels = labels_of((H, W), seed)
     image = painted(labels)
     before = image.copy()
@@ -75,7 +75,9 @@ def test_shapes_padding_and_repeatability(
 @settings(max_examples=60)
 @given(H=st.integers(8, 60), W=st.integers(8, 60), seed=st.integers(0, 999), flip=st.sampled_from([0.0, 1.0]))
 def test_image_and_labels_stay_in_step(H: int, W: int, seed: int, flip: float) -> None:
-    config = AugmentConfig(crop=(24, 24), base=None, scale=(1, 1), max_class_share=1, flip=flip, distortion=False)
+    config = AugmentConfig(
+        crop=(24, 24), resize_base=None, scale=(1, 1), max_class_share=1, flip=flip, photometric_distortion=False
+    )
     labels = labels_of((H, W), seed)
     out, target = augment(painted(labels), labels, config, np.random.default_rng(seed), **HALF)
     filled = target != 255
@@ -86,12 +88,14 @@ def test_image_and_labels_stay_in_step(H: int, W: int, seed: int, flip: float) -
 @pytest.mark.parametrize("scale", [0.5, 1.7])
 def test_image_and_labels_stay_in_step_when_resized(scale: float) -> None:
     labels = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 20, 0), 20, 1)
-    config = AugmentConfig(crop=(48, 48), base=None, scale=(scale, scale), flip=0.5, distortion=False)
+    config = AugmentConfig(
+        crop=(48, 48), resize_base=None, scale=(scale, scale), flip=0.5, photometric_distortion=False
+    )
     for seed in range(20):
         out, target = augment(painted(labels), labels, config, np.random.default_rng(seed), **HALF)
         filled = target != 255
         off = np.abs((out[0] * 0.5 + 0.5) * 255 - target.astype(int) * 10)[filled]
-        # only along the edges are colours mixed, evenly on both sides
+        # only along the edges are colors mixed, evenly on both sides
         assert (off < 1).mean() > 0.75
         assert abs((((out[0] * 0.5 + 0.5) * 255) - target.astype(int) * 10)[filled].mean()) < 1.5
 
@@ -174,7 +178,7 @@ def test_size_follows_mmcv() -> None:
     assert resized((512, 683), AugmentConfig(), 1.0) == (512, 683)
     assert resized((300, 1500), AugmentConfig(), 1.0) == (410, 2048)
     assert resized((360, 480), AugmentConfig(), 1.0) == (512, 683)
-    assert resized((360, 480), AugmentConfig(base=None), 0.5) == (180, 240)
+    assert resized((360, 480), AugmentConfig(resize_base=None), 0.5) == (180, 240)
     factors = [draw_scale(AugmentConfig(), rng) for _ in range(300)]
     assert min(factors) < 0.6
     assert max(factors) > 1.9
@@ -236,13 +240,13 @@ def test_distortion_is_drawn_by_half_and_bounded() -> None:
 
 
 def test_brightness_and_contrast_ranges() -> None:
-    grey = np.full((3, 1, 1), 100, np.float32)
+    gray = np.full((3, 1, 1), 100, np.float32)
     values = []
     for seed in range(2000):
-        planes = grey.copy()
+        planes = gray.copy()
         distort(planes, draw_distortion(np.random.default_rng(seed)))
         values.append(float(planes[0, 0, 0]))
-    # (100 ± 32) × (0.5 … 1.5); grey has neither hue nor saturation
+    # (100 ± 32) × (0.5 … 1.5); gray has neither hue nor saturation
     assert 34 <= min(values) < 45
     assert 180 < max(values) <= 198
 
@@ -254,7 +258,7 @@ def test_brightness_and_contrast_ranges() -> None:
         ({"scale": (2.0, 0.5)}, "augment.scale: "),
         ({"max_class_share": 0.0}, "augment.max_class_share: 0.0 is not above 0"),
         ({"flip": 1.5}, "augment.flip: 1.5 is not a probability"),
-        ({"base": (0, 9)}, "augment.base: "),
+        ({"resize_base": (0, 9)}, "augment.resize_base: "),
     ],
 )
 def test_check(fields: dict[str, Any], message: str) -> None:
@@ -269,7 +273,7 @@ def test_the_kernel_and_its_stand_in_give_one_sample(seed: int, height: int, wid
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image[0, 0] = (255, 0, 0)
     labels = labels_of((height, width), seed)
-    config = AugmentConfig(crop=(40, 50), base=None, scale=(0.7, 1.5), flip=flip)
+    config = AugmentConfig(crop=(40, 50), resize_base=None, scale=(0.7, 1.5), flip=flip)
     samples = []
     for fast in (True, False):
         with mock.patch.object(augment_module, "has_numba", return_value=fast):

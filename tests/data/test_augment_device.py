@@ -43,7 +43,7 @@ def both(shapes: list[tuple[int, int]], config: AugmentConfig, seed: int) -> lis
 def test_crops_and_labels_are_those_of_the_workers(
     shapes: list[tuple[int, int]], height: int, width: int, seed: int
 ) -> None:
-    config = AugmentConfig(crop=(height, width), base=(120, 60), scale=(0.5, 2.0), distortion=False)
+    config = AugmentConfig(crop=(height, width), resize_base=(120, 60), scale=(0.5, 2.0), photometric_distortion=False)
     (pixels, labels), (expected, expected_labels) = both(shapes, config, seed)
     np.testing.assert_array_equal(labels, expected_labels)
     assert pixels.dtype == np.float32
@@ -51,7 +51,7 @@ def test_crops_and_labels_are_those_of_the_workers(
 
 
 def test_images_of_their_own_size_are_cut_exactly() -> None:
-    config = AugmentConfig(crop=(20, 30), base=None, scale=(1, 1), distortion=False)
+    config = AugmentConfig(crop=(20, 30), resize_base=None, scale=(1, 1), photometric_distortion=False)
     (pixels, _), (expected, _) = both([(40, 50), (20, 30), (10, 60)], config, 3)
     np.testing.assert_allclose(pixels, expected, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_images_of_their_own_size_are_cut_exactly() -> None:
 def test_distortion_is_that_of_the_workers(seed: int) -> None:
     rng = np.random.default_rng(seed)
     batch = rng.integers(0, 256, (4, 3, 7, 9)).astype(np.float32)
-    batch[0, :, 0] = 128  # grey has no hue
+    batch[0, :, 0] = 128  # gray has no hue
     changes = [*(draw_distortion(rng) for _ in range(3)), Distortion()]
     made = torch.from_numpy(batch.copy())
     distort_batch(made, changes)

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from meanshifter.data.cache import Cached
 from meanshifter.data.catalog.shapes import Shapes
-from meanshifter.data.datasets import Dataset, Sample
+from meanshifter.data.datasets import Cached, Dataset, Sample
 
 
 class Counted(Dataset):
     """Counts what is read."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.name, self.split, self.labels = dataset.name, dataset.split, dataset.labels
+        self.name, self.split, self.label_space = dataset.name, dataset.split, dataset.label_space
         self.inner, self.reads = dataset, 0
 
     @property

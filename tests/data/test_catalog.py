@@ -32,7 +32,7 @@ def photo() -> npt.NDArray[np.uint8]:
 
 
 def found(data: Dataset, index: int) -> set[str]:
-    return {data.labels.names[k] for k in np.unique(data[index].labels) if k != data.labels.ignore}
+    return {data.label_space.names[k] for k in np.unique(data[index].labels) if k != data.label_space.ignore}
 
 
 # the real images
@@ -60,7 +60,7 @@ def test_ade20k_images_hold_the_classes_that_one_sees(shared: Path) -> None:
     }
     first = data[0]
     assert first.image.shape == (512, 683, 3)
-    sky, grass = (data.labels.names.index(name) for name in ("sky", "grass"))
+    sky, grass = (data.label_space.names.index(name) for name in ("sky", "grass"))
     assert first.labels[10, 300] == sky
     assert first.labels[480, 200] == grass
     # the sky is blue and the grass is green
@@ -99,10 +99,10 @@ def test_camvid_reads_what_lies_there(shared: Path) -> None:
     top, bottom = (
         np.bincount(part.ravel(), minlength=256).argmax() for part in (sample.labels[:60], sample.labels[-60:])
     )
-    assert data.labels.names[top] in ("sky", "tree", "building")
-    assert data.labels.names[bottom] == "road"
+    assert data.label_space.names[top] in ("sky", "tree", "building")
+    assert data.label_space.names[bottom] == "road"
     light = {k: sample.image[sample.labels == k].mean() for k in np.unique(sample.labels)}
-    assert data.labels.names[max(light, key=light.__getitem__)] == "sky"
+    assert data.label_space.names[max(light, key=light.__getitem__)] == "sky"
 
 
 # layouts and label maps
@@ -123,9 +123,9 @@ def test_pascal_voc(tmp_path: Path) -> None:
         assert found(data, 0) == {"background", "person"}
         assert data[0].labels[0, 2] == 255
     # the devkit's colormap.m
-    assert data.labels.palette[1] == (128, 0, 0)
-    assert data.labels.palette[15] == (192, 128, 128)
-    assert data.labels.palette[20] == (0, 64, 128)
+    assert data.label_space.palette[1] == (128, 0, 0)
+    assert data.label_space.palette[15] == (192, 128, 128)
+    assert data.label_space.palette[20] == (0, 64, 128)
     with pytest.raises(InputError, match=r"train\.txt: no such file"):
         PascalVOC(root, "train")
     (root / "ImageSets/Segmentation/train.txt").write_text("2007_000032\nlost\n")
@@ -159,9 +159,9 @@ def test_ade20k_s_test_images_have_no_labels(tmp_path: Path, place: str) -> None
 
 
 def test_the_archive_of_the_test_images_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"`meanshifter data download ade20k DIR --split test` fetches it"):
+    with pytest.raises(InputError, match=r"`meanshifter data download ade20k DIR --split test`"):
         ADE20K(tmp_path, "test")
-    with pytest.raises(InputError, match=r"--split: 'val' of ade20k has no archive of its own"):
+    with pytest.raises(InputError, match=r"--split: 'val' of ade20k"):
         ADE20K.download(tmp_path, "val")
 
 
@@ -173,7 +173,7 @@ def test_cityscapes(tmp_path: Path) -> None:
     write(tmp_path / f"gtFine/train/{stem}_gtFine_color.png", np.zeros((1, 34, 3), np.uint8))
     data = Cityscapes(tmp_path, "train")
     assert list(data.names) == [stem]
-    names = {raw: data.labels.names[k] for raw, k in enumerate(data[0].labels[0].tolist()) if k != 255}
+    names = {raw: data.label_space.names[k] for raw, k in enumerate(data[0].labels[0].tolist()) if k != 255}
     assert len(names) == 19
     assert [names[k] for k in (7, 11, 17, 24, 26, 33)] == ["road", "building", "pole", "person", "car", "bicycle"]
     write(tmp_path / "leftImg8bit/test/bonn/bonn_000000_000019_leftImg8bit.png", photo())
@@ -195,7 +195,7 @@ def test_camvid_with_png_images_inside_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_all_share(kind: type[PublicDataset], tmp_path: Path) -> None:
     name = kind.about.name
-    with pytest.raises(InputError, match=rf"no such folder; {name} is looked for there"):
+    with pytest.raises(InputError, match=rf"no such folder; .*{name}"):
         kind(tmp_path)
     with pytest.raises(InputError, match=f"{name}: no root"):
         kind(None)

@@ -35,7 +35,7 @@ def test_a_plain_folder_splits_by_name(plain: Path) -> None:
     train, val, everything = (Folder(plain, split) for split in ("train", "val", "all"))
     assert sorted([*train.names, *val.names]) == list(everything.names) == sorted(everything.names)
     assert 3 <= len(val) <= 18
-    assert train.labels == val.labels
+    assert train.label_space == val.label_space
     assert list(Folder(plain, "val").names) == list(val.names)
     before = set(val.names)
     fill(plain / "images", plain / "masks", ["new_a", "new_b"])
@@ -63,7 +63,7 @@ def test_small_folders_have_both_splits(tmp_path: Path, count: int) -> None:
 
 def test_one_image_cannot_be_split(tmp_path: Path) -> None:
     fill(tmp_path / "images", tmp_path / "masks", ["only"])
-    with pytest.raises(InputError, match="1 image; two are needed"):
+    with pytest.raises(InputError, match=": 1 image"):
         Folder(tmp_path, "train")
     assert len(Folder(tmp_path, "all")) == 1
 
@@ -79,7 +79,7 @@ def test_split_folders(tmp_path: Path, outside: bool) -> None:
     assert list(Folder(tmp_path, "val").names) == ["d"]
     assert list(Folder(tmp_path, "all").names) == ["a", "b/c", "d"]
     # the classes are those of all splits together
-    assert Folder(tmp_path, "val").labels.num_classes == 3
+    assert Folder(tmp_path, "val").label_space.num_classes == 3
     with pytest.raises(InputError, match=r"no split 'test'; it has train, val, and 'all'"):
         Folder(tmp_path, "test")
 
@@ -106,14 +106,12 @@ def test_unpaired_files_are_counted_and_named(plain: Path) -> None:
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such folder"):
         Folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"no folder images/; there is nothing"):
+    with pytest.raises(InputError, match=r"images/; "):
         Folder(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "notes.txt").touch()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(
-        InputError, match=r"images: no images \(1 passed over: .txt \(1\)\); files of type jpg jpeg png"
-    ):
+    with pytest.raises(InputError, match=r"images: no images \(1 skipped: .txt \(1\)\).* jpg jpeg png"):
         Folder(tmp_path)
     with pytest.raises(InputError, match="no root"):
         Folder(None)
@@ -127,7 +125,7 @@ def test_one_name_twice(plain: Path) -> None:
 
 def test_hidden_files_are_passed_over(plain: Path) -> None:
     (plain / "images/._img000.jpg").write_bytes(b"resource fork")
-    with pytest.warns(UserWarning, match=r"1 passed over: hidden files \(1\)"):
+    with pytest.warns(UserWarning, match=r"1 skipped: hidden files \(1\)"):
         assert len(Folder(plain, "all")) == 60
 
 
@@ -144,12 +142,12 @@ def test_a_jpeg_mask_is_refused_with_its_reason(tmp_path: Path) -> None:
 
 def test_classes_are_discovered(tmp_path: Path) -> None:
     fill(tmp_path / "images", tmp_path / "masks", ["a", "b"], (0, 1, 2, 255))
-    labels = Folder(tmp_path, "all").labels
+    labels = Folder(tmp_path, "all").label_space
     assert labels.names == ("class 0", "class 1", "class 2")
     assert labels.raw is None
     fill(tmp_path / "images", tmp_path / "masks", ["c"], (7, 255))
     data = Folder(tmp_path, "all")
-    assert data.labels.names == ("class 0", "class 1", "class 2", "class 7")
+    assert data.label_space.names == ("class 0", "class 1", "class 2", "class 7")
     assert set(data.read_labels(2).ravel().tolist()) == {3, 255}
 
 
@@ -173,20 +171,20 @@ def test_one_value_is_no_task(tmp_path: Path) -> None:
 
 def test_given_classes_win_over_files(plain: Path) -> None:
     (plain / "classes.txt").write_text("sky\nroad\n\n")
-    assert Folder(plain).labels.names == ("sky", "road")
+    assert Folder(plain).label_space.names == ("sky", "road")
     (plain / "labels.json").write_text(json.dumps(LabelSpace(("u", "v"), colors={(1, 2, 3): 0}).to_dict()))
-    assert Folder(plain).labels == LabelSpace(("u", "v"), colors={(1, 2, 3): 0})
-    assert Folder(plain, classes=["p", "q"]).labels.names == ("p", "q")
-    assert Folder(plain, labels=LabelSpace(("m", "n"))).labels.names == ("m", "n")
-    assert Folder(plain, raw={0: 255, 1: 0, 2: 1}).labels.names == ("class 0", "class 1")
+    assert Folder(plain).label_space == LabelSpace(("u", "v"), colors={(1, 2, 3): 0})
+    assert Folder(plain, classes=["p", "q"]).label_space.names == ("p", "q")
+    assert Folder(plain, label_space=LabelSpace(("m", "n"))).label_space.names == ("m", "n")
+    assert Folder(plain, raw={0: 255, 1: 0, 2: 1}).label_space.names == ("class 0", "class 1")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON"),
-        ("[]", 'no "names"'),
-        ('{"names": ["a"], "colours": []}', "unknown field 'colours'; did you mean 'colors'"),
+        ("{", "JSON"),
+        ("[]", '"names"'),
+        ('{"names": ["a"], "colours": []}', "'colours'.*'colors'"),
         ('{"names": ["a", "a"]}', "class name 'a' occurs twice"),
         ('{"names": ["a"], "raw": {"0": 3}}', "raw maps 0 to 3"),
         ('{"names": ["a"], "colors": [[1, 2], 0]}', '"colors" \\[\\[r, g, b\\], train id\\] pairs'),
@@ -198,11 +196,11 @@ def test_label_files_that_mean_nothing(plain: Path, text: str, message: str) -> 
         Folder(plain)
 
 
-def test_colour_masks_need_a_map(tmp_path: Path) -> None:
+def test_color_masks_need_a_map(tmp_path: Path) -> None:
     fill(tmp_path / "images", tmp_path / "masks", ["a", "b"])
     for name in "ab":
         Image.new("RGB", (5, 4), (128, 0, 0)).save(tmp_path / f"masks/{name}.png")
-    with pytest.raises(InputError, match="RGB mask without a colour map"):
+    with pytest.raises(InputError, match="RGB mask without a color map"):
         Folder(tmp_path, "all")
     data = Folder(tmp_path, "all", classes=["x"], colors={(128, 0, 0): 0})
     assert data[0].labels.max() == 0
@@ -216,7 +214,7 @@ def test_open_dataset(plain: Path) -> None:
     assert open_dataset("shapes", None, "val").name == "shapes"
     with pytest.raises(InputError, match=r"'camvd' is unknown; did you mean 'camvid'\?"):
         open_dataset("camvd", None, "val")
-    with pytest.raises(InputError, match="take one of folder, camvid"):
+    with pytest.raises(InputError, match="folder, camvid, "):
         open_dataset("???", None, "val")
 
 
@@ -225,5 +223,5 @@ def test_label_spaces_of_lists_and_of_tuples_are_one() -> None:
     listed = LabelSpace(["a", "b"], palette=[list(color) for color in colors])  # type: ignore[arg-type]
     assert listed == LabelSpace(("a", "b"), palette=tuple(colors))
     assert listed == LabelSpace.from_dict(listed.to_dict())
-    with pytest.raises(InputError, match="names is the text 'road'"):
+    with pytest.raises(InputError, match=r"names .*'road'"):
         LabelSpace("road")  # type: ignore[arg-type]

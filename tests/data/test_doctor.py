@@ -16,7 +16,7 @@ from PIL import Image
 from meanshifter.cli.main import main
 from meanshifter.data import Folder, LabelSpace, Shapes
 from meanshifter.data.doctor import check, check_sample, repair
-from meanshifter.data.doctor.values import count_values, map_values
+from meanshifter.data.doctor.examine import count_values, map_values
 from meanshifter.data.reading import read_mask
 from meanshifter.errors import InputError
 
@@ -66,7 +66,7 @@ def test_every_kind_is_found_and_nothing_in_the_clean_folder(
     assert len({kind for kind, _ in expected}) >= 15
     out, err = capsys.readouterr()
     assert "value 77 (12 pixels) outside the label map" in out
-    assert "less 1, every value would fit" in out
+    assert "with 1 subtracted, every value would fit" in out
     assert err.count("\n") == 1
     text = page.read_text()
     assert "cannot be read" in text
@@ -134,7 +134,7 @@ def test_a_folder_without_label_file_is_read_as_folder_reads_it(tmp_path: Path) 
     folder = make(tmp_path / "data", {"train": 3, "val": 3})
     (folder / "labels.json").unlink()
     report = check(folder)
-    assert report.space == Folder(folder, "train").labels
+    assert report.label_space == Folder(folder, "train").label_space
     assert report.faults == []
     (folder / "labels.json").write_text("{")
     assert [finding.kind for finding in check(folder).faults] == ["label-file"]
@@ -156,7 +156,7 @@ def test_a_sample_stops_a_training_whose_validation_masks_are_wrong(tmp_path: Pa
 def test_train_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make(tmp_path / "data", {"train": 3, "val": 3})
     planter().truncate(folder / "masks/val/val02.png")
-    words = ["train", str(folder), "--model.backbone_weights", "null", "--out", str(tmp_path / "run")]
+    words = ["train", str(folder), "--model.encoder_weights", "null", "--out", str(tmp_path / "run")]
     assert main(words) == 2
     err = capsys.readouterr().err
     assert "val02.png" in err

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from meanshifter.data import fetch
-from meanshifter.data.fetch import fetch_file
+from meanshifter.data import download
+from meanshifter.data.download import fetch_file
 from meanshifter.errors import InputError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -60,8 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(fetch, "BACK_OFF", 0.001)
-    monkeypatch.setattr(fetch, "CHUNK", 10_000)
+    monkeypatch.setattr(download, "BACK_OFF", 0.001)
+    monkeypatch.setattr(download, "CHUNK", 10_000)
     made = Server(("127.0.0.1", 0), Handler)
     made.failures, made.asked = [], []
     thread = threading.Thread(target=made.serve_forever, args=(0.02,))
@@ -87,11 +87,9 @@ def test_cut_connections_are_gone_on_with(server: Server, tmp_path: Path) -> Non
 def test_a_stopped_download_is_gone_on_with_by_the_next_call(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_refuse_full", _interrupting())
+    monkeypatch.setattr(download, "_check_free_space", _interrupting())
     server.cut = 50_000
-    with pytest.raises(
-        KeyboardInterrupt, match=r"stopped; 50,000 bytes are kept as .*a\.bin\.partial, the same command"
-    ):
+    with pytest.raises(KeyboardInterrupt, match=r"50,000 bytes .*a\.bin\.partial"):
         fetch_file(address(server), tmp_path / "a.bin", DIGEST)
     assert not (tmp_path / "a.bin").exists()
     server.cut = None
@@ -114,7 +112,7 @@ def _interrupting() -> object:
 @pytest.mark.parametrize("change", ["changed", "no ranges"])
 def test_a_changed_file_and_a_server_without_ranges_begin_again(server: Server, tmp_path: Path, change: str) -> None:
     server.cut, server.failures = 50_000, []
-    with pytest.raises(InputError, match=r"not fetched \(.*connection ended after 50,000 of 300,000 bytes.*goes on"):
+    with pytest.raises(InputError, match=r"a\.bin: .*50,000 of 300,000 bytes"):
         fetch_file(_without_ranges(server), tmp_path / "a.bin", DIGEST)
     server.cut, server.ranges = None, change == "changed"
     server.tag = '"two"' if change == "changed" else server.tag
@@ -133,25 +131,25 @@ def test_busy_servers_are_waited_for_and_absent_files_are_not(server: Server, tm
     fetch_file(address(server), tmp_path / "a.bin", DIGEST)
     assert len(server.asked) == 3
     server.failures = [404]
-    with pytest.raises(InputError, match=r"not fetched .*Not Found"):
+    with pytest.raises(InputError, match=r"a\.bin: .*Not Found"):
         fetch_file(address(server), tmp_path / "b.bin")
     assert len(server.asked) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_a_silent_server_is_told_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fetch, "FIRST_TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "FIRST_TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address, began = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip", time.monotonic()
-        with pytest.raises(InputError, match=rf"{address}: not fetched \(.*timed out.*save it as .*a\.zip"):
+        with pytest.raises(InputError, match=rf"{address}: .*timed out.* as .*a\.zip"):
             fetch_file(address, tmp_path / "a.zip")
     assert time.monotonic() - began < 20
 
 
 def test_another_hash_removes_what_came(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.bin: sha256 is \w{8}, but its publisher lists 00000000.*removed"):
+    with pytest.raises(InputError, match=r"a\.bin: sha256 is \w{8}, but its publisher lists 00000000"):
         fetch_file(address(server), tmp_path / "a.bin", "sha256:00000000")
     assert not list(tmp_path.iterdir())
     fetch_file(address(server), tmp_path / "a.bin", DIGEST[:15])
@@ -165,5 +163,5 @@ def test_more_than_the_disk_holds_is_refused_before_it_comes(
         free = 1000
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
-    with pytest.raises(InputError, match=r"300,000 bytes are to come, and the disk has 1,000; make room"):
+    with pytest.raises(InputError, match=r"a\.bin: 300,000 .* 1,000 "):
         fetch_file(address(server), tmp_path / "a.bin")

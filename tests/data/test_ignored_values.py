@@ -16,7 +16,7 @@ from meanshifter.cli.main import main
 from meanshifter.data import Folder
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.doctor import check, check_sample
-from meanshifter.data.doctor.sample import Look
+from meanshifter.data.doctor.check import SampleReport
 from meanshifter.data.label_files import read_labels_json
 from meanshifter.errors import InputError
 
@@ -49,7 +49,7 @@ def make(folder: Path, draw: Draw, names: Sequence[str] | None = None, labels: o
     return folder
 
 
-def before_training(folder: Path) -> Look:
+def before_training(folder: Path) -> SampleReport:
     return check_sample([Folder(folder, "train"), Folder(folder, "val")], "CHECK")
 
 
@@ -70,7 +70,7 @@ def test_the_ignored_value_may_be_a_class(
 ) -> None:
     folder = make(tmp_path / "data", draw, names, labels)
     assert "ignored-class" in {finding.kind for finding in check(folder).faults}
-    with pytest.raises(InputError, match=r"is 255 the '.*'\? .*labels\.json.*`CHECK`") as refused:
+    with pytest.raises(InputError, match=r"255.*'.*'\? .*labels\.json.*`CHECK`") as refused:
         before_training(folder)
     assert "\n" not in str(refused.value)
     answer = re.search(r"labels\.json: (\{.*?\}\})", str(refused.value))
@@ -88,10 +88,10 @@ def test_the_ignored_value_may_be_a_class(
 @pytest.mark.parametrize("values", [(0, 255), (0, 128, 255), (0, 85, 170, 255), (0, 40, 255)])
 def test_gray_levels_without_names_are_asked_about(tmp_path: Path, values: tuple[int, ...]) -> None:
     folder = make(tmp_path / "data", of(*values))
-    with pytest.raises(InputError, match=r"255 means ignored unless .* labels\.json: (\{.*\})") as refused:
+    with pytest.raises(InputError, match=r"255.* labels\.json: (\{.*\})") as refused:
         before_training(folder)
     assert [finding.kind for finding in check(folder).faults] == ["no-classes"]
-    answers = re.findall(r"labels\.json: (\{.*?\}\})|to be ignored: (\{.*?\}\})", str(refused.value))
+    answers = re.findall(r"labels\.json: (\{.*?\}\})|ignored: (\{.*?\}\})", str(refused.value))
     assert len(answers) == (1 if len(values) == 2 else 2)
     for classes, text in zip((len(values), len(values) - 1), (a or b for a, b in answers), strict=False):
         (folder / "labels.json").write_text(text)
@@ -107,7 +107,7 @@ def test_the_skeleton_gives_named_classes_the_values_that_occur(tmp_path: Path) 
         before_training(folder)
 
 
-def test_the_skeleton_of_colour_masks_holds_every_colour_and_overwrites_nothing(
+def test_the_skeleton_of_color_masks_holds_every_color_and_overwrites_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     colors = np.array([[0, 0, 0], [128, 64, 0], [0, 128, 128]], np.uint8)
@@ -155,7 +155,7 @@ def test_several_absent_classes_beside_borders_are_a_notice(tmp_path: Path) -> N
     report = check(folder)
     assert report.faults == []
     assert "ignored-class-unsure" in report.by_kind
-    with pytest.warns(UserWarning, match="'e', 'f' never occur"):
+    with pytest.warns(UserWarning, match="'e', 'f'.*255"):
         before_training(folder)
 
 
@@ -166,7 +166,8 @@ def test_the_look_says_where_names_are_from_and_what_is_ignored(tmp_path: Path) 
     assert (look.classes, look.named_by) == (3, "classes.txt")
     assert look.ignored == pytest.approx(np.mean([mask == 255 for mask in pixels]), abs=0.03)
     assert check(folder).ignored_share == pytest.approx(np.mean([mask == 255 for mask in pixels]))
-    assert f"named by classes.txt; {look.ignored:.1%} of" in look.origin
+    assert "classes.txt" in look.origin
+    assert f"{look.ignored:.1%}" in look.origin
     (folder / "classes.txt").unlink()
     assert before_training(folder).named_by == "the values of the masks"
 

@@ -1,4 +1,4 @@
-"""Colours of classes: inherited where masks or label files have them, else distinct, the background black."""
+"""Colors of classes: inherited where masks or label files have them, else distinct, the background black."""
 
 from __future__ import annotations
 
@@ -79,23 +79,23 @@ def test_the_palette_inside_the_masks_is_inherited_and_kept_by_the_model(tmp_pat
         (folder / file).write_text("a\nb\nc\n")
     elif file:
         (folder / file).write_text(json.dumps({"names": ["c", "b", "a"], "raw": {"0": 2, "1": 1, "2": 0}}))
-    labels = Folder(folder, "all").labels
+    labels = Folder(folder, "all").label_space
     assert labels.palette == tuple(VOC[::-1] if file == "labels.json" else VOC)
-    assert check(folder).space == labels
+    assert check(folder).label_space == labels
     model = ms.create_model(
         "segmenter-ti16",
-        labels=labels,
+        classes=labels,
         image_size=32,
-        backbone="vit_tiny_patch16_224",
-        backbone_args={"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2},
+        encoder="vit_tiny_patch16_224",
+        encoder_args={"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2},
     )
     model.save(tmp_path / "model")
-    assert ms.load_model(tmp_path / "model").labels.palette == labels.palette
+    assert ms.load_model(tmp_path / "model").label_space.palette == labels.palette
 
 
 def test_a_palette_that_tells_no_classes_apart_is_not_inherited(tmp_path: Path) -> None:
-    greys = [(k, k, k) for k in range(3)]
-    labels = Folder(make(tmp_path / "data", [greys] * 2), "all").labels
+    grays = [(k, k, k) for k in range(3)]
+    labels = Folder(make(tmp_path / "data", [grays] * 2), "all").label_space
     assert labels.palette == default_palette(labels.names)
     assert with_mask_palette(labels, [VOC[:2]]) == labels
     assert with_mask_palette(labels, [VOC]).palette == tuple(VOC)
@@ -106,7 +106,7 @@ def test_palettes_that_only_look_different_are_told(tmp_path: Path) -> None:
     (folder / "classes.txt").write_text("a\nb\nc\n")
     assert [finding.kind for finding in check(folder).faults] == ["palettes"]
     data = Folder(folder, "all")
-    assert data.labels.palette == default_palette(data.labels.names)
+    assert data.label_space.palette == default_palette(data.label_space.names)
     with pytest.warns(UserWarning, match="index 2 is .* in its palette, but"):
         check_sample([data], "CHECK")
 

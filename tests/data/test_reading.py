@@ -37,11 +37,11 @@ def with_orientation(path: Path, array: npt.NDArray[Any], turn: int) -> Path:
 # images
 
 
-def test_rgb_and_grey(tmp_path: Path) -> None:
+def test_rgb_and_gray(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", PIXELS)), PIXELS)
-    grey = read_image(save(tmp_path / "b.png", PIXELS[..., 0]))
-    np.testing.assert_array_equal(grey, np.stack([PIXELS[..., 0]] * 3, axis=2))
-    assert grey.dtype == np.uint8
+    gray = read_image(save(tmp_path / "b.png", PIXELS[..., 0]))
+    np.testing.assert_array_equal(gray, np.stack([PIXELS[..., 0]] * 3, axis=2))
+    assert gray.dtype == np.uint8
     assert read_image(str(tmp_path / "a.png")).flags.writeable
 
 
@@ -67,12 +67,12 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
         assert read_image(tmp_path / name).tolist() == [[[10, 20, 30], [40, 50, 60]]]
 
 
-def test_alpha_is_dropped_and_the_stored_colours_stay(tmp_path: Path) -> None:
+def test_alpha_is_dropped_and_the_stored_colors_stay(tmp_path: Path) -> None:
     alpha = RNG.integers(0, 256, (6, 9, 1), dtype=np.uint8)
     image = read_image(save(tmp_path / "a.png", np.concatenate([PIXELS, alpha], axis=2)))
     np.testing.assert_array_equal(image, PIXELS)
-    grey = read_image(save(tmp_path / "b.png", np.concatenate([PIXELS[..., :1], alpha], axis=2)))
-    np.testing.assert_array_equal(grey[..., 1], PIXELS[..., 0])
+    gray = read_image(save(tmp_path / "b.png", np.concatenate([PIXELS[..., :1], alpha], axis=2)))
+    np.testing.assert_array_equal(gray[..., 1], PIXELS[..., 0])
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -191,7 +191,7 @@ def test_32_bit_masks_go_through_the_raw_map(tmp_path: Path) -> None:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), classes=st.integers(1, 12), seed=st.integers(0, 999))
-def test_raw_and_colour_maps_agree_with_a_dictionary(
+def test_raw_and_color_maps_agree_with_a_dictionary(
     tmp_path: Path, data: st.DataObject, classes: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -209,7 +209,7 @@ def test_raw_and_colour_maps_agree_with_a_dictionary(
     np.testing.assert_array_equal(read_mask(color_file, LabelSpace(names, raw=raw, colors=colors)), expected)
 
 
-def test_a_colour_map_alone_reads_palette_masks_by_colour(tmp_path: Path) -> None:
+def test_a_color_map_alone_reads_palette_masks_by_color(tmp_path: Path) -> None:
     picture = Image.new("P", (2, 1))
     picture.putpalette([128, 0, 0, 0, 128, 0])
     picture.putdata([1, 0])
@@ -219,7 +219,7 @@ def test_a_colour_map_alone_reads_palette_masks_by_colour(tmp_path: Path) -> Non
     assert read_mask(tmp_path / "p.png", LabelSpace(("a", "b"), raw={0: 1, 1: 0}, colors=colors)).tolist() == [[0, 1]]
 
 
-def test_transparent_colour_masks_keep_their_colours(tmp_path: Path) -> None:
+def test_transparent_color_masks_keep_their_colors(tmp_path: Path) -> None:
     rgba = np.array([[[128, 0, 0, 0], [0, 128, 0, 255]]], np.uint8)
     space = LabelSpace(("a", "b"), colors={(128, 0, 0): 0, (0, 128, 0): 1})
     assert read_mask(save(tmp_path / "a.png", rgba), space).tolist() == [[0, 1]]
@@ -240,17 +240,17 @@ def test_values_outside_the_map_name_the_most_frequent(tmp_path: Path) -> None:
         read_mask(path, LabelSpace(("a",), raw=dict.fromkeys((0, 42, 43, 45), 0)))
 
 
-def test_colours_outside_the_map_are_named(tmp_path: Path) -> None:
+def test_colors_outside_the_map_are_named(tmp_path: Path) -> None:
     mask = np.zeros((4, 4, 3), np.uint8)
     mask[0, 0] = (1, 2, 3)
-    with pytest.raises(InputError, match=r"value \(1, 2, 3\) \(1 pixel\) outside the label map of 1 colours.*`colors`"):
+    with pytest.raises(InputError, match=r"value \(1, 2, 3\) \(1 pixel\) outside the label map of 1 colors.*`colors`"):
         read_mask(save(tmp_path / "a.png", mask), LabelSpace(("a",), colors={(0, 0, 0): 0}))
 
 
-def test_colour_masks_without_a_map_and_jpeg_masks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.png: an RGB mask without a colour map; give one \(`colors`"):
+def test_color_masks_without_a_map_and_jpeg_masks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.png: an RGB mask without a color map; give one \(`colors`"):
         read_mask(save(tmp_path / "a.png", PIXELS), SPACE)
-    with pytest.raises(InputError, match="without a colour map"):
+    with pytest.raises(InputError, match="without a color map"):
         read_mask(tmp_path / "a.png", LabelSpace(("a",), colors={}))
     with pytest.raises(InputError, match=r"outside the label map \(empty\)"):
         read_mask(save(tmp_path / "0.png", PIXELS[..., 0]), LabelSpace(("a",), raw={}))

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from meanshifter.data import rows as module
 from meanshifter.data.reading import MAX_PIXELS, read_image
-from meanshifter.data.rows import LargeFile, large_file, opened
+from meanshifter.data.rows import LargeFile, large_file
 from meanshifter.errors import InputError
 
 rasterio = pytest.importorskip("rasterio")
@@ -84,7 +84,7 @@ def test_rows_are_those_of_the_whole_image(tmp_path: Path, write: Callable[[Path
     assert (found.path, found.shape) == (path, (H, W, 3))
     whole = read_image(path)
     np.testing.assert_array_equal(found.pixels(), whole)
-    with opened(found) as pixels:
+    with found.rows() as pixels:
         for y, x in ((0, 0), (0, 150), (37, 20), (240, 0), (240, 150)):
             np.testing.assert_array_equal(pixels[y : y + 61, x : x + 53], whole[y : y + 61, x : x + 53])
 
@@ -97,15 +97,15 @@ def turned() -> Image.Exif:
 
 LEFT: dict[str, Callable[[Path], None]] = {
     "BMP": lambda path: by_pillow(path, format="BMP"),
-    "grey PNG": lambda path: Image.fromarray(noise()[..., 0]).save(path, format="PNG"),
+    "gray PNG": lambda path: Image.fromarray(noise()[..., 0]).save(path, format="PNG"),
     "palette PNG": lambda path: Image.fromarray(noise()).quantize(16).save(path, format="PNG"),
     "alpha PNG": lambda path: Image.fromarray(noise(4)).save(path, format="PNG"),
     "PNG of 16 bits": lambda path: Image.fromarray(noise(dtype=np.uint16)[..., 0]).save(path, format="PNG"),
-    "PNG with a transparent colour": lambda path: by_pillow(path, format="PNG", transparency=(1, 2, 3)),
+    "PNG with a transparent color": lambda path: by_pillow(path, format="PNG", transparency=(1, 2, 3)),
     "turned PNG": lambda path: by_pillow(path, format="PNG", exif=turned()),
     "PNG with EXIF as text": lambda path: by_pillow(path, format="PNG", pnginfo=texts(Raw_profile_type_exif="00")),
     "animated PNG": lambda path: by_pillow(path, format="PNG", save_all=True, append_images=[Image.new("RGB", (W, H))]),
-    "grey": lambda path: Image.fromarray(noise()[..., 0]).save(path),
+    "gray": lambda path: Image.fromarray(noise()[..., 0]).save(path),
     "alpha": lambda path: Image.fromarray(noise(4)).save(path),
     "CMYK": lambda path: Image.fromarray(noise()).convert("CMYK").save(path),
     "palette": lambda path: Image.fromarray(noise()).quantize(16).save(path),
@@ -151,7 +151,7 @@ def test_without_rasterio_there_is_no_reading_in_rows(tmp_path: Path, monkeypatc
     assert large_file(tmp_path / "a.tif", MAX_PIXELS) is None
 
 
-@pytest.mark.parametrize("place", [24, 25, 28], ids=["bits", "colours", "interlaced"])
+@pytest.mark.parametrize("place", [24, 25, 28], ids=["bits", "colors", "interlaced"])
 def test_headers_of_other_pngs_are_left_to_read_image(tmp_path: Path, place: int) -> None:
     path = tmp_path / "a.png"
     by_pillow(path)
@@ -184,8 +184,8 @@ def test_a_file_that_breaks_in_between_is_refused(tmp_path: Path) -> None:
     found = large_file(path, MAX_PIXELS)
     assert found is not None
     Image.new("RGB", (W, H - 1)).save(path)
-    with pytest.raises(InputError, match=r"a\.tif: is of another size than when it was first read; predict it again"):
+    with pytest.raises(InputError, match=rf"a\.tif: .*{W}×{H - 1}.*{W}×{H}"):
         found.pixels()
     path.unlink()
-    with pytest.raises(InputError, match=r"a\.tif: cannot be decoded \(.*No such file.*\); copy or"), opened(found):
+    with pytest.raises(InputError, match=r"a\.tif: cannot be decoded \(.*No such file.*\); copy or"), found.rows():
         pass

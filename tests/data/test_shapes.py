@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
+from meanshifter.analysis.demo import patch_color_miou
 from meanshifter.data.catalog.shapes import NAMES, Shapes
-from meanshifter.data.datasets import Dataset
+from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.errors import InputError
-from meanshifter.study.patch_colors import patch_color_miou
 
 
 def test_contract_of_a_data_set() -> None:
@@ -20,7 +20,7 @@ def test_contract_of_a_data_set() -> None:
     for sample in samples:
         assert sample.image.shape == (64, 96, 3)
         assert sample.image.dtype == np.dtype(np.uint8)
-        assert (sample.labels.shape, sample.labels.dtype) == ((64, 96), data.labels.dtype)
+        assert (sample.labels.shape, sample.labels.dtype) == ((64, 96), data.label_space.dtype)
     assert np.array_equal(data[-1].image, samples[2].image)
     with pytest.raises(IndexError, match="outside"):
         data[3]
@@ -54,35 +54,34 @@ def test_every_class_is_frequent_and_outlines_are_ignored() -> None:
     assert 0.03 < share[255] < 0.2
 
 
-def test_neighbours_of_two_classes_have_ignored_pixels_between() -> None:
+def test_neighbors_of_two_classes_have_ignored_pixels_between() -> None:
     for sample in Shapes(split="val", length=10):
         labels = sample.labels.astype(int)
         for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
             assert not ((a != b) & (a != 255) & (b != 255)).any()
 
 
-def test_colour_says_nothing_about_the_class() -> None:
-    """Mean colours of the classes agree, and the best table from patch colour to class stays low."""
+def test_color_says_nothing_about_the_class() -> None:
+    """Mean colors of the classes agree, and the best table from patch color to class stays low."""
     data = Shapes(split="train", length=150)
     means = [np.zeros((0, 3))] * len(NAMES)
     for sample in data:
         for k in range(1, len(NAMES)):
             if (sample.labels == k).sum() > 50:
                 means[k] = np.vstack([means[k], sample.image[sample.labels == k].mean(0)])
-    centres = np.stack([values.mean(0) for values in means[1:]])
-    assert np.ptp(centres, axis=0).max() < 35
+    centers = np.stack([values.mean(0) for values in means[1:]])
+    assert np.ptp(centers, axis=0).max() < 35
     score = patch_color_miou(data, Shapes(split="val", length=50))
     assert score < 25
 
 
-def test_patch_colours_solve_a_data_set_where_colour_is_class() -> None:
+def test_patch_colors_solve_a_data_set_where_color_is_class() -> None:
     class Painted(Shapes):
         def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
             sample = super().__getitem__(index)
             palette = np.zeros((256, 3), np.uint8)
-            palette[: len(NAMES)] = self.labels.palette
-            object.__setattr__(sample, "image", palette[sample.labels])
-            return sample
+            palette[: len(NAMES)] = self.label_space.palette
+            return Sample(palette[sample.labels], sample.labels, sample.name)
 
     assert patch_color_miou(Painted(split="train", length=30), Painted(split="val", length=10), patch=1) == 100
 
@@ -90,10 +89,10 @@ def test_patch_colours_solve_a_data_set_where_colour_is_class() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "test"}, "split 'test' is unknown; take 'train' or 'val'"),
-        ({"size": (128, 8)}, "size 128×8 is too small; take sides of 32"),
-        ({"length": 0}, "length 0 is below 1"),
-        ({"seed": -1}, "seed -1 is negative"),
+        ({"split": "test"}, "split 'test' .*'train' or 'val'"),
+        ({"size": (128, 8)}, "size 128×8 .*32"),
+        ({"length": 0}, "length 0"),
+        ({"seed": -1}, "seed -1"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:

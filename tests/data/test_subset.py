@@ -5,7 +5,7 @@ import pytest
 
 import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
-from meanshifter.data.subset import Subset
+from meanshifter.data.datasets import Subset
 
 
 def test_matching_names_and_the_rest_are_the_whole() -> None:

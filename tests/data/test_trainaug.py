@@ -81,7 +81,7 @@ def test_masks_of_sbd_are_read_where_voc_has_none(root: Path) -> None:
 
 
 def test_what_is_lacking_is_told_with_the_command_that_makes_it(root: Path) -> None:
-    command = "`meanshifter data download pascal_voc DIR --split trainaug` fetches it"
+    command = "`meanshifter data download pascal_voc DIR --split trainaug`"
     with pytest.raises(InputError, match=rf"trainaug\.txt: no such file; .*{command}"):
         PascalVOC(root, "trainaug")
     (lists(root) / "trainaug.txt").write_text("a\nc\nd\n")
@@ -95,7 +95,7 @@ def test_what_is_lacking_is_told_with_the_command_that_makes_it(root: Path) -> N
 @pytest.mark.filterwarnings("always")
 def test_sbd_becomes_masks_and_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_sbd(root)
-    with pytest.warns(UserWarning, match="4 images, but the list of the field has 10,582"):
+    with pytest.warns(UserWarning, match=r"trainaug\.txt: 4 images, .*10,582"):
         made = PascalVOC.download(root, "trainaug")
     assert sorted(path.name for path in made.iterdir()) == ["c.png", "d.png"]
     assert (lists(root) / "trainaug.txt").read_text().split() == ["a", "b", "c", "d"]
@@ -108,11 +108,11 @@ def test_sbd_becomes_masks_and_list(root: Path, capsys: pytest.CaptureFixture[st
     assert main(["data", "download", "pascal_voc", str(root), "--split", "trainaug"]) == 0
     said = capsys.readouterr()
     assert f"pascal_voc trainaug is in {made}" in said.out
-    assert "4 images, but the list of the field has 10,582" in said.err
+    assert "trainaug.txt: 4 images, " in said.err
     (made / "d.png").unlink()
     with (
         pytest.warns(UserWarning, match="10,582"),
-        pytest.raises(InputError, match=r"Aug: exists and lacks 1 masks \(d"),
+        pytest.raises(InputError, match=r"Aug: .* 1 masks \(d"),
     ):
         PascalVOC.download(root, "trainaug")
 
@@ -137,12 +137,12 @@ def test_a_file_that_is_not_sbd_s_leaves_nothing_behind(root: Path, mask: Any, s
 
 def test_without_scipy_or_voc(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_sbd(root)
-    with pytest.raises(InputError, match=r"VOC 2012 comes first: `meanshifter data download pascal_voc"):
+    with pytest.raises(InputError, match=r"VOC 2012.*`meanshifter data download pascal_voc"):
         PascalVOC.download(tmp_path / "elsewhere", "trainaug")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.warns(UserWarning, match="10,582"), pytest.raises(InputError, match="pip install scipy"):
         PascalVOC.download(root, "trainaug")
-    with pytest.raises(InputError, match=r"--split: 'val' of pascal_voc has no archive of its own .*trainaug"):
+    with pytest.raises(InputError, match=r"--split: 'val' of pascal_voc .*trainaug"):
         PascalVOC.download(root, "val")
 
 

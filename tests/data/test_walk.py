@@ -14,11 +14,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from meanshifter.data import Folder
-from meanshifter.data.claims import formats
 from meanshifter.data.doctor import check
-from meanshifter.data.reading import IMAGE_SUFFIXES, read_image
+from meanshifter.data.headers import formats
+from meanshifter.data.reading import (
+    BROKEN_LINKS,
+    IMAGE_SUFFIXES,
+    LINKED_TWICE,
+    NO_FILES,
+    PassedOver,
+    files_below,
+    is_hidden,
+    read_image,
+    said,
+)
 from meanshifter.data.remote import tar_images
-from meanshifter.data.walk import PassedOver, files_below, is_hidden, said
 from meanshifter.errors import InputError
 
 LEFT_BEHIND = (
@@ -62,7 +71,7 @@ def test_what_other_programs_leave_behind_is_no_image_and_is_counted(tmp_path: P
     names, passed = found(touch(tmp_path, "a.png", "sub/b.jpg", *LEFT_BEHIND))
     assert names == ["a.png", "sub/b.jpg"]
     assert passed == {"hidden or system folders": 5, "hidden files": 1, ".db": 1}
-    assert "7 passed over" in said(passed)
+    assert "7 skipped" in said(passed)
     assert "hidden or system folders (5)" in said(passed)
 
 
@@ -85,8 +94,8 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
     os.mkfifo(root / "pipe.png")
     names, passed = found(root)
     assert names == ["own/a.png", "z/b.png", "far/c.png", "far/deep/d.png"]
-    assert passed.pop("linked folders that lead to one already read") == 4
-    assert passed == {"links to nothing": 1, "pipes, sockets or devices": 1, "files without ending": 1}
+    assert passed.pop(LINKED_TWICE) == 4
+    assert passed == {BROKEN_LINKS: 1, NO_FILES: 1, "files without extension": 1}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
@@ -106,12 +115,12 @@ def test_copies_in_hidden_folders_are_no_pairs_of_a_training(tmp_path: Path) -> 
     names = [f"img{k:02}" for k in range(20)]
     for name in (*names, *(f".ipynb_checkpoints/{name}" for name in names), "@eaDir/img00", "._img01"):
         pair(tmp_path, name)
-    with pytest.warns(UserWarning, match=r"6 passed over: hidden or system folders \(4\), hidden files \(2\)"):
+    with pytest.warns(UserWarning, match=r"6 skipped: hidden or system folders \(4\), hidden files \(2\)"):
         splits = {split: list(Folder(tmp_path, split).names) for split in ("train", "val")}
     assert sorted(splits["train"] + splits["val"]) == names
     report = check(tmp_path)
     assert sum(map(len, report.pairs.values())) == 20
-    assert [finding.kind for finding in report.findings if "passed over" in finding.message] == ["passed-over"]
+    assert [finding.kind for finding in report.findings if "skipped" in finding.message] == ["skipped"]
 
 
 def test_hidden_members_of_a_tar_are_no_samples(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from meanshifter.data.catalog.shapes import Shapes
-from meanshifter.evaluation.boundary import near_boundary, only
-from meanshifter.evaluation.confusion import confusion_matrix, mean_iou
-from meanshifter.evaluation.diagnosis import RADII, diagnose_model, diagnose_sample
+from meanshifter.evaluation.diagnostics import RADII, diagnose_model, diagnose_sample
+from meanshifter.evaluation.result import confusion_matrix, mean_iou, near_boundary, only
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, PixelShiftConfig
 from meanshifter.model.segmenter import Segmenter
@@ -57,10 +56,10 @@ def model(**settings: object) -> Segmenter:
     config = ModelConfig(
         "vit_tiny_patch16_224",
         image_size=(64, 64),
-        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+        encoder_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
         **settings,  # type: ignore[arg-type]
     )
-    return Segmenter(config, Shapes("val").labels).eval()
+    return Segmenter(config, Shapes("val").label_space).eval()
 
 
 @pytest.mark.parametrize(
@@ -75,13 +74,15 @@ def test_each_step_has_its_scores_near_boundaries(settings: dict[str, object], m
     rows = diagnose_model(predictor, data, steps, images=2, limit=3)
     assert len(rows) == steps + 1
     assert sum("rank" in row for row in rows) == moved
-    total: npt.NDArray[np.int64] = np.zeros((len(RADII), data.labels.num_classes, data.labels.num_classes), np.int64)
+    total: npt.NDArray[np.int64] = np.zeros(
+        (len(RADII), data.label_space.num_classes, data.label_space.num_classes), np.int64
+    )
     for place in (0, 2):
         sample = data[place]
         found = predictor.label_maps(sample.image, [steps])[0]
         for n, radius in enumerate(RADII):
             truth = np.where(by_definition(sample.labels, radius), sample.labels, IGNORE)
-            total[n] += confusion_matrix(truth, found, data.labels.num_classes, ignore=IGNORE)
+            total[n] += confusion_matrix(truth, found, data.label_space.num_classes, ignore=IGNORE)
     assert [rows[-1]["boundary_3"], rows[-1]["boundary_9"]] == pytest.approx(mean_iou(total).tolist())
     figures, counts = diagnose_sample(predictor, data[0], steps)
     assert counts.shape[:2] == (steps + 1, len(RADII))

@@ -9,8 +9,8 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data import Folder
-from meanshifter.evaluation.confusion import confusion_matrix
-from meanshifter.evaluation.predictions import evaluate_predictions
+from meanshifter.evaluation.evaluate import evaluate_predictions
+from meanshifter.evaluation.result import confusion_matrix
 
 NAMES = ["a", "b", "c"]
 
@@ -40,7 +40,7 @@ def test_label_maps_of_every_spelling_give_the_same_scores(
     tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]
 ) -> None:
     total = sum(confusion_matrix(dataset[i].labels, maps[dataset[i].name], 4, ignore=255) for i in range(3))
-    palette = np.array(dataset.labels.palette, np.uint8)
+    palette = np.array(dataset.label_space.palette, np.uint8)
     spellings = {
         0: lambda labels: Image.fromarray(labels),
         1: lambda labels: Image.fromarray((labels + 1).astype(np.uint16)),
@@ -49,64 +49,64 @@ def test_label_maps_of_every_spelling_give_the_same_scores(
     for kind, write in spellings.items():
         for name, labels in maps.items():
             write(labels).save(tmp_path / "out" / f"{name}.png")
-        result = evaluate_predictions(tmp_path / "out", dataset, first=1 if kind == 1 else 0)
+        result = evaluate_predictions(tmp_path / "out", dataset, label_offset=1 if kind == 1 else 0)
         np.testing.assert_array_equal(result.confusion, total)
-        assert "however they were made" in str(result.protocol)
+        assert "made by any means" in str(result.protocol)
 
 
-@pytest.mark.parametrize(("first", "nothing"), [(0, 255), (1, 255), (1, 0)])
+@pytest.mark.parametrize(("label_offset", "nothing"), [(0, 255), (1, 255), (1, 0)])
 def test_pixels_without_a_class_are_wrong(
-    first: int, nothing: int, tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]
+    label_offset: int, nothing: int, tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]
 ) -> None:
     truths, written = [], []
     for name, labels in maps.items():
-        values = labels + first
+        values = labels + label_offset
         values[:3] = nothing
         Image.fromarray(values.astype(np.uint8)).save(tmp_path / "out" / f"{name}.png")
         truth = dataset[NAMES.index(name)].labels
         truths.append(truth[truth != 255])
-        written.append(np.where(values == nothing, -1, values.astype(int) - first)[truth != 255])
+        written.append(np.where(values == nothing, -1, values.astype(int) - label_offset)[truth != 255])
     true, said = np.concatenate(truths), np.concatenate(written)
-    result = evaluate_predictions(tmp_path / "out", dataset, first=first)
-    for k, name in enumerate(dataset.labels.names):  # as `intersect_and_union` of MMSegmentation counts
+    result = evaluate_predictions(tmp_path / "out", dataset, label_offset=label_offset)
+    for k, name in enumerate(dataset.label_space.names):  # as `intersect_and_union` of MMSegmentation counts
         both = np.sum((true == k) & (said == k))
         assert result.per_class[name].IoU == pytest.approx(100 * both / np.sum((true == k) | (said == k)))
         assert result.per_class[name].Acc == pytest.approx(100 * both / np.sum(true == k))
     assert result.aAcc == pytest.approx(100 * np.mean(true == said))
-    assert f"without a class, and so wrong: {np.sum(said == -1)} pixels" in result.table()
+    assert f": {np.sum(said == -1)} pixels" in result.table()
     assert sum(result.to_dict()["missed"]) == np.sum(said == -1)
 
 
 def test_what_is_wrong_is_named(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ms.InputError, match=r"lacks 3 of 3 label maps \(a, b, c\);.*; none is there to score"):
-        evaluate_predictions(out, dataset, partial=True)
+    with pytest.raises(ms.InputError, match=r"lacks 3 of 3 label maps \(a, b, c\)"):
+        evaluate_predictions(out, dataset, allow_missing=True)
     for name in ("a", "b"):
         Image.fromarray(maps[name]).save(out / f"{name}.png")
     with pytest.raises(ms.InputError, match=r"lacks 1 of 3 label maps \(c\)"):
         evaluate_predictions(out, dataset)
-    assert evaluate_predictions(out, dataset, partial=True).protocol.images == 2
+    assert evaluate_predictions(out, dataset, allow_missing=True).protocol.images == 2
     Image.fromarray(maps["c"][:, :5]).save(out / "c.png")
-    with pytest.raises(ms.InputError, match=r"c\.png: \(11, 5\) pixels .* the truth has \(11, 13\)"):
+    with pytest.raises(ms.InputError, match=r"c\.png: \(11, 5\) pixels .* \(11, 13\)"):
         evaluate_predictions(out, dataset)
     Image.fromarray(maps["c"] + 9).save(out / "c.png")
-    with pytest.raises(ms.InputError, match=r"c\.png: values .* outside the label map \(0-3, 255\).*--first-id"):
+    with pytest.raises(ms.InputError, match=r"c\.png: values .* outside the label map \(0-3, 255\).*--label-offset"):
         evaluate_predictions(out, dataset)
     (out / "c.png").write_bytes(b"")
-    with pytest.raises(ms.InputError, match=r"c\.png: not an image of a format that is read .*, or save it as PNG$"):
+    with pytest.raises(ms.InputError, match=r"c\.png: not an image .*, or save it as PNG$"):
         evaluate_predictions(out, dataset)
-    with pytest.raises(ms.InputError, match="is no folder"):
+    with pytest.raises(ms.InputError, match=r"--predictions: .*/nowhere"):
         evaluate_predictions(tmp_path / "nowhere", dataset)
 
 
 def test_where_class_0_can_be(tmp_path: Path, dataset: Folder, maps: dict[str, np.ndarray]) -> None:
     for name, labels in maps.items():
         Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"{name}.png")
-    for first in (-1, 254, 300):
-        with pytest.raises(ms.InputError, match=rf"--first-id: {first}; class 0 is 0, 1 or a value from which"):
-            evaluate_predictions(tmp_path, dataset, first=first)
+    for label_offset in (-1, 254, 300):
+        with pytest.raises(ms.InputError, match=rf"--label-offset: {label_offset}; "):
+            evaluate_predictions(tmp_path, dataset, label_offset=label_offset)
     next(tmp_path.glob("*.png")).unlink()
-    some = evaluate_predictions(tmp_path, dataset, partial=True)
+    some = evaluate_predictions(tmp_path, dataset, allow_missing=True)
     assert f"{len(maps) - 1} of {len(maps)} images" in str(some.protocol)
     assert "first" not in str(some.protocol)
 

@@ -34,7 +34,7 @@ def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The files that rasterio opens from here on."""
+    """Record the files that rasterio opens."""
     found: list[Any] = []
     usual = rasters.open_raster
 
@@ -55,7 +55,7 @@ def write(path: Path, **options: Any) -> Path:
 
 
 def break_data(path: Path) -> Path:
-    """Nothing wrong by the header, but compressed rows halfway down are."""
+    """Corrupt compressed rows halfway down, leaving the header intact."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 400] = b"\x55" * 400
     path.write_bytes(data)
@@ -68,14 +68,14 @@ def test_labels_are_those_of_the_image_in_memory(
     tiny_model: Make, tmp_path: Path, options: dict[str, Any], window: int | None, stride: int
 ) -> None:
     path = write(tmp_path / "a.tif", **options)
-    asked: dict[str, Any] = {"scores": ("margin",), "probabilities": ("class 1",)}
-    predictor = ms.Predictor(tiny_model(), window=window, stride=stride, short_side=None, batch_size=3, **asked)
+    asked: dict[str, Any] = {"confidence": ("margin",), "probabilities": ("class 1",)}
+    predictor = ms.Predictor(tiny_model(), window=window, window_stride=stride, short_side=None, batch_size=3, **asked)
     assert isinstance(predictor.load(path), LargeFile)
     pixels = read_image(path)
     found, expected = predictor(path), predictor(pixels)
     assert len(np.unique(expected.labels)) > 1
     np.testing.assert_array_equal(found.labels, expected.labels)
-    np.testing.assert_array_equal(found.scores["margin"], expected.scores["margin"])
+    np.testing.assert_array_equal(found.confidence["margin"], expected.confidence["margin"])
     np.testing.assert_array_equal(found.probabilities["class 1"], expected.probabilities["class 1"])
     for a, b in zip(predictor.label_maps(str(path), [0, 2]), predictor.label_maps(pixels, [0, 2]), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -83,7 +83,7 @@ def test_labels_are_those_of_the_image_in_memory(
     assert found.overlay().size == (W, H)
 
 
-def test_rows_of_one_row_of_windows_are_read_at_once_and_only_once(
+def test_each_row_of_windows_is_read_in_one_call(
     tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[slice] = []
@@ -95,7 +95,7 @@ def test_rows_of_one_row_of_windows_are_read_at_once_and_only_once(
 
     monkeypatch.setattr(module.FileRows, "_read", spy)
     monkeypatch.setattr("meanshifter.inference.predictor.as_pixels", None)
-    ms.Predictor(tiny_model(), window=32, stride=24, short_side=None, batch_size=4)(write(tmp_path / "a.tif"))
+    ms.Predictor(tiny_model(), window=32, window_stride=24, short_side=None, batch_size=4)(write(tmp_path / "a.tif"))
     assert read == [slice(min(y, H - 32), min(y + 32, H)) for y in range(0, H - 32 + 23, 24)]
 
 
@@ -113,11 +113,11 @@ def test_an_image_that_fits_already_is_not_resized(tiny_model: Make, tmp_path: P
     assert isinstance(ms.Predictor(tiny_model(), short_side=W).load(write(tmp_path / "a.tif")), LargeFile)
 
 
-def test_without_rasterio_pillow_reads_the_same(
+def test_without_rasterio_pillow_gives_the_same_result(
     tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.tif", **DEFLATE)
-    predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=None)
+    predictor = ms.Predictor(tiny_model(), window=32, window_stride=24, short_side=None)
     expected = predictor(path).labels
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert isinstance(predictor.load(path), np.ndarray)
@@ -127,7 +127,7 @@ def test_without_rasterio_pillow_reads_the_same(
 def test_files_are_closed_and_nothing_is_printed(
     tiny_model: Make, tmp_path: Path, files: list[Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=None)
+    predictor = ms.Predictor(tiny_model(), window=32, window_stride=24, short_side=None)
     predictor(write(tmp_path / "a.tif", **DEFLATE))
     with pytest.raises(InputError, match=r"broken\.tif: cannot be decoded \(.+\); copy or export the file again$"):
         predictor(break_data(write(tmp_path / "broken.tif", **DEFLATE)))
@@ -143,7 +143,7 @@ def test_files_are_closed_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_wrong_is_said_in_one_line(tiny_model: Make, tmp_path: Path) -> None:
+def test_errors_are_one_line(tiny_model: Make, tmp_path: Path) -> None:
     predictor = ms.Predictor(tiny_model(), short_side=None, max_pixels=H * W - 1)
     path = write(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"a\.tif: 123×301 is 37,023 pixels, above max_pixels 37,022; raise max_pixel"):
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_said_in_one_line(tiny_model: Make, tmp_path: Path) -> 
 
 
 def test_a_png_whose_data_are_broken_is_refused(tiny_model: Make, tmp_path: Path) -> None:
-    predictor = ms.Predictor(tiny_model(), window=32, stride=24, short_side=None)
+    predictor = ms.Predictor(tiny_model(), window=32, window_stride=24, short_side=None)
     broken = break_data(write(tmp_path / "broken.png", **PNG))
     assert isinstance(predictor.load(broken), LargeFile)
     with pytest.raises(InputError, match=r"broken\.png: cannot be decoded \(.+\); copy or export the file again$"):

@@ -30,7 +30,7 @@ def test_saved_png_holds_train_ids_and_palette(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["mask.png"]
 
 
-def test_few_classes_are_saved_with_one_byte_a_pixel(tmp_path: Path) -> None:
+def test_few_classes_are_saved_with_one_byte_per_pixel(tmp_path: Path) -> None:
     Segmentation(np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8), LabelSpace.unnamed(2)).save(
         tmp_path / "m.png"
     )
@@ -48,13 +48,13 @@ def test_many_classes_keep_every_id(tmp_path: Path, classes: int, mode: str) -> 
 
 
 def test_label_maps_are_not_saved_as_jpeg(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"mask.jpg: label maps are written as PNG"):
+    with pytest.raises(InputError, match=r"mask\.jpg: .*\.png"):
         scene().save(tmp_path / "mask.jpg")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=r"mask\.png: cannot be written"):
         scene().save(tmp_path / "file" / "mask.png")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"

@@ -1,4 +1,4 @@
-"""One model, read by several threads and predictors, and trained meanwhile."""
+"""One model, shared by several threads and predictors, even while it trains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def image(seed: int = 0) -> Any:
 
 
 def training(model: ms.Segmenter) -> ms.Segmenter:
-    """In training mode, but for one part, with stochastic depth and dropout that would change every label map."""
+    """A model in training mode, except for one part, with stochastic depth and dropout that would change label maps."""
     part: Any
     for part in model.train().modules():
         if hasattr(part, "drop_prob"):
@@ -36,11 +36,11 @@ def training(model: ms.Segmenter) -> ms.Segmenter:
     return model
 
 
-def test_eight_threads_read_a_model_in_training_mode_and_leave_it_in_it(tiny_model: Make) -> None:
+def test_eight_threads_share_a_model_that_stays_in_training_mode(tiny_model: Make) -> None:
     model = tiny_model()
-    expected = ms.Predictor(model, window=24, stride=16, short_side=None)(image()).labels
+    expected = ms.Predictor(model, window=24, window_stride=16, short_side=None)(image()).labels
     before = flags(training(model))
-    predictor = ms.Predictor(model, window=24, stride=16, short_side=None, batch_size=1)
+    predictor = ms.Predictor(model, window=24, window_stride=16, short_side=None, batch_size=1)
     seen = set()
     model.encoder.register_forward_pre_hook(lambda *_: seen.add(model.training))
     with ThreadPoolExecutor(8) as pool:
@@ -50,7 +50,7 @@ def test_eight_threads_read_a_model_in_training_mode_and_leave_it_in_it(tiny_mod
     assert flags(model) == before
 
 
-def test_predictors_of_one_model_choose_their_attention_each(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictors_of_one_model_choose_attention_separately(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     before, seen = flags(model), set()
     attention: Any = model.encoder.vit.blocks[0].attn
@@ -62,7 +62,7 @@ def test_predictors_of_one_model_choose_their_attention_each(tiny_model: Make, m
     assert flags(model) == before
 
 
-def test_a_prediction_that_fails_leaves_the_model_as_it_was(tiny_model: Make) -> None:
+def test_a_failed_prediction_leaves_the_model_unchanged(tiny_model: Make) -> None:
     model = training(tiny_model())
     before = flags(model)
     predictor = ms.Predictor(model, short_side=None)
@@ -77,7 +77,7 @@ def test_a_prediction_that_fails_leaves_the_model_as_it_was(tiny_model: Make) ->
 
 
 @pytest.mark.parametrize("change", ["trained", "loaded", "cast", "replaced", "assigned"])
-def test_a_predictor_reads_the_weights_that_the_model_has_now(change: str, tiny_model: Make) -> None:
+def test_a_predictor_uses_the_current_weights_of_its_model(change: str, tiny_model: Make) -> None:
     model, other = training(tiny_model()), tiny_model()
     predictor = ms.Predictor(model, short_side=None)
     predictor(image())
@@ -98,7 +98,7 @@ def test_a_predictor_reads_the_weights_that_the_model_has_now(change: str, tiny_
     assert np.array_equal(predictor(image()).labels, ms.Predictor(other, short_side=None)(image()).labels)
 
 
-def test_a_view_shares_tensors_and_nothing_that_it_sets(tiny_model: Make) -> None:
+def test_a_view_shares_tensors_but_no_settings(tiny_model: Make) -> None:
     model = training(tiny_model("segmenter-mask-ti16"))
     before = flags(model)
     view = model.evaluation_view()
@@ -111,7 +111,7 @@ def test_a_view_shares_tensors_and_nothing_that_it_sets(tiny_model: Make) -> Non
     assert flags(model) == before
 
 
-def test_compiled_parts_are_read_in_evaluation_mode(tiny_model: Make) -> None:
+def test_compiled_parts_run_in_evaluation_mode(tiny_model: Make) -> None:
     model = tiny_model()
     expected = ms.Predictor(model, short_side=None)(image()).labels
     training(model)

@@ -12,7 +12,7 @@ from meanshifter.inference.windows import axis_matrix, check_windows, window_sta
 
 
 def covered(length: int, window: int, stride: int) -> bool:
-    """Whether windows inside the axis reach every pixel, in order and no further apart than the stride."""
+    """Whether windows inside the axis cover every pixel, in order and no further apart than the stride."""
     starts = np.array(window_starts(length, window, stride))
     width = min(window, length)
     inside = starts[0] == 0 and starts[-1] + width == length
@@ -33,7 +33,7 @@ def test_windows_cover_any_size(height: int, window: int, width: int, data: st.D
 
 
 @given(st.integers(1, 1500), st.integers(1, 700), st.data())
-def test_windows_lie_where_mmsegmentation_puts_them(length: int, window: int, data: st.DataObject) -> None:
+def test_windows_start_where_those_of_mmsegmentation_do(length: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, window))
     expected = []
     for index in range(max(length - window + stride - 1, 0) // stride + 1):
@@ -45,9 +45,9 @@ def test_windows_lie_where_mmsegmentation_puts_them(length: int, window: int, da
 @pytest.mark.parametrize(
     ("window", "stride", "message"),
     [
-        (512, 513, "stride: 513 is above the window of 512"),
-        (512, 0, "stride: 0 pixels; it must be at least 1"),
-        (0, 1, "window: 0 pixels; it must be at least 1, or None"),
+        (512, 513, "window_stride: 513 is above the window of 512"),
+        (512, 0, "window_stride: 0 pixels"),
+        (0, 1, "window: 0 pixels"),
     ],
 )
 def test_windows_that_skip_pixels_are_refused(window: int, stride: int, message: str) -> None:

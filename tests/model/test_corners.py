@@ -1,4 +1,4 @@
-"""Corner patches of pretrained encoders, which carry other things than their image."""
+"""Corner patches of pretrained encoders, which act as registers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import meanshifter as ms
 from meanshifter.model import encoder
 from meanshifter.model.encoder import average_corner_positions
 from meanshifter.training.parsing import parse_recipe
-from meanshifter.training.start import build_model
+from meanshifter.training.setup import build_model
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
@@ -37,7 +37,7 @@ def test_corners_get_the_mean_of_their_neighbors_and_nothing_else_changes(prefix
 
 
 @pytest.mark.parametrize("count", [4, 5, 33])
-def test_positions_of_no_square_grid_are_refused(count: int) -> None:
+def test_positions_without_a_square_grid_are_refused(count: int) -> None:
     with pytest.raises(ms.InputError, match=f"average_corners: {count} "):
         average_corner_positions(torch.zeros(1, count, 3))
 
@@ -53,8 +53,8 @@ def test_corner_tokens_of_imagenet_weights_are_like_others_once_averaged(shared:
             "segmenter-ti16",
             num_classes=2,
             image_size=256,
-            backbone="vit_tiny_patch16_224",
-            backbone_weights=weights,
+            encoder="vit_tiny_patch16_224",
+            encoder_weights=weights,
             average_corners=average,
         ).eval()
         norms: list[torch.Tensor] = []
@@ -73,8 +73,8 @@ def test_the_recipe_for_a_folder_averages_corners(tmp_path: Path, shared: Path) 
     grids = []
     for average in ("true", "false"):
         fields = [
-            "--model.backbone=vit_tiny_patch16_224",
-            f"--model.backbone_weights={weights}",
+            "--model.encoder=vit_tiny_patch16_224",
+            f"--model.encoder_weights={weights}",
             "--augment.crop=[224,224]",
         ]
         given = fields if average == "true" else [*fields, "--model.average_corners=false"]
@@ -92,14 +92,14 @@ def test_weights_of_timm_are_averaged_before_they_are_resampled(monkeypatch: pyt
         return create(name, **arguments)
 
     monkeypatch.setattr(timm, "create_model", fetched)
-    monkeypatch.setattr(encoder, "_kept_weights", lambda _backbone: None)
+    monkeypatch.setattr(encoder, "_cached_weights", lambda _encoder: None)
     model = ms.create_model(
         "segmenter-ti16",
         num_classes=2,
         image_size=256,
-        backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-        backbone_args={"depth": 1},
-        backbone_weights="timm",
+        encoder="vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        encoder_args={"depth": 1},
+        encoder_weights="timm",
         average_corners=True,
     )
     native = fetched("vit_tiny_patch16_224", pretrained=True, num_classes=0, depth=1).pos_embed.detach()

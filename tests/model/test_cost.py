@@ -1,4 +1,4 @@
-"""The formula of a preset's size is held against the model that the preset builds, counted without storage."""
+"""The formula for a preset's size is compared with the model that it builds, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from meanshifter.analysis.findings import TABLE_1, Published, count
 from meanshifter.cli.main import main
 from meanshifter.errors import InputError
-from meanshifter.model.cost import Size, size_of
-from meanshifter.model.presets import BACKBONES, FAMILIES, PRESETS, create_model
-from meanshifter.study.published import TABLE_1, Published
-from meanshifter.study.sizes import count
+from meanshifter.model.presets import ENCODERS, FAMILIES, PRESETS, Size, create_model, size_of
 
-JOINT = {"layers": 3, "kernel": "gaussian", "spatial": 2.5, "blurring": False, "beside": True, "channels": 190}
+JOINT = {
+    "layers": 3,
+    "kernel": "gaussian",
+    "spatial_sigma": 2.5,
+    "blurring": False,
+    "residual_readout": True,
+    "channels": 190,
+}
 
 
 def counted(preset: str, num_classes: int, image_size: int, mean_shift: dict[str, Any] | None = None) -> Size:
@@ -30,10 +35,10 @@ def counted(preset: str, num_classes: int, image_size: int, mean_shift: dict[str
     [
         *(f"{family}{mask}-ti16" for family in FAMILIES for mask in ("", "-mask")),
         "segmenter-b16",
-        "pixelshifter-mask-s16",
+        "meanshifter-pixel-mask-s16",
     ],
 )
-def test_the_formula_is_what_the_model_of_the_preset_counts(preset: str) -> None:
+def test_the_formula_equals_the_count_of_the_model(preset: str) -> None:
     assert size_of(preset, num_classes=7, image_size=100) == counted(preset, 7, 100)
 
 
@@ -52,8 +57,8 @@ def test_the_formula_counts_class_embeddings_that_shift_along(place: str) -> Non
         size_of("meanshifter-ti16", num_classes=150, image_size=64, mean_shift=block)
 
 
-def test_every_encoder_has_the_parameters_of_its_backbone() -> None:
-    for name in BACKBONES:
+def test_every_encoder_has_the_parameters_of_its_encoder() -> None:
+    for name in ENCODERS:
         with torch.device("meta"):
             model = create_model(f"segmenter-{name}", num_classes=1, image_size=16)
         ours = size_of(f"segmenter-{name}", num_classes=1, image_size=16).parameters
@@ -78,10 +83,10 @@ def test_the_command_prints_every_preset_without_importing_torch() -> None:
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()[1:]}
     assert tuple(lines) == PRESETS
     assert lines["segmenter-ti16"][1:] == ["vit_tiny_patch16_384", "5,712,342", "10.46"]
-    assert lines["pixelshifter-mask-l16"][1:] == ["vit_large_patch16_384", "332,744,828", "400.55"]
+    assert lines["meanshifter-pixel-mask-l16"][1:] == ["vit_large_patch16_384", "332,744,828", "400.55"]
 
 
-def test_what_has_no_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_without_a_size_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("--image-size", "15"), ("--classes", "0"), ("--image-size", "9" * 200)):
         assert main(["models", name, value]) == 2
         assert f"{name}: {value}" in capsys.readouterr().err
@@ -89,5 +94,5 @@ def test_what_has_no_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None
         size_of("segmenter-ti16", num_classes=1, image_size=15)
     with pytest.raises(InputError, match="did you mean 'layers'"):
         size_of("meanshifter-ti16", num_classes=1, image_size=16, mean_shift={"layer": 1})
-    with pytest.raises(InputError, match="mean_shift: given for a 'segmenter'"):
-        size_of("segmenter-ti16", num_classes=1, image_size=16, mean_shift={"layers": 1})
+    with pytest.raises(InputError, match="mean_shift: given for a 'meanshifter-pixel'"):
+        size_of("meanshifter-pixel-ti16", num_classes=1, image_size=16, mean_shift={"layers": 1})

@@ -22,8 +22,8 @@ def linear(x: Array, weights: Weights, name: str, bias: bool = True) -> Array:
 
 
 def layer_norm(x: Array, weights: Weights, name: str, eps: float = 1e-5) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    centered = x - x.mean(-1, keepdims=True)
+    normal = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + eps)
     return np.asarray(normal * weights(f"{name}.weight") + weights(f"{name}.bias"))
 
 
@@ -62,7 +62,7 @@ def mask_transformer(z: Array, weights: Weights, layers: int, heads: int) -> Arr
 
 
 def shake(module: torch.nn.Module) -> Weights:
-    """Random values everywhere, so that no part can be missing unseen."""
+    """Set random values everywhere, so that every part matters."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     state = module.state_dict()
@@ -71,7 +71,7 @@ def shake(module: torch.nn.Module) -> Weights:
 
 @pytest.mark.parametrize(("layers", "heads"), [(0, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_the_mask_transformer_is_the_paper(layers: int, heads: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_mask_transformer_follows_the_paper(layers: int, heads: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     decoder = MaskTransformer(24, 5, layers, heads).to(dtype)
     weights = shake(decoder)

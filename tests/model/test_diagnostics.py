@@ -1,4 +1,4 @@
-"""Diagnostics against their definitions, and on tokens whose figures are known."""
+"""Diagnostics against their definitions, and on tokens with known values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from meanshifter.evaluation.diagnostics import diagnose
 from meanshifter.model.config import MeanShiftConfig
-from meanshifter.model.diagnostics import diagnose
 from meanshifter.model.mean_shift import MeanShift
 
 
@@ -20,7 +20,7 @@ def block(**settings: object) -> MeanShift:
     return made
 
 
-def test_figures_of_the_steps_are_their_definitions() -> None:
+def test_diagnostics_of_the_steps_follow_their_definitions() -> None:
     shift = block(layers=2, kernel="gaussian")
     tokens = torch.randn(1, 12, 6)
     labels = torch.tensor([0] * 5 + [3] * 5 + [255] * 2)
@@ -51,7 +51,7 @@ def test_figures_of_the_steps_are_their_definitions() -> None:
         assert row["shift"] == pytest.approx(way / spreads[n - 1])
 
 
-def test_a_collapse_below_float32_is_seen() -> None:
+def test_a_collapse_below_float32_is_detected() -> None:
     shift = MeanShift(6, MeanShiftConfig(layers=3))  # weights of 0.02: nearly a global average
     rows = diagnose(shift, torch.randn(1, 50, 6) + 5, 3)
     assert rows[1]["neighbors"] > 49

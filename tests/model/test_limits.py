@@ -1,4 +1,4 @@
-"""Numbers that no model can have are refused by field, value and rule, before anything is built of them."""
+"""Invalid numbers are refused by field, value and rule, before anything is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import meanshifter as ms
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.config import TrainConfig
 
 HUGE = 99999999999999999999
 SMALL = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
@@ -29,15 +29,15 @@ SMALL = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
         ("mlp_ratio", "a"),
     ],
 )
-def test_arguments_of_the_backbone(field: str, value: Any) -> None:
-    with pytest.raises(ms.InputError, match=rf"backbone_args.*{field}"):
-        ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args={**SMALL, field: value})
+def test_invalid_encoder_arguments_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ms.InputError, match=rf"encoder_args.*{field}"):
+        ms.create_model("segmenter-ti16", num_classes=2, image_size=32, encoder_args={**SMALL, field: value})
 
 
 @pytest.mark.parametrize("size", [4, (4, 64), (64, 7)])
-def test_images_below_the_patch(size: Any) -> None:
-    with pytest.raises(ms.InputError, match=r"image_size: \(.*\(the crop.*below the patch of 8 pixels.*8 or more"):
-        ms.create_model("segmenter-ti16", num_classes=2, image_size=size, backbone_args=SMALL)
+def test_images_below_the_patch_are_refused(size: Any) -> None:
+    with pytest.raises(ms.InputError, match=r"image_size: \(.*8 pixels"):
+        ms.create_model("segmenter-ti16", num_classes=2, image_size=size, encoder_args=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_images_below_the_patch(size: Any) -> None:
         ("segmenter-mask-ti16", {"decoder_layers": -1}, "decoder_layers"),
         ("meanshifter-ti16", {"mean_shift": {"layers": HUGE}}, "mean_shift.layers"),
         ("meanshifter-ti16", {"mean_shift": {"channels": HUGE}}, "mean_shift.channels"),
-        ("pixelshifter-ti16", {"pixel_shift": {"factor": HUGE}}, "pixel_shift.factor"),
-        ("pixelshifter-ti16", {"pixel_shift": {"channels": 0}}, "pixel_shift.channels"),
+        ("meanshifter-pixel-ti16", {"pixel_shift": {"factor": HUGE}}, "pixel_shift.factor"),
+        ("meanshifter-pixel-ti16", {"pixel_shift": {"channels": 0}}, "pixel_shift.channels"),
     ],
 )
-def test_fields_of_the_model(preset: str, arguments: dict[str, Any], field: str) -> None:
+def test_invalid_fields_of_the_model_are_refused(preset: str, arguments: dict[str, Any], field: str) -> None:
     value = next(iter(arguments.values()))
     value = next(iter(value.values())) if isinstance(value, dict) else value
     with pytest.raises(ms.InputError, match=rf"{field}: .*{value}.*is not"):
-        ms.create_model(preset, num_classes=2, **{"image_size": 32, "backbone_args": SMALL, **arguments})
+        ms.create_model(preset, num_classes=2, **{"image_size": 32, "encoder_args": SMALL, **arguments})
 
 
-def test_steps_at_inference() -> None:
-    model = ms.create_model("meanshifter-ti16", num_classes=2, image_size=32, backbone_args=SMALL)
+def test_too_many_steps_at_inference_are_refused() -> None:
+    model = ms.create_model("meanshifter-ti16", num_classes=2, image_size=32, encoder_args=SMALL)
     with pytest.raises(ms.InputError, match=f"mean_shift_layers: {HUGE}; .* from 0 to 1000"):
         ms.Predictor(model, mean_shift_layers=HUGE)
     with pytest.raises(ms.InputError, match=f"long_side: {HUGE} pixels"):
@@ -70,24 +70,24 @@ def test_steps_at_inference() -> None:
 @pytest.mark.parametrize(
     "field",
     ["steps", "batch_size", "accumulate", "log_every", "save_every", "seed", "optimizer.warmup", "evaluation.window",
-     "evaluation.every", "evaluation.short_side", "evaluation.limit", "data.workers", "data.cache"],
+     "evaluation.interval", "evaluation.short_side", "evaluation.limit", "data.workers", "data.cache"],
 )  # fmt: skip
-def test_numbers_of_a_recipe_have_an_end(field: str) -> None:
+def test_numbers_of_a_recipe_are_bounded(field: str) -> None:
     config = TrainConfig()
     *path, name = field.split(".")
     setattr(getattr(config, path[0]) if path else config, name, HUGE)
-    with pytest.raises(ms.InputError, match=rf"{field}: {HUGE} is not from [01] to \d+"):
+    with pytest.raises(ms.InputError, match=rf"{field}: {HUGE} is not .*[01] to \d+"):
         config.check()
 
 
-def test_a_learning_rate_has_an_end() -> None:
+def test_a_learning_rate_is_finite() -> None:
     config = TrainConfig()
     config.optimizer.lr = float("inf")
     with pytest.raises(ms.InputError, match=r"optimizer\.lr: inf is not"):
         config.check()
 
 
-def test_a_crop_below_the_patch_is_told_by_the_command(tmp_path: Path) -> None:
+def test_a_crop_below_the_patch_is_refused_by_the_command(tmp_path: Path) -> None:
     from meanshifter.cli.main import main
 
     arguments = ["train", "shapes", "--steps", "1", "--augment.crop", "[4,4]", "--out", str(tmp_path / "run")]

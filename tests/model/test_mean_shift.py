@@ -50,7 +50,7 @@ def block(width: int, channels: int, seed: int, dtype: torch.dtype) -> MeanShift
     tokens=st.sampled_from([1, 7, 50]),
     seed=st.integers(0, 99),
 )
-def test_the_block_is_the_equations(layers: int, width: int, channels: int, tokens: int, seed: int) -> None:
+def test_the_block_follows_the_equations(layers: int, width: int, channels: int, tokens: int, seed: int) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         module = block(width, channels, seed, dtype)
         z = torch.randn(2, tokens, width, dtype=dtype)
@@ -86,7 +86,7 @@ def test_weights_are_row_stochastic_and_not_symmetric() -> None:
 
 
 @pytest.mark.parametrize("channels", [7, 16, 100])
-def test_no_matrix_over_pairs_of_tokens_is_held_in_training(channels: int, largest: Any) -> None:
+def test_training_stores_no_matrix_over_pairs_of_tokens(channels: int, largest: Any) -> None:
     module = block(16, channels, 0, torch.float32)
     z = torch.randn(1, 4000, 16, requires_grad=True)
     with largest:
@@ -102,12 +102,15 @@ def test_no_steps_leave_the_tokens_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": -1}, "mean_shift.layers: -1 is not a whole number from 0 to 1000"),
-        ({"channels": 0}, "mean_shift.channels: 0 is not a whole number from 1"),
-        ({"neighbors": 1.0, "spatial": 0.0}, "neighbors: 1.0 is not above 1, or null; mean_shift.spatial: 0.0 is not"),
-        ({"step_size": 1.5}, "mean_shift.step_size: 1.5 is not from 0 to 1"),
+        ({"layers": -1}, "mean_shift.layers: -1 is not .* 0 to 1000"),
+        ({"channels": 0}, "mean_shift.channels: 0 is not"),
+        (
+            {"init_neighbors": 1.0, "spatial_sigma": 0.0},
+            "init_neighbors: 1.0 is not .*; mean_shift.spatial_sigma: 0.0",
+        ),
+        ({"step_size": 1.5}, "mean_shift.step_size: 1.5 is not"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ms.InputError, match=message):
         ms.create_model("meanshifter-ti16", num_classes=3, mean_shift=settings)

@@ -1,4 +1,4 @@
-"""Weights where there is no network: the cache, or one line in a few seconds that names the option for a file."""
+"""Weights without a network: from the cache, or an error within seconds that names the option for a file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import meanshifter as ms
-from meanshifter.network import why_unreachable
+from meanshifter.data.download import why_unreachable
 
 NAME = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of a server that takes connections and says nothing."""
+    """The address of a server that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -30,7 +30,7 @@ def silent() -> Iterator[str]:
 
 @pytest.fixture
 def closed() -> str:
-    """An address where nobody listens."""
+    """An address without a server."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -42,33 +42,33 @@ def run(endpoint: str, home: Path, code: str, *words: str) -> subprocess.Complet
     return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=False)
 
 
-def test_a_server_is_unreachable_that_refuses_or_is_silent(closed: str, silent: str) -> None:
+def test_a_server_that_refuses_or_is_silent_is_unreachable(closed: str, silent: str) -> None:
     for address in (closed, silent):
         start = time.monotonic()
         assert why_unreachable(address, seconds=0.5)
         assert time.monotonic() - start < 5
 
 
-def test_without_network_a_line_names_the_option_for_a_file(silent: str, tmp_path: Path) -> None:
+def test_without_network_one_line_names_the_option_for_a_file(silent: str, tmp_path: Path) -> None:
     code = (
         "import sys, time, meanshifter.training.loop; from meanshifter.cli.main import main; start = time.monotonic();"
         "status = main(sys.argv[1:]); print(status, time.monotonic() - start)"
     )
-    words = ("train", "shapes", "--model.backbone_weights", "timm", "--model.backbone_args", "{}")
-    done = run(silent, tmp_path, code, *words, "--model.backbone", NAME, "--out", str(tmp_path / "run"))
+    words = ("train", "shapes", "--model.encoder_weights", "timm", "--model.encoder_args", "{}")
+    done = run(silent, tmp_path, code, *words, "--model.encoder", NAME, "--out", str(tmp_path / "run"))
     status, seconds = done.stdout.split()
     assert (status, len(done.stderr.splitlines())) == ("2", 1), done.stderr
-    assert "--model.backbone_weights FILE" in done.stderr
+    assert "--model.encoder_weights FILE" in done.stderr
     assert silent in done.stderr
     assert float(seconds) < 10
     assert not (tmp_path / "run").exists()
 
 
-def test_what_the_cache_holds_needs_no_network(closed: str, tmp_path: Path) -> None:
+def test_cached_weights_need_no_network(closed: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    source = ms.create_model("segmenter-ti16", num_classes=2, image_size=384, backbone=NAME)
+    source = ms.create_model("segmenter-ti16", num_classes=2, image_size=384, encoder=NAME)
     folder = tmp_path / "hub" / f"models--timm--{NAME}"
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "refs").mkdir()
@@ -77,8 +77,8 @@ def test_what_the_cache_holds_needs_no_network(closed: str, tmp_path: Path) -> N
     save_file(state, folder / "snapshots" / "abc" / "model.safetensors")
     code = (
         "import sys, meanshifter as ms, torch; from safetensors.torch import load_file;"
-        f"made = ms.create_model('segmenter-ti16', num_classes=2, image_size=384, backbone='{NAME}', "
-        "backbone_weights='timm').encoder.vit.state_dict();"
+        f"made = ms.create_model('segmenter-ti16', num_classes=2, image_size=384, encoder='{NAME}', "
+        "encoder_weights='timm').encoder.vit.state_dict();"
         "kept = load_file(sys.argv[1]); print(all(torch.equal(made[name], kept[name]) for name in kept), len(kept))"
     )
     done = run(closed, tmp_path, code, str(folder / "snapshots" / "abc" / "model.safetensors"))

@@ -1,4 +1,4 @@
-"""Mean shift from pixels against its equations, cell by cell in float64 NumPy, and in whole models."""
+"""Mean shift from pixels against its equations, cell by cell in float64 NumPy, and in complete models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import meanshifter as ms
 from meanshifter.model.config import PixelShiftConfig
 from meanshifter.model.pixel_shift import PixelShift
 
-SMALL: dict[str, Any] = {"backbone_args": {"embed_dim": 24, "depth": 1, "num_heads": 3}, "drop_path": 0.0}
+SMALL: dict[str, Any] = {"encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 3}, "drop_path": 0.0}
 
 
 def block_of(factor: int, layers: int) -> PixelShift:
     torch.manual_seed(0)
-    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial=0.5)).double()
+    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial_sigma=0.5)).double()
     torch.nn.init.normal_(block.project.weight, std=0.5)
     return block
 
@@ -28,7 +28,7 @@ def block_of(factor: int, layers: int) -> PixelShift:
 def definition(
     block: PixelShift, looks: npt.NDArray[Any], z: npt.NDArray[Any], logits: npt.NDArray[Any], layers: int
 ) -> npt.NDArray[Any]:
-    """The logits (K, h·s, w·s) of one image after some steps, from what its cells look like (C, h·s, w·s)."""
+    """The logits (K, h·s, w·s) of one image after some steps, from the features (C, h·s, w·s) of its cells."""
     s = block.factor
     E, e = (p.detach().numpy() for p in block.project.parameters())
     K, h, w = logits.shape
@@ -52,14 +52,14 @@ def definition(
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_steps_are_the_equations(factor: int) -> None:
+def test_steps_follow_the_equations(factor: int) -> None:
     block = block_of(factor, 1)
     grid = (3, 2)
     images = torch.randn(2, 3, 24, 16, dtype=torch.float64)
     tokens, logits = torch.randn(2, 6, 6, dtype=torch.float64), torch.randn(2, 4, *grid, dtype=torch.float64)
     with torch.no_grad():
         fine = [z.numpy() for z in block.readouts(images, tokens, grid, logits, range(4)).values()]
-        looks = block.look(images).numpy()
+        looks = block.pixel_features(images).numpy()
     upsampled = F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
     np.testing.assert_allclose(fine[0], upsampled.numpy(), atol=1e-6)
     for b in range(2):
@@ -70,10 +70,10 @@ def test_steps_are_the_equations(factor: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 48), (37, 50)])
-def test_logits_come_for_each_cell_and_label_maps_from_them(size: tuple[int, int]) -> None:
+def test_every_cell_has_logits_and_label_maps_use_them(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    model = ms.create_model("pixelshifter-ti16", num_classes=5, image_size=48, **SMALL).eval()
-    assert model.stride == 4
+    model = ms.create_model("meanshifter-pixel-ti16", num_classes=5, image_size=48, **SMALL).eval()
+    assert model.output_stride == 4
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     with torch.no_grad():
         logits = model(model.normalize(pixels))
@@ -87,9 +87,9 @@ def test_logits_come_for_each_cell_and_label_maps_from_them(size: tuple[int, int
     np.testing.assert_array_equal(labels[clear], full.argmax(1)[0].numpy()[clear])
 
 
-def test_no_steps_are_the_plain_decoder(tmp_path: Path) -> None:
+def test_zero_steps_equal_the_plain_decoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = ms.create_model("pixelshifter-ti16", num_classes=5, image_size=48, **SMALL).eval()
+    model = ms.create_model("meanshifter-pixel-ti16", num_classes=5, image_size=48, **SMALL).eval()
     plain = ms.create_model("segmenter-ti16", num_classes=5, image_size=48, **SMALL).eval()
     plain.load_state_dict(model.state_dict(), strict=False)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
@@ -108,16 +108,19 @@ def test_no_steps_are_the_plain_decoder(tmp_path: Path) -> None:
     ("preset", "settings", "message"),
     [
         (
-            "pixelshifter-ti16",
+            "meanshifter-pixel-ti16",
             {"pixel_shift": {"factor": 3}},
             "pixel_shift.factor: 3 does not divide the patch size 16",
         ),
-        ("pixelshifter-ti16", {"pixel_shift": {"steps": 1}}, "pixel_shift.steps: unknown; fields are"),
-        ("pixelshifter-ti16", {"pixel_shift": {"spatial": 0.0}}, "pixel_shift.spatial: 0.0 is not above 0"),
-        ("segmenter-ti16", {"pixel_shift": {}}, "given for a 'segmenter' preset, which has no such block"),
-        ("meanshifter-ti16", {"pixel_shift": {}}, "use a 'pixelshifter' preset"),
+        ("meanshifter-pixel-ti16", {"pixel_shift": {"steps": 1}}, "pixel_shift.steps: unknown; fields are"),
+        (
+            "meanshifter-pixel-ti16",
+            {"pixel_shift": {"spatial_sigma": 0.0}},
+            "spatial_sigma: 0.0 is not",
+        ),
+        ("meanshifter-ti16", {"pixel_shift": {}}, "'meanshifter-pixel' preset"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(preset: str, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(preset: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ms.InputError, match=message):
         ms.create_model(preset, num_classes=3, **settings)

@@ -1,4 +1,4 @@
-"""The patch embedding's product is the convolution's, nearer to its exact value."""
+"""The patch projection equals the convolution, with less rounding error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import meanshifter as ms
-from meanshifter.model.projection import PatchProjection, center_patches
+from meanshifter.model.encoder import PatchProjection, center_patches
 
 
 def convolution(size: int = 16, bias: bool = True) -> nn.Conv2d:
@@ -19,14 +19,14 @@ def convolution(size: int = 16, bias: bool = True) -> nn.Conv2d:
 
 
 def smooth(*size: int) -> Tensor:
-    """Images that hardly change within a patch, far from zero, as of a bright sky."""
+    """Images that hardly vary within a patch and are far from zero, such as a bright sky."""
     torch.manual_seed(1)
     return 2 + F.interpolate(0.05 * torch.randn(2, 3, 2, 2), size, mode="bilinear")
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(32, 48), (16, 16)])
-def test_it_is_the_sum_over_patches(bias: bool, size: tuple[int, int]) -> None:
+def test_the_projection_is_the_sum_over_patches(bias: bool, size: tuple[int, int]) -> None:
     plain = convolution(bias=bias).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64) + 3
     patches = images.unfold(2, 16, 16).unfold(3, 16, 16)
@@ -72,13 +72,13 @@ def test_parameters_are_the_same_ones_under_the_same_names() -> None:
 
 
 @pytest.mark.parametrize("other", [nn.Conv2d(3, 8, 4, 2), nn.Conv2d(3, 8, 1), nn.Identity()])
-def test_what_is_no_projection_of_patches_stays(other: nn.Module) -> None:
+def test_other_convolutions_are_kept(other: nn.Module) -> None:
     embed = nn.Module()
     embed.proj = other
     center_patches(embed)
     assert embed.proj is other
 
 
-def test_models_project_so() -> None:
-    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, backbone_args={"depth": 1})
+def test_models_use_the_projection() -> None:
+    model = ms.create_model("segmenter-ti16", num_classes=2, image_size=32, encoder_args={"depth": 1})
     assert isinstance(model.encoder.vit.patch_embed.proj, PatchProjection)

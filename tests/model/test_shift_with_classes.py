@@ -1,4 +1,4 @@
-"""Class embeddings and patches that shift together in the mask transformer, against the formulas in float64 NumPy."""
+"""Class embeddings and patches that shift jointly in the mask transformer, against the formulas in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pytest
 import torch
 
 import meanshifter as ms
+from meanshifter.analysis.modes import find_modes
 from meanshifter.data import Shapes
-from meanshifter.evaluation.diagnosis import diagnose_model
+from meanshifter.evaluation.diagnostics import diagnose, diagnose_model
 from meanshifter.model.config import MeanShiftConfig, ModelConfig
-from meanshifter.model.diagnostics import diagnose
 from meanshifter.model.mean_shift import MeanShift
-from meanshifter.study.modes import find_modes
-from meanshifter.training.fields import field_help
-from meanshifter.training.parsing import parse_recipe
-from meanshifter.training.recipe import ModelRecipe, TrainConfig
-from meanshifter.training.start import build_model
+from meanshifter.training.config import ModelRecipe, TrainConfig
+from meanshifter.training.parsing import field_help, parse_recipe
+from meanshifter.training.setup import build_model
 from tests.model.test_decoder import Weights, attention, gelu, layer_norm, linear, softmax
 
 Array = npt.NDArray[np.float64]
@@ -30,10 +28,10 @@ places = pytest.mark.parametrize("place", PLACES)
 
 
 def made(place: str | None, classes: int = 5, preset: str = "meanshifter-mask-ti16", **block: Any) -> ms.Segmenter:
-    """A small model with random values everywhere, under whose kernel tokens do not all become their mean."""
+    """A small model with random values everywhere, whose kernel does not collapse all tokens to their mean."""
     torch.manual_seed(0)
     block = {"layers": 2, "with_classes": place, **block}
-    model = ms.create_model(preset, num_classes=classes, image_size=32, mean_shift=block, backbone_args=SMALL)
+    model = ms.create_model(preset, num_classes=classes, image_size=32, mean_shift=block, encoder_args=SMALL)
     for parameter in (*model.decoder.parameters(), *model.mean_shift.parameters()):  # type: ignore[union-attr]
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -48,7 +46,7 @@ def shift(z: Array, weights: Weights, layers: int) -> Array:
 
 
 def reference(tokens: Array, weights: Weights, place: str, steps: int) -> Array:
-    """Masks of patch tokens (B, N, D) and the class embeddings after two transformer layers, with the steps between."""
+    """Masks of patch tokens (B, N, D) and class embeddings after two transformer layers, with the steps in between."""
 
     def of(name: str) -> Array:
         return weights(f"decoder.{name}")
@@ -70,7 +68,7 @@ def reference(tokens: Array, weights: Weights, place: str, steps: int) -> Array:
 @places
 @pytest.mark.parametrize("channels", [9, 24, 40])
 @pytest.mark.parametrize("classes", [1, 5])
-def test_the_decoder_is_the_formulas_after_any_number_of_steps(place: str, channels: int, classes: int) -> None:
+def test_the_decoder_follows_the_formulas_after_any_number_of_steps(place: str, channels: int, classes: int) -> None:
     model = made(place, classes, channels=channels).double()
     state = model.state_dict()
     images = torch.randn(2, 3, 24, 32, dtype=torch.float64)
@@ -87,9 +85,9 @@ def test_the_decoder_is_the_formulas_after_any_number_of_steps(place: str, chann
 
 
 @places
-def test_no_steps_are_the_decoder_without_the_block(place: str) -> None:
+def test_zero_steps_equal_the_decoder_without_the_block(place: str) -> None:
     model = made(place)
-    plain = ms.create_model("segmenter-mask-ti16", num_classes=5, image_size=32, backbone_args=SMALL).eval()
+    plain = ms.create_model("segmenter-mask-ti16", num_classes=5, image_size=32, encoder_args=SMALL).eval()
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("mean_shift")}
     plain.load_state_dict(own)
     images = torch.randn(2, 3, 30, 41)
@@ -149,25 +147,29 @@ def test_saved_and_loaded_it_is_the_same_model(place: str, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("user")
-def test_what_cannot_shift_together_is_refused_by_field_and_value() -> None:
+def test_incompatible_settings_are_refused_by_field_and_value() -> None:
     refused: list[tuple[str, dict[str, Any], str]] = [
         ("meanshifter-ti16", {"with_classes": "after_layers"}, "with_classes: 'after_layers', but a linear decoder"),
-        ("jointshifter-mask-ti16", {"with_classes": "before_layers"}, "spatial: 2.5 beside with_classes 'before"),
+        (
+            "meanshifter-joint-mask-ti16",
+            {"with_classes": "before_layers"},
+            "spatial_sigma: 2.5 is not null",
+        ),
         ("meanshifter-mask-ti16", {"with_classes": "between"}, "with_classes: 'between' is not 'before_layers'"),
         ("meanshifter-mask-ti16", {"with_classes": True}, "with_classes: True is not"),
     ]
     for preset, block, line in refused:
         with pytest.raises(ms.InputError, match=f"^mean_shift.{line}") as caught:
-            ms.create_model(preset, num_classes=2, image_size=32, mean_shift=block, backbone_args=SMALL)
+            ms.create_model(preset, num_classes=2, image_size=32, mean_shift=block, encoder_args=SMALL)
         assert "\n" not in str(caught.value)
     with pytest.raises(ms.InputError, match="with_classes: 'after_layers'"):
         ModelConfig("vit_tiny_patch16_384", mean_shift=MeanShiftConfig(with_classes="after_layers"))
 
 
-def test_a_recipe_builds_it_and_calibration_counts_the_classes() -> None:
-    block = MeanShiftConfig(1, neighbors=6.0, with_classes="after_layers")
-    recipe = ModelRecipe(preset="segmenter-mask-ti16", mean_shift=block, backbone_args=SMALL, image_size=(32, 32))
-    model = build_model(TrainConfig(model=recipe), Shapes().labels).eval()
+def test_a_recipe_builds_the_block_and_calibration_counts_the_classes() -> None:
+    block = MeanShiftConfig(1, init_neighbors=6.0, with_classes="after_layers")
+    recipe = ModelRecipe(preset="segmenter-mask-ti16", mean_shift=block, encoder_args=SMALL, image_size=(32, 32))
+    model = build_model(TrainConfig(model=recipe), Shapes().label_space).eval()
     assert model.mean_shift is not None
     with torch.no_grad():
         tokens, grid = model.encode(torch.randn(2, 3, 32, 32))
@@ -177,19 +179,19 @@ def test_a_recipe_builds_it_and_calibration_counts_the_classes() -> None:
     assert figures[1]["neighbors"] == pytest.approx(6, rel=0.3)
 
 
-def test_a_recipe_takes_the_place_or_leaves_it_out() -> None:
+def test_a_recipe_may_set_with_classes() -> None:
     fields = ["--model.preset", "meanshifter-mask-ti16", "--model.mean_shift.layers", "2"]
     for place in (None, *PLACES):
         given = [] if place is None else ["--model.mean_shift.with_classes", place]
         shift = parse_recipe("camvid_half", [*fields, *given]).model.mean_shift
         assert shift == MeanShiftConfig(2, with_classes=place)  # type: ignore[arg-type]
-    with pytest.raises(ms.InputError, match=r"mean_shift: .*with_classes.*between"):
+    with pytest.raises(ms.InputError, match=r"mean_shift\.with_classes: 'between'.*before_layers"):
         parse_recipe("camvid_half", [*fields, "--model.mean_shift.with_classes", "between"])
     (line,) = [line for line in field_help().splitlines() if "mean_shift.with_classes" in line]
     assert line.endswith("(before_layers | after_layers | before_product | null; default null)")
 
 
-def test_figures_are_of_the_patches_and_say_what_the_classes_weigh() -> None:
+def test_diagnostics_cover_the_patches_and_the_weight_of_the_classes() -> None:
     torch.manual_seed(0)
     block = MeanShift(6, MeanShiftConfig(layers=2, with_classes="after_layers"))
     torch.nn.init.normal_(block.project.weight)
@@ -215,9 +217,9 @@ def test_figures_are_of_the_patches_and_say_what_the_classes_weigh() -> None:
 
 
 @places
-def test_an_evaluation_at_several_depths_is_those_one_by_one(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_at_several_depths_equals_separate_ones(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Shapes(split="val", size=40, length=3)
-    model = made(place, data.labels.num_classes)
+    model = made(place, data.label_space.num_classes)
     predictor = ms.Predictor(model, window=None, short_side=None)
     encoded: list[torch.Tensor] = []
     encode = ms.Segmenter.encode
@@ -237,7 +239,7 @@ def test_an_evaluation_at_several_depths_is_those_one_by_one(place: str, monkeyp
 
 
 @places
-def test_no_matrix_over_pairs_of_tokens_is_held_in_training(place: str, largest: Any) -> None:
+def test_training_stores_no_matrix_over_pairs_of_tokens(place: str, largest: Any) -> None:
     model = made(place, channels=40)
     block = model.mean_shift
     assert block is not None

@@ -1,4 +1,4 @@
-"""Encoders of Hugging Face's transformers and of MMSegmentation start our models with the same weights as timm's."""
+"""Encoders of Hugging Face's transformers and of MMSegmentation load into our models with equal results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 def transformers_names(state: State) -> State:
-    """As `ViTModel.state_dict()` and `DeiTModel.state_dict()` name them (transformers 4 and 5)."""
+    """Rename tensors as in `ViTModel.state_dict()` and `DeiTModel.state_dict()` (transformers 4 and 5)."""
     names = {"cls_token": "cls_token", "dist_token": "distillation_token", "pos_embed": "position_embeddings"}
     found = {f"embeddings.{theirs}": state[ours] for ours, theirs in names.items() if ours in state}
     for kind in ("weight", "bias"):
@@ -38,20 +38,20 @@ def transformers_names(state: State) -> State:
 
 
 def of_a_classifier(state: State) -> State:
-    """As `ViTForImageClassification` has them."""
+    """Rename tensors as in `ViTForImageClassification`."""
     found = {f"vit.{name}": value for name, value in transformers_names(state).items()}
     return found | {"classifier.weight": torch.rand(5, 48), "classifier.bias": torch.rand(5)}
 
 
 def of_a_distilled_classifier(state: State) -> State:
-    """As `DeiTForImageClassificationWithTeacher` has them."""
+    """Rename tensors as in `DeiTForImageClassificationWithTeacher`."""
     found = {f"deit.{name}": value for name, value in transformers_names(state).items()}
     heads = ("cls_classifier", "distillation_classifier")
     return found | {f"{head}.bias": torch.rand(5) for head in heads}
 
 
 def mmsegmentation_names(state: State) -> State:
-    """As the pretrained encoders of its Segmenter configurations have them."""
+    """Rename tensors as in the pretrained encoders of MMSegmentation's Segmenter configurations."""
     found = {name: state[name] for name in ("cls_token", "pos_embed")}
     for kind in ("weight", "bias"):
         found[f"patch_embed.projection.{kind}"] = state[f"patch_embed.proj.{kind}"]
@@ -69,7 +69,7 @@ def mmsegmentation_names(state: State) -> State:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize(
-    ("names", "backbone"),
+    ("names", "encoder"),
     [
         (transformers_names, "vit_tiny_patch16_224"),
         (of_a_classifier, "vit_tiny_patch16_224"),
@@ -77,8 +77,8 @@ def mmsegmentation_names(state: State) -> State:
         (mmsegmentation_names, "vit_tiny_patch16_224"),
     ],
 )
-def test_an_encoder_of_another_tool_is_read(
-    names: Callable[[State], State], backbone: str, suffix: str, tmp_path: Path
+def test_an_encoder_of_another_tool_is_loaded(
+    names: Callable[[State], State], encoder: str, suffix: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
 
@@ -87,9 +87,9 @@ def test_an_encoder_of_another_tool_is_read(
             "segmenter-ti16",
             num_classes=2,
             image_size=64,
-            backbone=backbone,
-            backbone_args=SMALL,
-            backbone_weights=weights,
+            encoder=encoder,
+            encoder_args=SMALL,
+            encoder_weights=weights,
         )
         return made.eval()
 
@@ -117,10 +117,10 @@ def test_an_encoder_of_another_tool_is_read(
         ),
     ],
 )
-def test_a_part_that_is_missing_is_named(part: str, line: str, tmp_path: Path) -> None:
-    small: dict[str, Any] = {"num_classes": 2, "image_size": 64, "backbone_args": SMALL}
+def test_a_missing_part_is_named(part: str, line: str, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"num_classes": 2, "image_size": 64, "encoder_args": SMALL}
     theirs = transformers_names(dict(ms.create_model("segmenter-ti16", **small).encoder.vit.state_dict()))
     del theirs[part]
     save_file(theirs, tmp_path / "encoder.safetensors")
     with pytest.raises(ms.InputError, match=line):
-        ms.create_model("segmenter-ti16", backbone_weights=tmp_path / "encoder.safetensors", **small)
+        ms.create_model("segmenter-ti16", encoder_weights=tmp_path / "encoder.safetensors", **small)

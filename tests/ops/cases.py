@@ -1,4 +1,4 @@
-"""Logits with sizes to upsample them to, and the definition that the operations are held to."""
+"""Logits with sizes to upsample them to, and the definition of the operations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meanshifter.ops import backends
+from meanshifter.ops import argmax
 
 IMPLEMENTATIONS = ["reference", "kernels"]
 
 
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """Run the CPU kernels, or what stands in for them where numba is missing."""
-    with mock.patch.object(backends, "has_numba", return_value=name == "kernels"):
+    """Run the CPU kernels, or the reference, as without numba."""
+    with mock.patch.object(argmax, "has_numba", return_value=name == "kernels"):
         yield
 
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Batches, ratios from shrinking to enlarging a hundred times, padding, dtypes and strides."""
+    """Draw batches, scales from downsampling to 100x upsampling, padding, dtypes and strides."""
     side = st.integers(1, 9)
     B, K, h, w = draw(st.integers(1, 2)), draw(st.integers(1, 20)), draw(side), draw(side)
     padded = (draw(st.integers(1, 300)), draw(st.integers(1, 40)))
@@ -49,7 +49,7 @@ def upsample(logits: torch.Tensor, size: tuple[int, int], padded: tuple[int, int
 
 
 class Recorded(TorchDispatchMode):
-    """Within the context, keeps what every operator returns."""
+    """Record what every operator returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,5 +61,5 @@ class Recorded(TorchDispatchMode):
         return out
 
     def outputs(self, operator: Any) -> list[Any]:
-        """What this operator returned, call by call."""
+        """Return the outputs of an operator, by call."""
         return [out for func, out in self.seen if func is operator]

@@ -13,12 +13,12 @@ import meanshifter as ms
 from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
 
 
-def definition(full: torch.Tensor, labels: torch.Tensor, normalize: str, weight: Any, smoothing: float) -> torch.Tensor:
-    """Cross-entropy of upsampled logits in float64; without a labelled pixel, 0."""
+def definition(full: torch.Tensor, labels: torch.Tensor, reduction: str, weight: Any, smoothing: float) -> torch.Tensor:
+    """Cross-entropy of upsampled logits in float64; 0 without labeled pixels."""
     total = F.cross_entropy(full, labels, weight, ignore_index=255, reduction="sum", label_smoothing=smoothing)
     valid = labels[labels != 255]
     factors = torch.ones(full.shape[1], dtype=torch.float64) if weight is None else weight
-    count = labels.numel() if normalize == "pixels" else factors[valid].sum()
+    count = labels.numel() if reduction == "mean_all" else factors[valid].sum()
     return total / count if count > 0 else total
 
 
@@ -29,14 +29,14 @@ def definition(full: torch.Tensor, labels: torch.Tensor, normalize: str, weight:
 @settings(max_examples=60)
 @given(
     case=cases(),
-    normalize=st.sampled_from(["valid", "pixels"]),
+    reduction=st.sampled_from(["mean_valid", "mean_all"]),
     smoothing=st.sampled_from([0.0, 0.1]),
     weighted=st.booleans(),
     ignored=st.sampled_from([0, 0.3, 1]),
 )
 def test_the_loss_and_its_gradient_are_those_of_the_upsampled_logits(
     case: Case,
-    normalize: Any,
+    reduction: Any,
     smoothing: float,
     weighted: bool,
     ignored: float,
@@ -51,7 +51,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_upsampled_logits(
     labels = torch.from_numpy(drawn)
     weight = torch.rand(K, dtype=torch.float64) + 0.5 if weighted else None
     full = upsample(exact, case.size, case.padded)
-    expected = definition(full, labels, normalize, weight, smoothing)
+    expected = definition(full, labels, reduction, weight, smoothing)
     (expected_gradient,) = torch.autograd.grad(expected, exact)
     logits = exact.detach().to(dtype).requires_grad_()
     with implementation(name):
@@ -59,12 +59,12 @@ def test_the_loss_and_its_gradient_are_those_of_the_upsampled_logits(
             logits,
             labels.to(torch.uint8),
             padded_size=case.padded,
-            normalize=normalize,
+            reduction=reduction,
             weight=weight,
             label_smoothing=smoothing,
         )
     (gradient,) = torch.autograd.grad(loss, logits)
-    scale = max(float(full.detach().abs().max()), 1)  # float32 holds a loss of 30 to 30 times the precision of 1
+    scale = max(float(full.detach().abs().max()), 1)  # float32 is 30 times coarser at 30 than at 1
     if dtype == torch.float64:
         assert loss.dtype == torch.float64
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=tolerance, atol=tolerance * scale)
@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_upsampled_logits(
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_where_every_pixel_is_ignored_loss_and_gradient_are_zero(name: str) -> None:
+def test_loss_and_gradient_are_zero_if_every_pixel_is_ignored(name: str) -> None:
     logits = torch.randn(2, 5, 3, 3, requires_grad=True)
     with implementation(name):
         loss = ms.ops.upsampled_cross_entropy(logits, torch.full((2, 48, 48), 255))
@@ -104,7 +104,7 @@ def test_autocast_around_the_operations_changes_nothing(name: str) -> None:
         assert torch.equal(inside[1], ms.ops.upsampled_cross_entropy(logits, labels))
 
 
-def test_the_number_of_threads_changes_no_bit() -> None:
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     logits, labels = torch.randn(3, 12, 9, 9, requires_grad=True), torch.randint(0, 12, (3, 144, 144))
     losses, gradients, maps = [], [], []
     try:
@@ -124,15 +124,15 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 7), r"value 7 in 64 pixels; classes are 0 to 2"),
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), -1), r"value -1 in 64 pixels; classes are 0 to 2"),
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 7), r"labels: value 7 in 64 pixels"),
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), -1), r"labels: value -1 in 64 pixels"),
         (torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 2**32), r"value 4294967296 in 64 pixels"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 8, 8, device="meta").long(), r"labels: on meta, .* logits on cpu"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(2, 8, 8).long(), r"expected integers \(B, H, W\) with B=1"),
         (torch.zeros(1, 3, 2), torch.zeros(1, 8, 8).long(), r"expected floats \(B, K, h, w\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(logits: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+def test_incompatible_inputs_are_refused(logits: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ms.InputError, match=message):
         ms.ops.upsampled_cross_entropy(logits, labels)
 
@@ -142,12 +142,12 @@ def test_what_does_not_fit_is_refused(logits: torch.Tensor, labels: torch.Tensor
     [
         ({"label_smoothing": -0.1}, "label_smoothing: -0.1"),
         ({"label_smoothing": float("nan")}, "label_smoothing: nan"),
-        ({"normalize": "mean"}, "normalize: 'mean'"),
+        ({"reduction": "mean"}, "reduction: 'mean'"),
         ({"weight": torch.ones(3, requires_grad=True)}, "weight: requires a gradient"),
     ],
 )
 @pytest.mark.usefixtures("user")
-def test_settings_that_it_has_not_are_refused(setting: Any, message: str) -> None:
+def test_unsupported_settings_are_refused(setting: Any, message: str) -> None:
     with pytest.raises(ms.InputError, match=message):
         ms.ops.upsampled_cross_entropy(torch.zeros(1, 3, 2, 2), torch.zeros(1, 8, 8).long(), **setting)
 
@@ -155,7 +155,7 @@ def test_settings_that_it_has_not_are_refused(setting: Any, message: str) -> Non
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("ignored", [-100, 1, 65535, 2**40])
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.int64])
-def test_any_value_may_be_the_ignored_one(ignored: int, dtype: torch.dtype, name: str) -> None:
+def test_any_value_may_be_ignored(ignored: int, dtype: torch.dtype, name: str) -> None:
     logits = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(64).view(1, 8, 8) % 3
     if dtype == torch.int64 or ignored == 65535:
@@ -167,7 +167,7 @@ def test_any_value_may_be_the_ignored_one(ignored: int, dtype: torch.dtype, name
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_full_resolution_logits_are_never_held(largest: Any, name: str) -> None:
+def test_full_resolution_logits_are_never_stored(largest: Any, name: str) -> None:
     K, size = 150, (512, 512)
     logits = torch.randn(2, K, 32, 32, requires_grad=True)
     labels = torch.zeros(2, *size, dtype=torch.uint8)

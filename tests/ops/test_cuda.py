@@ -1,4 +1,4 @@
-"""The Triton kernels; where there is no CUDA device, conftest has them run in Triton's interpreter."""
+"""The Triton kernels; without a CUDA device, conftest runs them in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ON = "cuda" if torch.cuda.is_available() else "cpu"
 
 from meanshifter.inference.windows import axis_matrix  # noqa: E402
 from meanshifter.ops import View, bilinear_matrix, cuda  # noqa: E402
-from meanshifter.ops.cross_entropy import _reference as reference_sums  # noqa: E402
-from meanshifter.ops.cross_entropy import loss_count  # noqa: E402
-from meanshifter.ops.label_map import _reference as reference_label_map  # noqa: E402
+from meanshifter.ops.argmax import _reference as reference_label_map  # noqa: E402
+from meanshifter.ops.losses import _reference as reference_sums  # noqa: E402
+from meanshifter.ops.losses import loss_count  # noqa: E402
 from meanshifter.ops.upsampling import upsampling_axes  # noqa: E402
 
 # of the interpreter in Triton before 3.3, with NumPy from 1.25 on
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 @pytest.mark.parametrize(
     ("length", "size", "window", "stride"), [((20, 24), (20, 24), 16, 12), ((14, 18), (21, 15), None, 8)]
 )
-def test_label_maps_are_those_of_the_reference(
+def test_label_maps_equal_those_of_the_reference(
     length: tuple[int, int], size: tuple[int, int], window: int | None, stride: int
 ) -> None:
     rows, cols = (
@@ -45,7 +45,7 @@ def test_label_maps_are_those_of_the_reference(
 @pytest.mark.parametrize(
     ("size", "padded", "smoothing"), [((8, 12), (8, 12), 0.0), ((7, 11), (8, 12), 0.1), ((2, 3), (3, 4), 0.1)]
 )
-def test_losses_and_gradients_are_those_of_the_reference(
+def test_losses_and_gradients_equal_those_of_the_reference(
     size: tuple[int, int], padded: tuple[int, int], smoothing: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def test_losses_and_gradients_are_those_of_the_reference(
 
 
 @pytest.mark.parametrize(("wrong", "dtype"), [(3, torch.uint8), (-1, torch.int16), (2**32, torch.int64)])
-def test_a_label_that_is_no_class_reads_nothing_and_gives_nan(wrong: int, dtype: torch.dtype) -> None:
+def test_a_label_that_is_not_a_class_reads_nothing_and_gives_nan(wrong: int, dtype: torch.dtype) -> None:
     logits, weight = torch.randn(1, 3, 2, 2, device=ON), torch.ones(3, device=ON)
     labels = torch.zeros(1, 4, 4, dtype=torch.int64, device=ON)
     settings: dict[str, Any] = {"ignore_index": 255, "smoothing": 0.0}
@@ -74,7 +74,7 @@ def test_a_label_that_is_no_class_reads_nothing_and_gives_nan(wrong: int, dtype:
         loss, gradient = sums(logits, labels.to(dtype), axes, weight, **settings)
         assert loss.isnan()
         assert gradient.isnan().any()
-    assert loss_count(labels.to(dtype), weight, ignore_index=255, normalize="valid") == 15
+    assert loss_count(labels.to(dtype), weight, ignore_index=255, reduction="mean_valid") == 15
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's NumPy
@@ -89,7 +89,9 @@ def test_a_label_that_is_no_class_reads_nothing_and_gives_nan(wrong: int, dtype:
         (-math.inf, (0, slice(None), 0, 0), 0.0),
     ],
 )
-def test_logits_that_are_not_finite_give_what_the_reference_gives(value: float, place: Any, smoothing: float) -> None:
+def test_logits_that_are_not_finite_give_the_results_of_the_reference(
+    value: float, place: Any, smoothing: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 3, 2, 2, generator=generator).to(ON)
     logits[place] = value

@@ -1,4 +1,4 @@
-"""The operators on a CUDA device, as a user calls them; skipped where there is none."""
+"""The operators on a CUDA device; skipped without one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ K, SIZE = 19, (120, 150)
 
 
 def drawn(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patch logits and labels on the device."""
+    """Draw patch logits and labels on the device."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, K, 8, 10, generator=generator).to("cuda", dtype)
     labels = torch.randint(0, K, (2, *SIZE), generator=generator)
@@ -29,7 +29,7 @@ def drawn(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tenso
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Within, whatever waits for the device raises."""
+    """Raise if anything synchronizes the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -63,7 +63,7 @@ def test_loss_gradient_and_label_map_are_those_of_the_upsampled_logits(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("wrong", [K, 200, -1, 2**32])
-def test_a_label_that_is_no_class_makes_nan_and_leaves_the_device_in_use(wrong: int, dtype: torch.dtype) -> None:
+def test_a_label_that_is_not_a_class_gives_nan_and_keeps_the_device_usable(wrong: int, dtype: torch.dtype) -> None:
     logits, labels = drawn(dtype)
     labels[1, 50, 60] = wrong
     logits.requires_grad_()
@@ -76,7 +76,7 @@ def test_a_label_that_is_no_class_makes_nan_and_leaves_the_device_in_use(wrong: 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite_are_seen(value: float) -> None:
+def test_logits_that_are_not_finite_are_detected(value: float) -> None:
     logits, labels = drawn()
     logits[1, 3, 4, 4] = value
     labels[labels == 3] = 0
@@ -90,7 +90,7 @@ def test_logits_that_are_not_finite_are_seen(value: float) -> None:
     assert torch.equal(ms.ops.upsampled_argmax(logits, SIZE).long()[special], full.argmax(1)[special])
 
 
-def test_the_second_derivative_is_that_of_the_cpu() -> None:
+def test_the_second_derivative_equals_that_of_the_cpu() -> None:
     found = []
     for device in ("cpu", "cuda"):
         logits, labels = (tensor.to(device) for tensor in drawn())
@@ -101,7 +101,7 @@ def test_the_second_derivative_is_that_of_the_cpu() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-8)
 
 
-def test_neither_waits_for_the_device_once_its_tables_are_there() -> None:
+def test_neither_operator_synchronizes_once_its_tables_are_cached() -> None:
     logits, labels = drawn()
     logits.requires_grad_()
 
@@ -114,7 +114,7 @@ def test_neither_waits_for_the_device_once_its_tables_are_there() -> None:
         once()
 
 
-def test_full_resolution_logits_are_never_held() -> None:
+def test_full_resolution_logits_are_never_stored() -> None:
     logits = torch.randn(4, 150, 32, 32, device="cuda", requires_grad=True)
     labels = torch.randint(0, 150, (4, 512, 512), dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import meanshifter as ms
 from meanshifter.inference.windows import axis_matrix
-from meanshifter.ops import View, label_map, pixel_scores
+from meanshifter.ops import View, label_map, pixel_confidence
 from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
 
 
@@ -48,7 +48,7 @@ def test_more_than_255_classes_need_sixteen_bits(name: str) -> None:
 
 @st.composite
 def views(draw: st.DrawFn) -> list[View]:
-    """One or several readings of an image in overlapping windows, resized to one size."""
+    """Draw one or more views of an image, from overlapping windows, resized to the same size."""
     K, size = draw(st.integers(1, 12)), (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
     found = []
     for seed in range(draw(st.integers(1, 3))):
@@ -72,47 +72,47 @@ def test_scores_and_probabilities_are_those_of_the_averaged_softmax(several: lis
     p = torch.stack([z.softmax(0) for z in dense]).mean(0)
     K = len(p)
     with implementation(name):
-        found = pixel_scores(several, scores=("probability", "margin", "entropy"), probabilities=(0, K - 1))
+        found = pixel_confidence(several, confidence=("probability", "margin", "entropy"), probabilities=(0, K - 1))
         assert torch.equal(found.labels, label_map(several))
     best = p.topk(min(K, 2), dim=0).values
     assert (p.amax(0) - p.gather(0, found.labels.long()[None])[0]).max() < 1e-5
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
-    torch.testing.assert_close(found.scores["probability"], best[0], **close)
-    torch.testing.assert_close(found.scores["margin"], best[0] - best[1] if K > 1 else best[0], **close)
-    torch.testing.assert_close(found.scores["entropy"], -torch.special.xlogy(p, p).sum(0), **close)
+    torch.testing.assert_close(found.confidence["probability"], best[0], **close)
+    torch.testing.assert_close(found.confidence["margin"], best[0] - best[1] if K > 1 else best[0], **close)
+    torch.testing.assert_close(found.confidence["entropy"], -torch.special.xlogy(p, p).sum(0), **close)
     torch.testing.assert_close(found.probabilities[K - 1], p[K - 1], **close)
 
 
 def test_logits_far_apart_give_probabilities_of_zero_and_one() -> None:
     z = torch.tensor([0.0, 1e4, -1e4])[:, None, None].expand(3, 2, 2)
     matrix = ms.ops.bilinear_matrix(2, 8, 8)
-    found = pixel_scores([View(z, matrix, matrix)], scores=("probability", "entropy"), probabilities=(0,))
-    assert (found.scores["probability"] == 1).all()
-    assert (found.scores["entropy"] == 0).all()
+    found = pixel_confidence([View(z, matrix, matrix)], confidence=("probability", "entropy"), probabilities=(0,))
+    assert (found.confidence["probability"] == 1).all()
+    assert (found.confidence["entropy"] == 0).all()
     assert (found.probabilities[0] == 0).all()
 
 
-def test_what_views_do_not_have_is_refused() -> None:
+def test_classes_that_views_do_not_have_are_refused() -> None:
     view = View(torch.zeros(3, 1, 1), torch.ones(2, 1), torch.ones(2, 1))
-    with pytest.raises(ms.InputError, match="class 3; classes are 0 to 2"):
-        pixel_scores([view], probabilities=(3,))
+    with pytest.raises(ms.InputError, match="probabilities: class 3"):
+        pixel_confidence([view], probabilities=(3,))
     with pytest.raises(ms.InputError, match="views: 0 given"):
         label_map([])
 
 
 @pytest.mark.usefixtures("user")
-def test_an_unknown_score_is_refused() -> None:
+def test_an_unknown_confidence_is_refused() -> None:
     view = View(torch.zeros(3, 1, 1), torch.ones(2, 1), torch.ones(2, 1))
-    with pytest.raises(ms.InputError, match="'certainty'; use probability, margin, entropy"):
-        pixel_scores([view], scores=["certainty"])  # type: ignore[list-item]
+    with pytest.raises(ms.InputError, match="confidence: 'certainty'"):
+        pixel_confidence([view], confidence=["certainty"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_full_resolution_logits_are_never_held(largest: Any, name: str) -> None:
+def test_full_resolution_logits_are_never_stored(largest: Any, name: str) -> None:
     K, size = 150, (512, 512)
     logits = torch.randn(1, K, 32, 32)
     matrix = ms.ops.bilinear_matrix(32, 512, 512)
     with implementation(name), largest:
         ms.ops.upsampled_argmax(logits, size)
-        pixel_scores([View(logits[0], matrix, matrix)] * 2, scores=("margin",), probabilities=(3,))
+        pixel_confidence([View(logits[0], matrix, matrix)] * 2, confidence=("margin",), probabilities=(3,))
     assert largest.elements <= K * size[0] * size[1] / 64

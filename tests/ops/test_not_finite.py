@@ -1,4 +1,4 @@
-"""NaN, infinite and enormous logits give what they give to torch, so that who watches for NaN sees it."""
+"""NaN, infinite and enormous logits give the same results as in torch, so that NaN can be detected."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import meanshifter as ms
-from meanshifter.ops import View, pixel_scores
+from meanshifter.ops import View, pixel_confidence
 from tests.ops.cases import IMPLEMENTATIONS, Case, implementation, upsample
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 def through(linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    """A linear map of weights of at least 0, of which those of 0 take nothing even from NaN and infinity."""
+    """Apply a linear map with non-negative weights, where 0 times NaN or infinity is 0."""
     out = linear(torch.where(x.isfinite(), x, 0))
     for places, value in ((x == math.inf, math.inf), (x == -math.inf, -math.inf), (x.isnan(), math.nan)):
         out = torch.where(linear(places.double()) > 0, out + value, out)
@@ -28,7 +28,7 @@ def through(linear: Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def adjoint(linear: Linear, like: torch.Tensor) -> Linear:
-    """From gradients of what `linear` gives to gradients of what it takes."""
+    """Return the adjoint of `linear`, from gradients of its outputs to those of its inputs."""
 
     def back(pixels: torch.Tensor) -> torch.Tensor:
         x = torch.zeros_like(like, requires_grad=True)
@@ -39,7 +39,7 @@ def adjoint(linear: Linear, like: torch.Tensor) -> Linear:
 
 @st.composite
 def broken(draw: st.DrawFn) -> Case:
-    """Logits with NaN or infinity in a few places; the scales are powers of 2, so that weights of 0 are exact."""
+    """Draw logits with a few NaN or infinite values; scales are powers of 2, so that weights of 0 are exact."""
     B, K, h, w = draw(st.integers(1, 2)), draw(st.integers(1, 12)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
     scale = draw(st.sampled_from([1, 2, 4, 8]))
     logits = torch.randn(B, K, h, w, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
@@ -53,7 +53,7 @@ def broken(draw: st.DrawFn) -> Case:
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @settings(max_examples=80)
 @given(case=broken(), smoothing=st.sampled_from([0.0, 0.1]), ignored=st.sampled_from([0, 0.5, 0.95]), data=st.data())
-def test_the_loss_and_its_gradient_are_those_of_torch(
+def test_the_loss_and_its_gradient_equal_those_of_torch(
     case: Case, smoothing: float, ignored: float, data: st.DataObject, name: str
 ) -> None:
     B, K = case.logits.shape[:2]
@@ -80,7 +80,7 @@ def test_the_loss_and_its_gradient_are_those_of_torch(
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_one_logit_of_another_class_than_any_label_decides_as_it_does_in_torch(value: float, name: str) -> None:
+def test_one_extreme_logit_of_an_unlabeled_class_acts_as_in_torch(value: float, name: str) -> None:
     logits = torch.randn(1, 9, 5, 5, generator=torch.Generator().manual_seed(0))
     logits[0, 7, 2, 2] = value
     labels = torch.zeros(1, 40, 40, dtype=torch.int64)
@@ -99,19 +99,19 @@ def test_one_logit_of_another_class_than_any_label_decides_as_it_does_in_torch(v
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("value", [-3e38, -1e30, -1e29, 1e29, 3e38])
-def test_enormous_logits_are_logits(value: float, name: str) -> None:
+def test_enormous_logits_are_supported(value: float, name: str) -> None:
     logits = torch.full((1, 3, 2, 2), value)
     with implementation(name):
         loss = ms.ops.upsampled_cross_entropy(logits, torch.zeros(1, 8, 8, dtype=torch.uint8))
-        found = pixel_scores([View(logits[0], *[ms.ops.bilinear_matrix(2, 8, 8)] * 2)], scores=("probability",))
+        found = pixel_confidence([View(logits[0], *[ms.ops.bilinear_matrix(2, 8, 8)] * 2)], confidence=("probability",))
     assert loss.item() == pytest.approx(math.log(3))
-    torch.testing.assert_close(found.scores["probability"], torch.full((8, 8), 1 / 3))
+    torch.testing.assert_close(found.confidence["probability"], torch.full((8, 8), 1 / 3))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @settings(max_examples=80)
 @given(case=broken())
-def test_the_label_map_is_that_of_torch(case: Case, name: str) -> None:
+def test_the_label_map_equals_that_of_torch(case: Case, name: str) -> None:
     full = through(lambda x: upsample(x, case.size, case.padded), case.logits.double())
     with implementation(name):
         labels = ms.ops.upsampled_argmax(case.logits, case.size, padded_size=case.padded).long()
@@ -122,7 +122,7 @@ def test_the_label_map_is_that_of_torch(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_how_sure_a_pixel_is_that_reads_nan_is_nan(name: str) -> None:
+def test_the_confidence_of_a_nan_pixel_is_nan(name: str) -> None:
     z = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
     matrix = ms.ops.bilinear_matrix(4, 16, 16)
     whole, broken = View(z.clone(), matrix, matrix), View(z.clone(), matrix, matrix)
@@ -130,6 +130,6 @@ def test_how_sure_a_pixel_is_that_reads_nan_is_nan(name: str) -> None:
     reads = (matrix[:, :1] > 0) & (matrix[:, 0] > 0)
     with implementation(name):
         for views in ([broken], [whole, broken]):
-            found = pixel_scores(views, scores=("probability", "margin", "entropy"), probabilities=(1,))
-            for values in (*found.scores.values(), found.probabilities[1]):
+            found = pixel_confidence(views, confidence=("probability", "margin", "entropy"), probabilities=(1,))
+            for values in (*found.confidence.values(), found.probabilities[1]):
                 assert torch.equal(values.isnan(), reads)

@@ -1,4 +1,4 @@
-"""Both operations as torch's own operators: derivatives, registration, compiling, devices without data."""
+"""Both operations as torch operators: derivatives, registration, compilation, meta tensors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False
 D = sys.argv[1]
-model = ms.create_model("meanshifter-ti16", num_classes=5, image_size=32, backbone_args={"depth": 1}).eval().to(D)
+model = ms.create_model("meanshifter-ti16", num_classes=5, image_size=32, encoder_args={"depth": 1}).eval().to(D)
 run = both(model)
 check(model, run, torch.compile(run, fullgraph=True, backend="eager"), torch.randn(1, 3, 32, 32, device=D),
       torch.randint(0, 5, (1, 32, 32), dtype=torch.uint8, device=D))
@@ -76,7 +76,7 @@ if D == "cuda":
 
 
 def small() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, labels of which some are ignored, and weights."""
+    """Return logits, labels with some ignored, and weights."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 2, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     labels = torch.randint(0, 3, (2, 7, 9), generator=generator)
@@ -84,13 +84,13 @@ def small() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, labels, torch.rand(3, dtype=torch.float64, generator=generator) + 0.5
 
 
-@pytest.mark.parametrize("normalize", ["valid", "pixels"])
-def test_first_and_second_derivatives_are_those_of_the_loss(normalize: Any) -> None:
+@pytest.mark.parametrize("reduction", ["mean_valid", "mean_all"])
+def test_first_and_second_derivatives_are_those_of_the_loss(reduction: Any) -> None:
     logits, labels, weight = small()
 
     def loss(z: torch.Tensor) -> torch.Tensor:
         return ms.ops.upsampled_cross_entropy(
-            z, labels, padded_size=(8, 9), normalize=normalize, weight=weight, label_smoothing=0.1
+            z, labels, padded_size=(8, 9), reduction=reduction, weight=weight, label_smoothing=0.1
         )
 
     assert torch.autograd.gradcheck(loss, logits)
@@ -98,7 +98,7 @@ def test_first_and_second_derivatives_are_those_of_the_loss(normalize: Any) -> N
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_penalty_on_the_gradient_has_the_gradient_that_torch_gives_it(name: str) -> None:
+def test_a_gradient_penalty_has_the_same_gradient_as_in_torch(name: str) -> None:
     exact, labels, _ = small()
     full = upsample_with_gradient(exact, (7, 9))
     (first,) = torch.autograd.grad(F.cross_entropy(full, labels, ignore_index=255), exact, create_graph=True)
@@ -112,7 +112,7 @@ def test_a_penalty_on_the_gradient_has_the_gradient_that_torch_gives_it(name: st
 
 
 def upsample_with_gradient(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """As matrices, since torch's interpolation has one derivative."""
+    """Upsample with matrices, since torch's interpolation has only first derivatives."""
     rows, cols = (
         ms.ops.bilinear_matrix(n, out, out, torch.float64) for n, out in zip(logits.shape[-2:], size, strict=True)
     )
@@ -134,14 +134,14 @@ def test_third_and_forward_derivatives_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("user")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of opcheck's own looking
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # caused by opcheck
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_operators_are_registered_as_torch_asks(device: str, dtype: torch.dtype) -> None:
+def test_the_operators_pass_opcheck(device: str, dtype: torch.dtype) -> None:
     z, labels, w = (tensor.detach().to(device) for tensor in small())
     logits = z.to(dtype).permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
     weight = w.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    settings = [8, 9], 255, "valid", 0.1
+    settings = [8, 9], 255, "mean_valid", 0.1
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if dtype == torch.float32:
         tests.append("test_aot_dispatch_dynamic")
@@ -152,7 +152,7 @@ def test_the_operators_are_registered_as_torch_asks(device: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_they_compile_into_one_graph_and_give_what_they_give_without(device: str) -> None:
+def test_the_operators_compile_into_one_graph_with_equal_results(device: str) -> None:
     done = commands.run(device, code=COMPILED)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ("value 9 in 1 pixels" if device == "cpu" else "nan") in done.stdout
@@ -160,7 +160,7 @@ def test_they_compile_into_one_graph_and_give_what_they_give_without(device: str
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_gradient_is_taken_that_nobody_can_ask_for(name: str, mode: Any) -> None:
+def test_no_gradient_is_computed_if_none_can_be_requested(name: str, mode: Any) -> None:
     logits, labels, _ = small()
     single = logits.detach().float().requires_grad_()
     expected = ms.ops.upsampled_cross_entropy(single, labels)
@@ -171,7 +171,7 @@ def test_no_gradient_is_taken_that_nobody_can_ask_for(name: str, mode: Any) -> N
     assert gradient.numel() == 0
 
 
-def test_without_data_there_are_shapes_and_types() -> None:
+def test_meta_tensors_give_shapes_and_types() -> None:
     logits, labels = torch.empty(2, 300, 4, 4, device="meta"), torch.empty(2, 9, 8, dtype=torch.int64, device="meta")
     chosen = ms.ops.upsampled_argmax(logits, (9, 8))
     assert (chosen.shape, chosen.dtype, chosen.device.type) == ((2, 9, 8), torch.uint16, "meta")
@@ -183,7 +183,7 @@ def test_without_data_there_are_shapes_and_types() -> None:
 
 
 @pytest.mark.parametrize("K", [3, 300])
-def test_of_no_images_there_are_no_labels_and_no_loss(K: int) -> None:
+def test_an_empty_batch_gives_no_labels_and_zero_loss(K: int) -> None:
     logits = torch.empty(0, K, 2, 2, requires_grad=True)
     chosen = ms.ops.upsampled_argmax(logits, (8, 8))
     assert (chosen.shape, chosen.dtype) == ((0, 8, 8), torch.uint8 if K == 3 else torch.uint16)

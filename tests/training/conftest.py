@@ -4,24 +4,24 @@ from pathlib import Path
 
 import pytest
 
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.parsing import parse_recipe
-from meanshifter.training.recipe import TrainConfig
 
 TINY = """
-data: {name: shapes, hold_out: "*[2-9]*", workers: 0}
+data: {name: shapes, val_pattern: "*[2-9]*", workers: 0}
 model:
   preset: segmenter-ti16
-  backbone: vit_tiny_patch16_224
-  backbone_args: {patch_size: 16, embed_dim: 24, depth: 2, num_heads: 2}
+  encoder: vit_tiny_patch16_224
+  encoder_args: {patch_size: 16, embed_dim: 24, depth: 2, num_heads: 2}
   drop_path: 0.5
-augment: {crop: [64, 64], base: null}
+augment: {crop: [64, 64], resize_base: null}
 optimizer: {name: adamw, lr: 1.0e-3, head_lr: 2.0e-3, min_lr: 1.0e-5, weight_decay: 0.05}
 ema: 0.9
 steps: 8
 batch_size: 2
 log_every: 2
 save_every: 3
-evaluation: {every: 4, window: null, short_side: null, limit: 2}
+evaluation: {interval: 4, window: null, short_side: null, limit: 2}
 """
 
 

@@ -10,10 +10,10 @@ import torch
 
 from meanshifter.data import Shapes
 from meanshifter.data.augment import AugmentConfig, augment
-from meanshifter.training.batches import SampleStream, batches, class_weights, positions
+from meanshifter.training.data import SampleStream, batches, class_weights, positions
 
 LENGTH, MEAN, STD = 12, (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
-CONFIG = AugmentConfig(crop=(48, 64), base=None)
+CONFIG = AugmentConfig(crop=(48, 64), resize_base=None)
 
 
 def stream(seed: int = 0) -> SampleStream:

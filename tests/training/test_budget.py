@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from meanshifter.errors import InputError
 from meanshifter.training import budget
-from meanshifter.training import step as step_module
+from meanshifter.training import loop as step_module
 from meanshifter.training.budget import EVALUATION_SHARE, fit
+from meanshifter.training.config import EvaluationConfig, OptimizerConfig, TrainConfig
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
-from meanshifter.training.recipe import EvaluationConfig, OptimizerConfig, TrainConfig
 
 
 @given(
@@ -35,11 +35,11 @@ def test_what_is_planned_fits_and_fills_the_time(
     minutes: float, step: float, image: float, images: int, every: int
 ) -> None:
     recipe = TrainConfig(
-        minutes=minutes, steps=2000, evaluation=EvaluationConfig(every=every), optimizer=OptimizerConfig(warmup=50)
+        minutes=minutes, steps=2000, evaluation=EvaluationConfig(interval=every), optimizer=OptimizerConfig(warmup=50)
     )
     planned = fit(recipe, step, image, images, spent=5)
     scored = images if planned.evaluation.limit is None else min(planned.evaluation.limit, images)
-    interval = planned.evaluation.every
+    interval = planned.evaluation.interval
     evaluations = planned.steps // interval + (planned.steps % interval > 0) if interval else 1
     seconds = 5 + planned.steps * step + evaluations * scored * image
     assert planned.minutes is None
@@ -76,7 +76,7 @@ def test_a_run_of_some_minutes_is_one_of_its_steps(
 
 def test_it_takes_about_the_time_that_was_given(tiny: TrainConfig) -> None:
     tiny = dataclasses.replace(tiny, minutes=0.05, steps=100_000)
-    tiny.evaluation.every = 0
+    tiny.evaluation.interval = 0
     began = time.perf_counter()
     run = train(tiny, quiet=True).path
     assert int(str(stored(run)["steps"])) > 1
@@ -96,7 +96,7 @@ def test_a_resumed_run_keeps_its_steps(tiny: TrainConfig, monkeypatch: pytest.Mo
         return crop_loss(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(step_module, "crop_loss", interrupting)
-    with pytest.raises(KeyboardInterrupt, match="while the first steps were measured"):
+    with pytest.raises(KeyboardInterrupt, match="while timing the first steps"):
         train(asked, quiet=True)
     run = Path(str(tiny.out))
     assert stored(run)["minutes"] == 0.01

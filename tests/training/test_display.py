@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from meanshifter.training import summary
+from meanshifter.training import display
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.display import Pace, spell
 from meanshifter.training.loop import train
-from meanshifter.training.recipe import TrainConfig
 
 
 def test_the_bar_of_a_terminal_moves_with_the_steps(tiny: TrainConfig, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_classes_and_ignored_pixels_are_told_before_the_first_step(
     data = dataclasses.replace(tiny.data, name="folder", root=str(tmp_path / "data"))
     run = train(dataclasses.replace(tiny, data=data, steps=2)).path
     lines = capsys.readouterr().err.splitlines()
-    place = next(k for k, line in enumerate(lines) if "3 classes (a, b, c), named by classes.txt" in line)
+    place = next(k for k, line in enumerate(lines) if "3 classes (a, b, c)" in line and "classes.txt" in line)
     assert "25.0% of the pixels" in lines[place]
     assert not any("loss" in line for line in lines[: place + 1])
     assert "25.0% of all" in (run / "per_class.md").read_text()
@@ -78,15 +78,15 @@ def test_classes_and_ignored_pixels_are_told_before_the_first_step(
 def test_lines_say_what_is_trained_and_how_long_it_takes(
     tiny: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary, "LONG", 0)
+    monkeypatch.setattr(display, "LONG", 0)
     tiny = dataclasses.replace(tiny, steps=12, log_every=11)
     train(tiny)
     lines = capsys.readouterr().err.splitlines()
     before = "\n".join(lines[:3])
     for fact in (
         "shapes",
-        "16 images to learn from",
-        "2 to score on",
+        "16 training images",
+        "2 validation images",
         "7 classes (background",
         "segmenter-ti16",
         "cpu, fp32",
@@ -96,7 +96,7 @@ def test_lines_say_what_is_trained_and_how_long_it_takes(
     assert parameters is not None
     assert int(parameters[1].replace(",", "")) > 1000
     assert "12 steps of 2 crops of 64×64" in before
-    assert re.search(r"3/12 · about \d+ s in all, evaluations included", lines[3])
+    assert re.search(r"3/12 · about \d+ s in total, evaluations included", lines[3])
     assert "--minutes 30" in lines[4]
     assert "--size 32" in lines[4]
     assert any(re.search(r"10/12 · about \d+ s left", line) for line in lines)
@@ -145,5 +145,5 @@ def test_the_estimate_is_the_steps_and_evaluations_to_come(
     ("seconds", "text"),
     [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (7800, "2 h 10 min"), (274_000, "3 days 4 h")],
 )
-def test_durations_are_spelt_to_be_read(seconds: float, text: str) -> None:
+def test_durations_are_spelled_to_be_read(seconds: float, text: str) -> None:
     assert spell(seconds) == text

@@ -17,19 +17,18 @@ from safetensors.torch import load_file
 import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError, RunError
-from meanshifter.evaluation.boundary import near_boundary
-from meanshifter.evaluation.confusion import mean_iou
-from meanshifter.interop.contract import as_segmenter
-from meanshifter.model import checkpoint
+from meanshifter.evaluation.result import mean_iou, near_boundary
+from meanshifter.inference.protocol import as_segmenter
+from meanshifter.model import saving
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.mean_shift import MeanShift
-from meanshifter.training import loop, scoring, state
-from meanshifter.training import step as step_module
-from meanshifter.training.data_record import DataRecord
+from meanshifter.training import loop, state
+from meanshifter.training import loop as step_module
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
-from meanshifter.training.recipe import TrainConfig
-from meanshifter.training.session import Session, _open_data
-from meanshifter.training.start import build_model
+from meanshifter.training.setup import _open_data, build_model
+from meanshifter.training.state import DataRecord, RunFolder, TrainState
+from meanshifter.utils.distributed import Processes
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -47,7 +46,7 @@ def test_a_run_leaves_what_the_run_folder_promises(tiny: TrainConfig) -> None:
     for name in ("config.yaml", "metrics.jsonl", "checkpoints/last/training.safetensors"):
         assert (run / name).is_file(), name
     assert list(run.glob("events.*"))
-    assert ms.load_model(run).labels == Shapes().labels
+    assert ms.load_model(run).label_space == Shapes().label_space
     lines = metrics(run)
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
     assert [line["step"] for line in lines if "mIoU" in line] == [4, 8]
@@ -68,7 +67,7 @@ def test_each_evaluation_leaves_scores_per_class_and_near_boundaries(tiny: Train
     result = ms.evaluate(predictor, shapes, limit=2)
     line = next(line for line in reversed(metrics(run)) if "mIoU" in line)
     per_class: Any = line["IoU"]
-    assert list(per_class) == list(shapes.labels.names)
+    assert list(per_class) == list(shapes.label_space.names)
     for name, score in result.per_class.items():
         assert per_class[name] == (None if np.isnan(score.IoU) else pytest.approx(score.IoU))
     assert [line["boundary_3"], line["boundary_9"]] == pytest.approx(mean_iou(near).tolist())
@@ -78,11 +77,13 @@ def test_each_evaluation_leaves_scores_per_class_and_near_boundaries(tiny: Train
 
 
 def test_a_class_without_a_score_is_null(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_cross(session: Any, config: TrainConfig) -> scoring.Scores:
-        scores = scoring.score(session, config)
-        confusion = scores.result.confusion.copy()
+    score = loop.score
+
+    def without_cross(*args: Any, **options: Any) -> Any:
+        result, boundary = score(*args, **options)
+        confusion = result.confusion.copy()
         confusion[6] = confusion[:, 6] = 0
-        return dataclasses.replace(scores, result=dataclasses.replace(scores.result, confusion=confusion))
+        return dataclasses.replace(result, confusion=confusion), boundary
 
     monkeypatch.setattr(loop, "score", without_cross)
     run = train(tiny, quiet=True).path
@@ -106,7 +107,7 @@ def test_a_signal_ends_a_run_that_waits_for_data(
         return next_crops(*args, **options)
 
     monkeypatch.setattr("meanshifter.training.loop.next_crops", stuck)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 8; the same command with --resume"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 8; resume with the same command and --resume"):
         train(tiny, quiet=True)
     monkeypatch.undo()
     train(tiny, resume=True, quiet=True)
@@ -116,16 +117,16 @@ def test_a_signal_ends_a_run_that_waits_for_data(
 
 def test_training_learns(tiny: TrainConfig) -> None:
     config = dataclasses.replace(tiny, steps=60, batch_size=8, log_every=10, ema=None, evaluation=tiny.evaluation)
-    config.evaluation.every = 0
+    config.evaluation.interval = 0
     losses = [line["loss"] for line in metrics(train(config, quiet=True).path) if "loss" in line]
     assert losses[-1] < losses[0] - 0.08
 
 
-@pytest.mark.parametrize(("stopped_at", "on_device"), [(3, False), (5, False), (5, True)])
+@pytest.mark.parametrize(("stopped_at", "gpu_cache"), [(3, False), (5, False), (5, True)])
 def test_a_stopped_run_resumes_to_the_same_weights(
-    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, on_device: bool
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, gpu_cache: bool
 ) -> None:
-    tiny = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, on_device=on_device))
+    tiny = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, gpu_cache=gpu_cache))
     whole = dataclasses.replace(tiny, out=str(tmp_path / "whole"))
     train(whole, quiet=True)
 
@@ -141,7 +142,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 
     monkeypatch.setattr(step_module, "crop_loss", interrupting)
     with pytest.raises(
-        KeyboardInterrupt, match=f"stopped after step {stopped_at} of 8; the same command with --resume"
+        KeyboardInterrupt, match=f"stopped after step {stopped_at} of 8; resume with the same command and --resume"
     ):
         train(tiny, quiet=True)
     monkeypatch.undo()
@@ -218,10 +219,10 @@ def test_fields_that_do_not_change_the_weights_may_differ_in_a_resumed_run(tiny:
 def test_batches_made_on_the_device_teach_the_same(tiny: TrainConfig, tmp_path: Path) -> None:
     """Losses hardly move in eight steps; what the weights learned differs by far less than they moved."""
     tiny.optimizer = dataclasses.replace(tiny.optimizer, name="sgd", lr=0.1, head_lr=None)
-    start = dict(build_model(tiny, Shapes().labels).named_parameters())
+    start = dict(build_model(tiny, Shapes().label_space).named_parameters())
     moves = []
-    for name, on_device in (("workers", False), ("device", True)):
-        data = dataclasses.replace(tiny.data, on_device=on_device)
+    for name, gpu_cache in (("workers", False), ("device", True)):
+        data = dataclasses.replace(tiny.data, gpu_cache=gpu_cache)
         run = train(dataclasses.replace(tiny, data=data, out=str(tmp_path / name)), quiet=True).path
         state = load_file(run / "checkpoints" / "last" / "training.safetensors")
         moves.append(torch.cat([(state[f"model.{key}"] - value).flatten() for key, value in start.items()]))
@@ -232,17 +233,17 @@ def test_the_best_of_all_evaluations_is_kept_also_where_it_is_resumed(
     tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores 50, 60, 60, 40: the second 60 is best, and 40 after resuming does not take its place."""
-    tiny.evaluation.every = 2
+    tiny.evaluation.interval = 2
     scores, kept = iter((50.0, 60.0, 60.0)), {}
     run = Path(str(tiny.out))
 
-    def keep(session: Session, _: float) -> None:
+    def save(run: RunFolder, state: TrainState, _: float, processes: Processes) -> None:
         score = next(scores)
-        kept[session.progress.step] = {key: value.clone() for key, value in session.scored.state_dict().items()}
-        keep_best(session, score)
+        kept[state.progress.step] = {key: value.clone() for key, value in state.evaluated.state_dict().items()}
+        save_best(run, state, score, processes)
 
-    keep_best = Session.keep_best
-    monkeypatch.setattr(Session, "keep_best", keep)
+    save_best = RunFolder.save_best
+    monkeypatch.setattr(RunFolder, "save_best", save)
     with pytest.raises(StopIteration):  # in place of the fourth score
         train(tiny, quiet=True)
     scores = iter((40.0,))
@@ -256,7 +257,7 @@ def test_the_best_of_all_evaluations_is_kept_also_where_it_is_resumed(
 def test_a_block_is_calibrated_on_the_crops_of_the_first_step(
     tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny.model.mean_shift, tiny.steps = MeanShiftConfig(layers=1, channels=8, neighbors=4.0), 1
+    tiny.model.mean_shift, tiny.steps = MeanShiftConfig(layers=1, channels=8, init_neighbors=4.0), 1
     seen, calibrate = [], MeanShift.calibrate
 
     def watched(self: MeanShift, tokens: torch.Tensor, *grid: Any) -> None:
@@ -277,10 +278,10 @@ def test_mixed_precision_clipping_and_cosine_go_together(tiny: TrainConfig, name
     assert all(np.isfinite(line["loss"]) for line in metrics(trained.path) if "loss" in line)
 
 
-@pytest.mark.parametrize("normalize", ["valid", "pixels"])
-def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path, normalize: Any) -> None:
+@pytest.mark.parametrize("reduction", ["mean_valid", "mean_all"])
+def test_accumulated_parts_are_one_batch(tiny: TrainConfig, tmp_path: Path, reduction: Any) -> None:
     tiny.optimizer.name, tiny.optimizer.lr = "sgd", 0.1
-    tiny.loss.normalize, tiny.loss.class_balance = normalize, 0.5
+    tiny.loss.reduction, tiny.loss.class_weight_power = reduction, 0.5
     states = []
     for name, batch_size, accumulate in (("one", 4, 1), ("parts", 2, 2)):
         config = dataclasses.replace(
@@ -295,14 +296,14 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
-    score = scoring.score
+    score = loop.score
 
-    def stopped(session: Any, config: TrainConfig) -> Any:
+    def stopped(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return score(session, config)
+        return score(*args, **options)
 
     monkeypatch.setattr(loop, "score", stopped)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 8, before its score"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 8, before its evaluation"):
         train(tiny, quiet=True)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 4]
     monkeypatch.undo()
@@ -318,7 +319,7 @@ def test_a_score_that_was_logged_but_not_saved_is_logged_once(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "keep_best", killed)
+    monkeypatch.setattr(RunFolder, "save_best", killed)
     with pytest.raises(KeyboardInterrupt):
         train(tiny, quiet=True)
     monkeypatch.undo()
@@ -329,13 +330,13 @@ def test_a_score_that_was_logged_but_not_saved_is_logged_once(
 
 def test_a_run_folder_in_use_is_refused(tiny: TrainConfig, tmp_path: Path) -> None:
     train(tiny, quiet=True)
-    hold = "import sys, time; from pathlib import Path; from meanshifter.training.lock import Lock\n"
+    hold = "import sys, time; from pathlib import Path; from meanshifter.utils.files import Lock\n"
     hold += f"lock = Lock(Path({str(tmp_path / 'run' / '.lock')!r})); lock.take('taken')\n"
     hold += "print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=rf"another process is training there \(process {holder.pid} on "):
+        with pytest.raises(InputError, match=rf"another process is training .*\(process {holder.pid} on "):
             train(tiny, resume=True, quiet=True)
         holder.kill()
     train(tiny, resume=True, quiet=True)
@@ -345,7 +346,7 @@ def test_a_run_folder_in_use_is_refused(tiny: TrainConfig, tmp_path: Path) -> No
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = checkpoint.save_tensors
+    write = saving.save_tensors
 
     def full(path: Path, tensors: Any, metadata: Any) -> None:
         if json.loads(metadata["facts"])["step"] > 4:
@@ -353,10 +354,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
         write(path, tensors, metadata)
 
     monkeypatch.setattr(state, "save_tensors", full)
-    with pytest.raises(RunError, match=r"No space left on device.*the checkpoint before it is whole; make space"):
+    with pytest.raises(RunError, match=r"No space left on device.*the previous checkpoint is intact.*--resume"):
         train(tiny, quiet=True)
     monkeypatch.undo()
-    assert ms.load_model(tmp_path / "run" / "checkpoints" / "last").labels == Shapes().labels
+    assert ms.load_model(tmp_path / "run" / "checkpoints" / "last").label_space == Shapes().label_space
     train(tiny, resume=True, quiet=True)
     train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
@@ -368,7 +369,7 @@ def test_a_step_may_be_split_otherwise_when_a_run_is_resumed(tiny: TrainConfig, 
     folder.claim(tiny, DataRecord.of(*_open_data(tiny)), resume=False)
     folder.release()
     (tmp_path / "run" / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="is 4, but the run began with 2 crops a step"):
+    with pytest.raises(InputError, match="is 4, but was 2"):
         train(dataclasses.replace(tiny, accumulate=2), resume=True, quiet=True)
     train(dataclasses.replace(tiny, batch_size=1, accumulate=2), resume=True, quiet=True)
     ours, theirs = ([line["loss"] for line in metrics(tmp_path / run) if "loss" in line] for run in ("run", "whole"))
@@ -383,13 +384,6 @@ def test_a_segmenter_recipe_with_the_block_given_is_a_meanshifter(tiny: TrainCon
     assert (model.mean_shift.layers, model.mean_shift.channels) == (2, 8)
     evaluations = [line for line in metrics(run) if "mIoU" in line]
     assert all(1 <= line["step2/neighbors"] <= 200 and line["step2/boundary_3"] >= 0 for line in evaluations)
-
-
-def test_a_block_given_beside_a_preset_with_settings_of_its_own_is_refused(tiny: TrainConfig) -> None:
-    tiny.model.preset = "jointshifter-ti16"
-    tiny.model.mean_shift = MeanShiftConfig(layers=1)
-    with pytest.raises(InputError, match="use 'meanshifter-ti16' and give them all"):
-        train(tiny, quiet=True)
 
 
 def test_signals_are_left_alone_after_a_run(tiny: TrainConfig) -> None:

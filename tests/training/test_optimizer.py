@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import meanshifter as ms
+from meanshifter.training.config import OptimizerConfig
 from meanshifter.training.optimizer import WeightAverage, create_optimizer, learning_rate, set_learning_rate
-from meanshifter.training.recipe import OptimizerConfig
 
 LR, HEAD_LR, DECAY, STEPS = 0.02, 0.05, 0.3, 7
 
@@ -21,7 +21,7 @@ LR, HEAD_LR, DECAY, STEPS = 0.02, 0.05, 0.3, 7
 def toy(preset: str) -> ms.Segmenter:
     torch.manual_seed(0)
     args = {"depth": 1, "embed_dim": 24, "num_heads": 2}
-    return ms.create_model(preset, num_classes=3, image_size=48, backbone_args=args).double().train()
+    return ms.create_model(preset, num_classes=3, image_size=48, encoder_args=args).double().train()
 
 
 def matrices(model: nn.Module) -> set[str]:
@@ -59,7 +59,7 @@ def adamw(config: OptimizerConfig, lr: float, decay: float) -> Callable[..., np.
     return update
 
 
-@pytest.mark.parametrize("preset", ["meanshifter-ti16", "segmenter-mask-ti16", "pixelshifter-ti16"])
+@pytest.mark.parametrize("preset", ["meanshifter-ti16", "segmenter-mask-ti16", "meanshifter-pixel-ti16"])
 @pytest.mark.parametrize("head_lr", [None, HEAD_LR])
 @pytest.mark.parametrize(("name", "formula", "schedule"), [("sgd", sgd, "poly"), ("adamw", adamw, "cosine")])
 def test_every_parameter_follows_its_formula(
@@ -102,7 +102,7 @@ def test_every_parameter_follows_its_formula(
 
 
 def test_norms_biases_and_embeddings_are_the_only_ones_without_decay() -> None:
-    model = toy("pixelshifter-ti16")
+    model = toy("meanshifter-pixel-ti16")
     optimizer = create_optimizer(model, OptimizerConfig(weight_decay=DECAY))
     free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in free}

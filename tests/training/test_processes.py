@@ -19,7 +19,7 @@ from meanshifter.cli.main import main
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError
 from meanshifter.evaluation import save_results
-from meanshifter.processes import Processes, process_counts
+from meanshifter.utils.distributed import Processes, process_counts
 
 
 def meanshifter(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -29,9 +29,9 @@ def meanshifter(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Path:
-    """Twelve steps with everything that could depend on the process: draws, labelled pixels, averages."""
+    """Twelve steps with everything that could depend on the process: draws, labeled pixels, averages."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(tiny_text.replace("adamw", "sgd") + "loss: {normalize: valid, class_balance: 0.5}\n")
+    path.write_text(tiny_text.replace("adamw", "sgd") + "loss: {reduction: mean_valid, class_weight_power: 0.5}\n")
     return path
 
 
@@ -80,9 +80,11 @@ def test_what_one_process_cannot_read_is_said_once(recipe: Path, tmp_path: Path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.random.default_rng(n).integers(0, 2, shape, dtype=np.uint8)).save(file)
     (tmp_path / "data" / "images" / "train" / "3.png").write_bytes(b"no image")
-    data = ("--data.name", "folder", "--data.root", tmp_path / "data", "--data.hold_out", "null")
+    data = ("--data.name", "folder", "--data.root", tmp_path / "data", "--data.val_pattern", "null")
     (tmp_path / "data" / "classes.txt").write_text("a\nb\n")
-    done = meanshifter("train", recipe, "--out", tmp_path / "run", "--devices", "2", "--loss.class_balance", "0", *data)
+    done = meanshifter(
+        "train", recipe, "--out", tmp_path / "run", "--devices", "2", "--loss.class_weight_power", "0", *data
+    )
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if line.startswith("meanshifter:")]
     assert len(said) == 1
@@ -92,12 +94,12 @@ def test_what_one_process_cannot_read_is_said_once(recipe: Path, tmp_path: Path)
 def test_numbers_of_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process_counts(None, None) == (1, 1)
     assert process_counts(4, 2) == (4, 2)
-    with pytest.raises(InputError, match="devices: 0; at least 1"):
+    with pytest.raises(InputError, match=r"devices: 0; .*at least 1"):
         process_counts(0, None)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "6")
     assert process_counts(None, None) == (2, 3)
-    with pytest.raises(InputError, match="devices: 4, but torchrun or SLURM has started 2; leave devices out"):
+    with pytest.raises(InputError, match="devices: 4, but torchrun or SLURM started 2; leave devices out"):
         process_counts(4, None)
     monkeypatch.undo()
     monkeypatch.setenv("SLURM_NTASKS", "16")
@@ -109,7 +111,7 @@ def test_numbers_of_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatc
 def test_they_take_leave_before_the_interpreter_goes(tmp_path: Path) -> None:
     script = """
         import atexit, torch.distributed as dist
-        from meanshifter.processes import create_fabric, launch
+        from meanshifter.utils.distributed import create_fabric, launch
 
         if __name__ == "__main__":
             processes = launch(create_fabric(accelerator="cpu", devices=2))
@@ -140,8 +142,8 @@ def test_a_process_that_fabric_started_has_no_status_of_its_own(
 
 def test_one_process_alone_needs_nobody() -> None:
     alone = Processes()
-    assert alone.first
+    assert alone.is_main
     assert alone.sum(torch.tensor(3)) == 3
-    assert alone.from_first(lambda: "made") == "made"
+    assert alone.broadcast(lambda: "made") == "made"
     with pytest.raises(InputError, match="wrong"):
-        alone.agree(InputError("wrong"))
+        alone.all_agree(InputError("wrong"))

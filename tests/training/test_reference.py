@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 import meanshifter as ms
 from meanshifter.data.catalog import open_dataset
-from meanshifter.data.datasets import Dataset
-from meanshifter.data.subset import Subset
-from meanshifter.training.batches import SampleStream
+from meanshifter.data.datasets import Dataset, Subset
+from meanshifter.training.config import LossConfig, OptimizerConfig, TrainConfig
+from meanshifter.training.data import SampleStream
 from meanshifter.training.loop import train
-from meanshifter.training.recipe import LossConfig, OptimizerConfig, TrainConfig
-from meanshifter.training.start import build_model
+from meanshifter.training.setup import build_model
 
 STEPS, CROPS, SMOOTHING, EMA, CLIP = 5, 4, 0.1, 0.4, 0.9
 OPTIMIZER = OptimizerConfig(lr=0.1, head_lr=0.3, momentum=0.8, weight_decay=0.1, clip_norm=CLIP, warmup=2, min_lr=0.01)
@@ -42,7 +41,7 @@ class Reference:
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         self.config = config
-        self.model = build_model(config, data.labels).double()
+        self.model = build_model(config, data.label_space).double()
         self.average = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.momentum = {name: torch.zeros_like(value) for name, value in self.average.items()}
         self.weight = self.class_weights(data)
@@ -58,7 +57,7 @@ class Reference:
 
     def class_weights(self, data: Dataset) -> Tensor:
         labels = torch.stack([torch.from_numpy(data[i].labels).long() for i in range(len(data))])
-        counts = torch.bincount(labels[labels != 255], minlength=data.labels.num_classes).double()
+        counts = torch.bincount(labels[labels != 255], minlength=data.label_space.num_classes).double()
         share = counts.clamp(min=float(counts[counts > 0].min())) / counts.sum()
         weights = share**-0.5
         return weights / ((weights * counts).sum() / counts.sum())
@@ -77,7 +76,9 @@ class Reference:
             logits, labels, self.weight, ignore_index=255, label_smoothing=SMOOTHING, reduction="sum"
         )
         valid = labels != 255
-        loss = summed / (self.weight[labels[valid]].sum() if self.config.loss.normalize == "valid" else labels.numel())
+        loss = summed / (
+            self.weight[labels[valid]].sum() if self.config.loss.reduction == "mean_valid" else labels.numel()
+        )
         self.model.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float((p.grad**2).sum()) for p in self.model.parameters() if p.grad is not None))
@@ -92,12 +93,12 @@ class Reference:
         return loss.item()
 
 
-@pytest.mark.parametrize(("normalize", "batch_size", "accumulate"), [("valid", 2, 2), ("pixels", 4, 1)])
-def test_a_training_is_the_one_written_out(tiny: TrainConfig, normalize: Any, batch_size: int, accumulate: int) -> None:
+@pytest.mark.parametrize(("reduction", "batch_size", "accumulate"), [("mean_valid", 2, 2), ("mean_all", 4, 1)])
+def test_a_training_is_the_one_written_out(tiny: TrainConfig, reduction: Any, batch_size: int, accumulate: int) -> None:
     config = dataclasses.replace(
         tiny,
         optimizer=OPTIMIZER,
-        loss=LossConfig(normalize=normalize, class_balance=0.5, label_smoothing=SMOOTHING),
+        loss=LossConfig(reduction=reduction, class_weight_power=0.5, label_smoothing=SMOOTHING),
         ema=EMA,
         steps=STEPS,
         augment=dataclasses.replace(tiny.augment, crop=(56, 72)),
@@ -107,7 +108,7 @@ def test_a_training_is_the_one_written_out(tiny: TrainConfig, normalize: Any, ba
         accumulate=accumulate,
         log_every=2,
     )
-    config.evaluation.every = 0
+    config.evaluation.interval = 0
     data = Subset(open_dataset("shapes", None, "train"), "*[2-9]*", matching=False)
     reference = Reference(config, data)
     mean = reference.model.config
@@ -120,7 +121,7 @@ def test_a_training_is_the_one_written_out(tiny: TrainConfig, normalize: Any, ba
     run = train(config, quiet=True).path
     state = load_file(run / "checkpoints" / "last" / "training.safetensors")
     scored = load_file(run / "checkpoints" / "last" / "model.safetensors")
-    start = {key: value.detach() for key, value in build_model(config, data.labels).named_parameters()}
+    start = {key: value.detach() for key, value in build_model(config, data.label_space).named_parameters()}
     for name, weights in reference.model.named_parameters():
         for ours, theirs in (
             (state[f"model.{name}"], weights.detach()),

@@ -15,13 +15,13 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data.labels import LabelSpace
-from meanshifter.training.data_record import DataRecord, SplitRecord
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.state import DataRecord, SplitRecord
 from tests.training.test_loop import curve
 
-SHAPES = 'name: shapes, hold_out: "*[2-9]*"'
+SHAPES = 'name: shapes, val_pattern: "*[2-9]*"'
 LABELS = {"names": ["sky", "road", "tree"], "raw": {"0": 0, "10": 1, "20": 2, "99": 255}, "ignore": 255}
 
 
@@ -107,9 +107,7 @@ def rename(data: Path) -> None:
 def test_data_that_changed_are_named(begun: Begun, change: Callable[[Path], Any], named: list[str]) -> None:
     change(begun.data)
     before = begun.files()
-    with pytest.raises(
-        ms.InputError, match=r"run: the data are not those of the run: .*--model\.start .*run"
-    ) as caught:
+    with pytest.raises(ms.InputError, match=r"run: the data have changed .*--model\.init_from .*run") as caught:
         begun.resume()
     assert all(text in str(caught.value) for text in named), caught.value
     assert "\n" not in str(caught.value)
@@ -161,7 +159,7 @@ def test_the_same_images_in_another_order_are_other_data() -> None:
     labels = LabelSpace(("a",))
     val = SplitRecord(labels, ("v",))
     records = [DataRecord(SplitRecord(labels, names), val) for names in (("x", "y", "z"), ("x", "z", "y"))]
-    assert records[0].changes(records[1]) == ["train images come in another order: number 1 was 'y' and is 'z'"]
+    assert records[0].changes(records[1]) == ["train images are in a different order: number 1 was 'y' and is 'z'"]
     assert records[0].changes(records[0]) == []
 
 
@@ -176,9 +174,12 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "named"),
     [
-        ("checkpoints/last/training.safetensors", r"training\.safetensors: missing, though .*best is there; .*best to"),
-        ("checkpoints/last", r"training\.safetensors: missing, though .*best is there; restore it .*--out DIR"),
-        ("checkpoints", r"training\.safetensors: missing, though metrics\.jsonl has got to step 8; restore it"),
+        (
+            "checkpoints/last/training.safetensors",
+            r"training\.safetensors: missing, though .*best exists; .*--model.init_from .*best",
+        ),
+        ("checkpoints/last", r"training\.safetensors: missing, though .*best exists; restore it .*--out DIR"),
+        ("checkpoints", r"training\.safetensors: missing, though metrics\.jsonl reaches step 8; restore it"),
     ],
 )
 def test_a_run_without_its_newest_checkpoint_does_not_begin_again(begun: Begun, gone: str, named: str) -> None:
@@ -194,7 +195,7 @@ def test_steps_beyond_the_first_checkpoint_prove_that_there_was_one(begun: Begun
     shutil.rmtree(begun.run / "checkpoints")
     lines = [line for line in (begun.run / "metrics.jsonl").read_text().splitlines(True) if "mIoU" not in line]
     (begun.run / "metrics.jsonl").write_text("".join(lines[:2]))
-    with pytest.raises(ms.InputError, match=r"missing, though metrics\.jsonl has got to step 4"):
+    with pytest.raises(ms.InputError, match=r"missing, though metrics\.jsonl reaches step 4"):
         begun.resume()
 
 
@@ -206,7 +207,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(begun: Begun, lin
     text = "".join(json.dumps({"step": step, "loss": 0.0}) + "\n" for step in range(1, 1 + lines))
     (begun.run / "metrics.jsonl").write_text(text)
     if lines:
-        with pytest.warns(UserWarning, match="stopped before its first checkpoint; it begins again at step 0"):
+        with pytest.warns(UserWarning, match="run: stopped before its first checkpoint; .* step 0"):
             begun.resume()
     else:
         begun.resume()
@@ -220,7 +221,7 @@ def test_where_the_best_checkpoint_is_gone_the_next_best_takes_its_place(
     shutil.rmtree(begun.run / "checkpoints" / "best")
     with pytest.warns(UserWarning, match=r"best: missing, though an evaluation scored \d+\.\d\d"):
         begun.resume()
-    assert ms.load_model(begun.run / "checkpoints" / "best").labels.names == ("sky", "road", "tree")
+    assert ms.load_model(begun.run / "checkpoints" / "best").label_space.names == ("sky", "road", "tree")
 
 
 def stop_after(step: int, begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,22 +230,22 @@ def stop_after(step: int, begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None
 
     shutil.rmtree(begun.run)
     with monkeypatch.context() as patch:
-        learn = loop.learn
+        take_step = loop.take_step
 
-        def interrupting(session: Any, *rest: Any) -> Any:
-            loss = learn(session, *rest)
-            if session.progress.step == step:
+        def interrupting(*args: Any, **options: Any) -> Any:
+            taken = take_step(*args, **options)
+            if args[2].state.progress.step == step:
                 raise KeyboardInterrupt
-            return loss
+            return taken
 
-        patch.setattr(loop, "learn", interrupting)
+        patch.setattr(loop, "take_step", interrupting)
         with pytest.raises(KeyboardInterrupt):
             train(begun.config, quiet=True)
 
 
 def test_a_run_without_a_record_of_its_data_says_so_and_makes_one(begun: Begun) -> None:
     (begun.run / "data.json").unlink()
-    with pytest.warns(UserWarning, match=r"data\.json: missing, so whether the data are still those"):
+    with pytest.warns(UserWarning, match=r"data\.json: missing"):
         begun.resume()
     write_pair(begun.data, "train", "new")
     with pytest.raises(ms.InputError, match="1 train image new"):
@@ -260,14 +261,14 @@ def test_a_record_that_cannot_be_read_is_refused(begun: Begun, text: str) -> Non
 
 
 def test_fields_that_changed_are_told_with_both_values(begun: Begun) -> None:
-    with pytest.raises(ms.InputError, match=r"optimizer\.lr is 0\.5, but the run began with 0\.001; resume with the"):
+    with pytest.raises(ms.InputError, match=r"optimizer\.lr is 0\.5, but was 0\.001 "):
         begun.resume(optimizer=replace(begun.config.optimizer, lr=0.5))
 
 
 def test_more_steps_are_refused_with_the_way_that_works(begun: Begun, tmp_path: Path) -> None:
-    with pytest.raises(ms.InputError, match=r"steps is 9, but the run began with 8; .*--model\.start .*run --out DIR"):
+    with pytest.raises(ms.InputError, match=r"steps is 9, but was 8 .*--model\.init_from .*run --out DIR"):
         begun.resume(steps=9)
-    model = replace(begun.config.model, start=str(begun.run))
+    model = replace(begun.config.model, init_from=str(begun.run))
     longer = replace(begun.config, model=model, steps=9, out=str(tmp_path / "longer"))
     assert (train(longer, quiet=True).path / "checkpoints" / "best").is_dir()
 
@@ -276,9 +277,7 @@ def test_a_run_folder_that_is_taken_is_refused(tiny: TrainConfig) -> None:
     run = Path(str(tiny.out))
     run.mkdir()
     (run / "notes.txt").write_text("mine")
-    with pytest.raises(
-        ms.InputError, match=r"run: already exists; --resume continues it, --out DIR starts another run"
-    ):
+    with pytest.raises(ms.InputError, match=r"run: already exists; .*--resume, .*--out"):
         train(tiny, quiet=True)
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
 
@@ -286,12 +285,12 @@ def test_a_run_folder_that_is_taken_is_refused(tiny: TrainConfig) -> None:
 def test_resuming_with_other_fields_is_refused(tiny: TrainConfig) -> None:
     train(tiny, quiet=True)
     other = replace(tiny, batch_size=3)
-    with pytest.raises(ms.InputError, match=r"but the run began with 2 crops a step"):
+    with pytest.raises(ms.InputError, match="but was 2 at the start"):
         train(other, resume=True, quiet=True)
 
 
 def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:
-    with pytest.raises(ms.InputError, match="holds no run to resume"):
+    with pytest.raises(ms.InputError, match="run: no run to resume"):
         train(tiny, resume=True, quiet=True)
 
 

@@ -17,8 +17,8 @@ from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Sample
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import RunError
-from meanshifter.training import batches as batches_module
-from meanshifter.training.batches import Batch, SampleStream, batches
+from meanshifter.training import data as batches_module
+from meanshifter.training.data import Batch, SampleStream, batches
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "faults" / "small_shm.py"
 
@@ -36,7 +36,7 @@ class Many(Shapes):
 
 
 def read(workers: int, dataset: Shapes | None = None) -> list[Batch]:
-    config = AugmentConfig(crop=(64, 64), base=None)
+    config = AugmentConfig(crop=(64, 64), resize_base=None)
     shapes = Shapes(split="train", length=6) if dataset is None else dataset
     stream = SampleStream(shapes, config, 0, mean=(0.5,) * 3, std=(0.5,) * 3)
     return list(batches(stream, batch_size=2, start=0, stop=5, workers=workers))
@@ -69,7 +69,7 @@ def test_without_room_batches_come_all_the_same_and_it_is_said_once(monkeypatch:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
     monkeypatch.setattr(batches_module, "default_collate", full)
-    with pytest.warns(UserWarning, match=r"no room .*--shm-size .*data\.workers 0") as notices:
+    with pytest.warns(UserWarning, match=r"shm.*--shm-size .*data\.workers 0") as notices:
         piped = read(2)
     assert len(notices) == 1
     assert_equal(piped, whole)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from meanshifter.errors import RunError
-from meanshifter.training import step as step_module
+from meanshifter.training import loop as step_module
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
-from meanshifter.training.recipe import TrainConfig
 from tests.training.test_loop import metrics
 
 
@@ -21,7 +21,7 @@ def test_parts_too_large_for_memory_are_halved_to_the_same_weights(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = dataclasses.replace(tiny, batch_size=4, steps=3)
-    tiny.loss.normalize = "valid"
+    tiny.loss.reduction = "mean_valid"
     whole = train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True).path
     crop_loss, most = step_module.crop_loss, 1
 
@@ -34,8 +34,8 @@ def test_parts_too_large_for_memory_are_halved_to_the_same_weights(
     with pytest.warns(UserWarning, match="out of memory with") as notices:
         halved = train(tiny, quiet=True).path
     assert [str(notice.message).split(":")[0] for notice in notices] == [
-        "out of memory with 4 crops in one pass",
-        "out of memory with 2 crops in one pass",
+        "out of memory with 4 crops per pass",
+        "out of memory with 2 crops per pass",
     ]
     ours, theirs = (load_file(run / "checkpoints" / "last" / "training.safetensors") for run in (halved, whole))
     for key in theirs:
@@ -66,7 +66,7 @@ def test_what_was_learned_before_memory_ran_out_does_not_count_twice(
         return crop_loss(*args)
 
     monkeypatch.setattr(step_module, "crop_loss", scarce)
-    with pytest.warns(UserWarning, match="out of memory with 2 crops in one pass"):
+    with pytest.warns(UserWarning, match="out of memory with 2 crops per pass"):
         halved = train(tiny, quiet=True).path
     ours, theirs = (load_file(run / "checkpoints" / "last" / "training.safetensors") for run in (halved, whole))
     for key in theirs:

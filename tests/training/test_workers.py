@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meanshifter.data import decoding, reading
+from meanshifter.data import images, reading
 from meanshifter.data.augment import AugmentConfig
-from meanshifter.data.cache import Cached
-from meanshifter.data.datasets import Folder
-from meanshifter.data.subset import Subset
+from meanshifter.data.datasets import Cached, Folder, Subset
 from meanshifter.errors import RunError
-from meanshifter.training.batches import SampleStream, batches
+from meanshifter.training.data import SampleStream, batches
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SampleStream:
     for k in range(6):
         Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / f"images/{k}.png")
         Image.fromarray(np.full((20, 20), k % 2, np.uint8)).save(tmp_path / f"masks/{k}.png")
-    decode = decoding.decode_image
+    decode = images.decode_image
 
     def deadly(path: Path, *args: Any, **options: Any) -> Any:
         if path.parts[-2:] == ("images", "3.png"):
@@ -44,7 +42,7 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SampleStream:
 
     folder = Subset(Folder(tmp_path, "all"), "5", matching=False)
     monkeypatch.setattr(reading, "decode_image", deadly)
-    config = AugmentConfig(crop=(16, 16), base=None)
+    config = AugmentConfig(crop=(16, 16), resize_base=None)
     return SampleStream(Cached(folder, 10_000), config, 0, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
@@ -73,7 +71,7 @@ def test_a_worker_killed_while_idle_accuses_no_file(stream: SampleStream) -> Non
     time.sleep(0.5)  # until all that is fetched ahead has been
     for child in multiprocessing.active_children():
         os.kill(child.pid or 0, signal.SIGKILL)
-    with pytest.raises(RunError, match="killed by SIGKILL while between two samples"):
+    with pytest.raises(RunError, match="killed by SIGKILL while idle"):
         list(feed)
 
 

@@ -1,59 +1,83 @@
-"""`meanshifter data`: list the data sets, download one, or check one."""
+"""`meanshifter data`: list the data sets, download one, or check one for faults."""
 
 from __future__ import annotations
 
 import argparse
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meanshifter.cli import data_check
-from meanshifter.cli.printing import echo
-from meanshifter.errors import InputError
+from meanshifter.cli.options import add_layout_options, echo, layout_of, say
+from meanshifter.errors import InputError, did_you_mean
+from meanshifter.utils.files import dump_json
+from meanshifter.utils.progress import ProgressBar
 
 if TYPE_CHECKING:
     from meanshifter.data.catalog.public import About
+    from meanshifter.data.doctor import Report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of the command."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    commands.add_parser("list", help="names, classes, images, terms and sources")
-    download = commands.add_parser("download", help="fetch a data set, check it and unpack it")
-    download.add_argument("name", metavar="NAME", help="a name that `meanshifter data list` prints")
-    download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into; made if need be")
-    download.add_argument(
-        "--split",
-        metavar="SPLIT",
-        help="fetch what this split needs beside the data set: ade20k test, pascal_voc trainaug",
+    commands.add_parser("list", help="list names, classes, images, terms and sources")
+    download = commands.add_parser("download", help="download, verify and unpack a data set")
+    download.add_argument("name", metavar="NAME", help="name listed by `meanshifter data list`")
+    download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into, created if necessary")
+    download.add_argument("--split", metavar="SPLIT", help="download extra files: ade20k test, pascal_voc trainaug")
+    _configure_check(commands.add_parser("check", help="report everything that is wrong with images and masks"))
+
+
+def _configure_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Reads every image and mask of a data set and reports everything that is wrong. Exit status 0: no faults, "
+        "possibly notices; 2: there are faults."
     )
-    data_check.configure(commands.add_parser("check", help="tell all that is wrong with images and masks"))
+    add = parser.add_argument
+    add("dataset", metavar="NAME", help="folder of images and masks, or name of a data set with --root")
+    add("--root", metavar="DIR", type=Path, help="folder of the named data set")
+    add("--split", metavar="SPLIT", nargs="+", help="splits to check (default: all)")
+    add_layout_options(parser, runs=False)
+    add("--out", metavar="FILE.html", type=Path, help="write a page with pictures of the findings")
+    add("--json", metavar="FILE", type=Path, help="write all findings and statistics as JSON")
+    add(
+        "--write-labels",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        help="write a labels.json of the values or colors that occur, to fill in names (default: into the folder)",
+    )
+    add("--fix", metavar="DIR", type=Path, help="write a repaired copy into a new folder")
+    add(
+        "--fix-unknown",
+        choices=("leave-out", "ignore"),
+        default="leave-out",
+        help="in the copy, leave out pairs with unknown mask values, or ignore these pixels (default: %(default)s)",
+    )
+    add("--threads", metavar="N", type=int, help="files read concurrently (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> int:
     """List, download or check."""
     if args.action == "check":
-        return data_check.run(args)
+        return _check(args)
     if args.action == "list":
-        _print_table()
+        _print_list()
     else:
         _download(args.name, args.dir, args.split)
     return 0
 
 
-def _print_table() -> None:
-    rows = [("name", "classes", "download", "images")]
-    for about in _abouts():
+def _print_list() -> None:
+    abouts, rows = _abouts(), [("name", "classes", "download", "images")]
+    for about in abouts:
         images = ", ".join(f"{split} {count:,}" for split, count in about.images.items())
-        fetch = "by hand" if about.archive is None else "yes"
-        rows.append((about.name, str(about.classes), "not needed" if about.name == "shapes" else fetch, images))
+        fetch = "not needed" if about.name == "shapes" else "manual" if about.archive is None else "yes"
+        rows.append((about.name, str(about.classes), fetch, images))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    echo("")
-    for about in _abouts():
-        echo(f"{about.name}: {about.title}; {about.terms}; {about.home}")
-    echo("folder: your own images/ and masks/ in one folder; `meanshifter train DIR` learns from them")
+    echo(*("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), "")
+    echo(*(f"{about.name}: {about.title}; {about.terms}; {about.home}" for about in abouts))
+    echo("folder: your own images/ and masks/ in one folder; train on it with `meanshifter train DIR`")
 
 
 def _abouts() -> list[About]:
@@ -64,14 +88,8 @@ def _abouts() -> list[About]:
     from meanshifter.data.catalog.public import About
     from meanshifter.data.catalog.shapes import LENGTHS, NAMES
 
-    shapes = About(
-        name="shapes",
-        title="overlapping shapes on textured ground",
-        classes=len(NAMES),
-        images=LENGTHS,
-        terms="generated",
-        home="drawn as it is read",
-    )
+    title, home = "overlapping shapes on a textured background", "drawn when read"
+    shapes = About("shapes", title, len(NAMES), LENGTHS, terms="generated", home=home)
     return [shapes, *(kind.about for kind in (CamVid, ADE20K, PascalVOC, Cityscapes))]
 
 
@@ -81,11 +99,57 @@ def _download(name: str, folder: Path, split: str | None) -> None:
     names = [about.name for about in _abouts()]
     kinds = {kind.about.name: kind for kind in PublicDataset.__subclasses__()}
     if name == "shapes":
-        raise InputError("shapes: generated as it is read; there is nothing to download")
+        raise InputError("shapes: generated when read; there is nothing to download")
     if name not in kinds:
-        near = get_close_matches(name.lower(), names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(names)}"
+        hint = did_you_mean(name.lower(), names, f"expected one of {', '.join(names)}")
         raise InputError(f"data set {name!r} is unknown; {hint}")
     echo(f"{name}: {kinds[name].about.terms}")
     made = kinds[name].download(folder, split)
     echo(f"{name}{'' if split is None else f' {split}'} is in {made}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from meanshifter.data.doctor import check, repair
+    from meanshifter.data.doctor.text import report_lines
+    from meanshifter.utils.files import write_text
+
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads: {args.threads}; expected at least 1")
+    with ProgressBar("checking") as bar:
+        layout = layout_of(args, None)
+        report = check(args.dataset, args.root, args.split, layout=layout, threads=args.threads, advance=bar.update)
+    echo(*report_lines(report))
+    if args.json is not None:
+        write_text(args.json, dump_json(report.to_dict(), indent=1) + "\n")
+        echo("", f"JSON: {args.json.resolve()}")
+    if args.write_labels is not None:
+        from meanshifter.data.doctor.repair import write_skeleton
+
+        target = report.root / "labels.json" if args.write_labels == Path() else args.write_labels
+        space = write_skeleton(report, target)
+        echo("", f"labels: {target.resolve()}: {len(space.names):,} classes; edit their names, then check again")
+        if report.question is not None and report.question.strong:
+            echo("the value that was ignored is a class in this file; set it to 255 there to ignore it")
+    if args.out is not None:
+        from meanshifter.analysis.doctor_page import save_page
+
+        save_page(report, args.out)
+        echo("", f"page: {args.out.resolve()}")
+    if args.fix is not None:
+        with ProgressBar("repairing") as bar:
+            done = repair(report, args.fix, ignore_unknown=args.fix_unknown == "ignore", advance=bar.update)
+        counts = f"{done.kept:,} pairs, {len(done.changed):,} files changed, {len(done.left_out):,} left out"
+        echo("", f"repaired copy: {done.out.resolve()}: {counts}; listed in repair.json")
+    return _conclude(report, fixed=args.fix is not None)
+
+
+def _conclude(report: Report, *, fixed: bool) -> int:
+    faults, notices = len(report.faults), len(report.findings) - len(report.faults)
+    if not faults:
+        echo("", f"no faults, {notices} notice{'s'[: notices != 1]}")
+        return 0
+    kinds = len({finding.kind for finding in report.faults})
+    remedy = "see above" if fixed else "see above, or write a repaired copy with --fix DIR"
+    count = f"{faults:,} fault{'s'[: faults != 1]} of {kinds} kind{'s'[: kinds != 1]}"
+    say(f"{report.root}: {count}; {remedy}")
+    return 2

@@ -1,38 +1,32 @@
-"""`meanshifter demo`: two small models trained from scratch on generated images, and a page that shows them."""
+"""`meanshifter demo`: train two small models from scratch on generated images, and show them on a page."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from meanshifter.cli.printing import echo
+from meanshifter.cli.options import echo, echo_table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.epilog = "Started again after any stop, it goes on where it was."
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="where to write (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="training steps of each model (default: as the recipe says)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the folder")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser at the end")
+    """Add the arguments of the command."""
+    parser.epilog = "If interrupted, the same command resumes."
+    add = parser.add_argument
+    add("--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="training steps per model (default: as in the recipe)")
+    add("--overwrite", action="store_true", help="replace an earlier demo in the folder")
+    add("--open", action="store_true", help="open the page in a browser")
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Train, print the scores and say where the page is."""
-    from meanshifter.study.demo import next_commands, run_demo, score_table
+    """Train, and print the scores and the path of the page."""
+    from meanshifter.analysis.demo import next_commands, run_demo, score_table
 
     demo = run_demo(args.out, steps=args.steps, overwrite=args.overwrite)
-    header, rows = score_table(demo)
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     echo("")
-    for row in (header, *rows):
-        echo("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
+    echo_table(*score_table(demo))
     whole = all(entry.seconds is not None for entry in demo.entries)
-    minutes = f"{demo.seconds / 60:.1f} minutes {'in all' if whole else 'since it was started again'}"
+    minutes = f"{demo.seconds / 60:.1f} minutes {'in total' if whole else 'since the demo was resumed'}"
     echo("", f"{demo.entries[0].result.protocol.images} held-out images, {minutes}")
     echo(f"page: {demo.page.resolve()}")
     for command in next_commands(demo):

@@ -1,4 +1,4 @@
-"""`meanshifter evaluate`: scores of a model on a data set."""
+"""`meanshifter evaluate`: evaluate a model on a data set."""
 
 from __future__ import annotations
 
@@ -8,70 +8,69 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
-from meanshifter.cli.layout import add_layout_options, layout_of
-from meanshifter.cli.printing import echo
-from meanshifter.cli.processes import add_process_options, start_processes
-from meanshifter.cli.reading import add_reading_options, load_predictor
+from meanshifter.cli.options import (
+    add_layout_options,
+    add_process_options,
+    add_reading_options,
+    echo,
+    layout_of,
+    load_predictor,
+    start_processes,
+)
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
     from meanshifter.data.datasets import Dataset
     from meanshifter.data.labels import LabelSpace
     from meanshifter.evaluation.result import Result
-    from meanshifter.processes import Processes
+    from meanshifter.utils.distributed import Processes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of the command."""
     parser.description = (
-        "Prints IoU and accuracy of every class, aAcc, mAcc and mIoU as MMSegmentation defines them, and the "
-        "protocol they were measured under."
+        "Prints IoU and accuracy of every class, aAcc, mAcc and mIoU as defined by MMSegmentation, and the evaluation "
+        "protocol."
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    add = parser.add_argument
+    add("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     add_dataset(parser)
-    parser.add_argument("--predictions", metavar="DIR", type=Path, help="score the label maps in DIR, without a MODEL")
-    parser.add_argument("--first-id", type=int, default=0, metavar="N", help="their value of class 0 (default: 0)")
-    parser.add_argument("--partial", action="store_true", help="score the label maps that are there")
+    add("--predictions", metavar="DIR", type=Path, help="evaluate the label maps in DIR instead of a MODEL")
+    add("--label-offset", type=int, default=0, metavar="N", help="value of class 0 in the label maps (default: 0)")
+    add("--allow-missing", action="store_true", help="skip images without a label map")
     add_reading_options(parser)
-    parser.add_argument(
-        "--mean-shift-layers",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="mean shift steps, several for a score at each in one pass (default: as trained)",
-    )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
+    add("--mean-shift-layers", type=int, nargs="+", metavar="N", help="mean shift steps (default: as trained)")
+    add("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
     add_process_options(parser)
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say what is scored; `open_scored` reads them."""
-    parser.add_argument(
-        "dataset", metavar="DATASET", help="a name that `meanshifter data list` prints, or a folder of images and masks"
-    )
-    parser.add_argument("--root", metavar="DIR", type=Path, help="folder of the data set; shapes needs none")
-    parser.add_argument("--split", default="val", help="which part of the data set (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    """Add the arguments that specify the data set, which `open_scored` reads."""
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="name listed by `meanshifter data list`, or folder of images and masks")
+    add("--root", metavar="DIR", type=Path, help="folder of the data set, except for shapes")
+    add("--split", default="val", help="split of the data set (default: %(default)s)")
+    add("--limit", type=int, metavar="N", help="evaluate only the first N images")
     add_layout_options(parser, runs=True)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate and print."""
+    """Evaluate and print the scores."""
     from meanshifter.evaluation import save_results
 
     if args.out is not None and args.out.is_dir():
-        raise InputError(f"--out: {args.out} is a folder; name a file, such as {args.out / 'result.json'}")
+        raise InputError(f"--out: {args.out} is a folder; expected a file, such as {args.out / 'result.json'}")
     if args.predictions is not None:
         _score_predictions(args)
         return
-    for option, given in (("first-id", args.first_id != 0), ("partial", args.partial)):
+    for option, given in (("label-offset", args.label_offset != 0), ("allow-missing", args.allow_missing)):
         if given:
-            raise InputError(f"--{option}: is for label maps; add --predictions DIR, or leave it out")
+            raise InputError(f"--{option}: only applies to label maps; add --predictions DIR, or leave it out")
     if args.model is None:
-        raise InputError("MODEL: missing; name a model, or a folder of label maps with --predictions")
+        raise InputError("MODEL: missing; give a model, or a folder of label maps with --predictions")
     processes = start_processes(args)
     results = _scores(args, processes)
-    if not processes.first:
+    if not processes.is_main:
         return
     echo(*"\n\n".join(result.table() for result in results).split("\n"))
     if len(results) > 1:
@@ -86,8 +85,8 @@ def run(args: argparse.Namespace) -> None:
 def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
     from meanshifter.evaluation import evaluate
 
-    predictor = processes.together(lambda: load_predictor(args.model, args))
-    dataset = processes.together(lambda: open_scored(args, predictor.model.labels, [args.model]))
+    predictor = processes.run_all(lambda: load_predictor(args.model, args))
+    dataset = processes.run_all(lambda: open_scored(args, predictor.model.label_space, [args.model]))
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
     results = evaluate(
         predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit, processes=processes
@@ -97,22 +96,21 @@ def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
 
 def _score_predictions(args: argparse.Namespace) -> None:
     from meanshifter.evaluation import save_results
-    from meanshifter.evaluation.predictions import evaluate_predictions
-    from meanshifter.interop.runtime import READING
+    from meanshifter.evaluation.evaluate import evaluate_predictions
+    from meanshifter.export.runtime import READING
 
     if args.model is not None:
-        raise InputError(f"--predictions: given beside the model {args.model}; leave one of the two out")
-    untold = [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
-    given = [name for name in READING if hasattr(args, name)] + untold  # of which None, for `none`, is one too
+        raise InputError(f"--predictions: conflicts with the model {args.model}; leave one of them out")
+    given = [name for name in READING if hasattr(args, name)]  # even if None, for `none`
+    given += [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
     if given:
-        raise InputError(
-            f"--{given[0].replace('_', '-')}: for a model that reads images; leave it out with --predictions"
-        )
+        option = given[0].replace("_", "-")
+        raise InputError(f"--{option}: only applies to models; leave it out with --predictions")
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit: {args.limit}; score at least 1 image")
+        raise InputError(f"--limit: {args.limit}; expected at least 1")
     dataset = open_scored(args, None)
     result = evaluate_predictions(
-        args.predictions, dataset, first=args.first_id, partial=args.partial, limit=args.limit
+        args.predictions, dataset, label_offset=args.label_offset, allow_missing=args.allow_missing, limit=args.limit
     )
     echo(*result.table().split("\n"))
     if args.out is not None:
@@ -120,10 +118,10 @@ def _score_predictions(args: argparse.Namespace) -> None:
         echo(f"written to {args.out}")
 
 
-def open_scored(args: argparse.Namespace, labels: LabelSpace | None, models: Sequence[str] = ()) -> Dataset:
-    """The data set; a folder that does not describe its classes is read with those of the model.
+def open_scored(args: argparse.Namespace, label_space: LabelSpace | None, models: Sequence[str] = ()) -> Dataset:
+    """The data set of the command line; a folder that does not describe its classes has those of the model.
 
-    A folder on which one of `models` was trained is laid out, and divided, as that run has it.
+    A folder on which one of `models` was trained has the layout and split of that run.
     """
     from meanshifter.data.catalog import HOMES, open_dataset
     from meanshifter.data.datasets import Folder
@@ -135,5 +133,5 @@ def open_scored(args: argparse.Namespace, labels: LabelSpace | None, models: Seq
         raise InputError(f"--root: missing; {name} is read from a folder")
     if name == "folder" and root is not None:
         described = any((root / file).is_file() for file in ("labels.json", "classes.txt"))
-        return Folder(root, split, labels=None if described else labels, layout=layout_of(args, root, models))
+        return Folder(root, split, label_space=None if described else label_space, layout=layout_of(args, root, models))
     return open_dataset(name, root, split, layout_of(args, None))

@@ -1,4 +1,4 @@
-"""`meanshifter export`: a model for other runtimes, compared with itself on images before it is put in place."""
+"""`meanshifter export`: write a model for other runtimes, after comparing its label maps with the model's."""
 
 from __future__ import annotations
 
@@ -9,75 +9,66 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import SEGMENTER_HELP
-from meanshifter.cli.printing import echo
-from meanshifter.cli.reading import add_reading_options, load_predictor, reading_settings
+from meanshifter.cli.options import add_reading_options, echo, load_predictor, reading_settings
 from meanshifter.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from meanshifter.inference.pictures import Picture
+    from meanshifter.export.runtime import RuntimeModel
     from meanshifter.inference.predictor import Predictor
-    from meanshifter.interop.runtime import RuntimeModel
+    from meanshifter.inference.preprocess import Picture
 
 FORMATS = ("onnx", "openvino", "torch")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 LIMIT = 0.1
-"""Percent of the pixels that may differ in fp32."""
+"""Percentage of pixels that may differ in fp32."""
 WINDOWS = 64
-"""That ranges of activations are taken from."""
+"""Number of windows to calibrate activation ranges on."""
 PART = 640
-"""Pixels of a side in which label graphs are compared."""
+"""Side in pixels of the image part on which label graphs are compared."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of the command."""
     parser.description = (
-        "Writes the folder OUT: the model's program for any batch and image size, and config.json. `meanshifter "
-        "predict` and `evaluate` take the folder as a model. Label maps of the export are compared with the model's "
-        "own before it is put in place."
+        "Writes a folder with the exported model, for any batch and image size, and config.json. `meanshifter predict` "
+        "and `evaluate` accept the folder as a model. Label maps of the export are compared with those of the model "
+        "before the folder is put in place."
     )
-    parser.add_argument("model", metavar="MODEL", help=SEGMENTER_HELP)
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the export")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="runtime that is to run it")
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=SEGMENTER_HELP)
+    add("out", metavar="OUT", type=Path, help="output folder")
+    add("--format", choices=FORMATS, required=True, help="target runtime")
+    add(
         "--precision",
-        dest="arithmetic",  # apart from the precision that images are read in
+        dest="arithmetic",  # not the precision for reading images
         choices=PRECISIONS,
         default="fp32",
-        help="what is built in: onnx has fp32, fp16, int8; openvino all four; torch fp32 (default: %(default)s)",
+        help="precision to export: fp32, fp16, int8 for onnx; all for openvino; fp32 for torch (default: %(default)s)",
     )
-    parser.add_argument("--mean-shift-layers", type=int, metavar="N", help="steps built in (default: as trained)")
-    parser.add_argument(
-        "--calibrate", metavar="DIR", type=Path, help="int8: also activations, in ranges taken from these images"
-    )
-    parser.add_argument("--images", metavar="INPUT", nargs="+", help="compare on these (default: generated images)")
-    parser.add_argument(
-        "--max-difference",
-        type=float,
-        metavar="PERCENT",
-        help=f"fail where more of the pixels get another label (default: {LIMIT} for fp32, none for the others)",
-    )
-    parser.add_argument(
-        "--label-map", action="store_true", help="onnx: also labels.onnx, from uint8 images to label maps in one graph"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    add("--mean-shift-layers", type=int, metavar="N", help="fixed number of steps (default: as trained)")
+    add("--calibrate", metavar="DIR", type=Path, help="int8: also quantize activations, calibrated on these images")
+    add("--images", metavar="INPUT", nargs="+", help="images to compare on (default: generated images)")
+    add("--max-disagreement", type=float, metavar="PERCENT", help=f"pixels that may differ (default: {LIMIT} for fp32)")
+    add("--label-map", action="store_true", help="onnx: also write labels.onnx, from uint8 images to label maps")
+    add("--overwrite", action="store_true", help="replace an earlier export in OUT")
     add_reading_options(parser, precision=False)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, compare, and say how far the two agree."""
-    from meanshifter.interop.contract import as_segmenter
-    from meanshifter.interop.export import check_export, export_model
+    """Export, compare, and print the agreement."""
+    from meanshifter.export.export import check_export, export
+    from meanshifter.inference.protocol import as_segmenter
 
-    if args.max_difference is not None and not 0 <= args.max_difference <= 100:
-        raise InputError(f"--max-difference: {args.max_difference}; it is a percentage of the pixels, from 0 to 100")
+    if args.max_disagreement is not None and not 0 <= args.max_disagreement <= 100:
+        raise InputError(f"--max-disagreement: {args.max_disagreement}; expected a percentage from 0 to 100")
     asked = {"calibrated": args.calibrate is not None, "label_graph": args.label_map, "overwrite": args.overwrite}
     check_export(args.out, args.format, args.arithmetic, **asked)
     images, described = _images(args.images)
     predictor = load_predictor(args.model, args, args.mean_shift_layers)
     model = as_segmenter(predictor.model)
-    export_model(
+    export(
         model,
         args.out,
         format=args.format,
@@ -94,20 +85,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _images(given: list[str] | None) -> tuple[Sequence[Picture], str]:
-    """What to compare on, and what to call it."""
+    """The images to compare on, and their description."""
     from meanshifter.data import Shapes
-    from meanshifter.inference.inputs import find_images
+    from meanshifter.jobs.inputs import find_images
 
     if given is None:
         shapes = Shapes(split="val", size=(360, 480), length=3)
-        return [shapes[i].image for i in range(len(shapes))], "generated images (give --images for real ones)"
+        return [shapes[i].image for i in range(len(shapes))], "generated images (pass --images for real ones)"
     found = find_images(given)
     return found, f"image{'' if len(found) == 1 else 's'}"
 
 
 def _calibration(predictor: Predictor, folder: Path) -> list[Tensor]:
-    from meanshifter.inference.agreement import windows_of
-    from meanshifter.inference.inputs import find_images
+    from meanshifter.export.export import windows_of
+    from meanshifter.jobs.inputs import find_images
 
     windows = (window for image in find_images([str(folder)]) for window in windows_of(predictor, image))
     return list(islice(windows, WINDOWS))
@@ -116,12 +107,8 @@ def _calibration(predictor: Predictor, folder: Path) -> list[Tensor]:
 def _compare(
     predictor: Predictor, exported: RuntimeModel, images: Sequence[Picture], described: str, args: argparse.Namespace
 ) -> None:
-    """Print the agreement.
-
-    Raises:
-        RunError: it is below the limit.
-    """
-    from meanshifter.inference.agreement import agreement
+    """Print the agreement; raises RunError if it is below the limit."""
+    from meanshifter.export.export import agreement
     from meanshifter.inference.predictor import Predictor
 
     settings: dict[str, Any] = reading_settings(args.model, args)
@@ -133,12 +120,12 @@ def _compare(
 
 
 def _compare_graph(predictor: Predictor, exported: RuntimeModel, image: Picture, args: argparse.Namespace) -> None:
-    """As `_compare`, for `labels.onnx`, which reads images whole: on a part of the first, in the same memory."""
+    """`_compare` for `labels.onnx`, which reads whole images, on a part of the first image to limit memory."""
     import numpy as np
 
-    from meanshifter.inference.pictures import as_pixels
+    from meanshifter.export.program import FILE, read_labels
     from meanshifter.inference.predictor import Predictor
-    from meanshifter.interop.label_graph import FILE, read_labels
+    from meanshifter.inference.preprocess import as_pixels
 
     part = np.ascontiguousarray(as_pixels(image, predictor.max_pixels)[:PART, :PART])
     whole = Predictor(predictor.model, window=None, short_side=None, mean_shift_layers=predictor.mean_shift_layers)
@@ -148,9 +135,9 @@ def _compare_graph(predictor: Predictor, exported: RuntimeModel, image: Picture,
 
 
 def _check_limit(percent: float, args: argparse.Namespace) -> None:
-    limit = (LIMIT if args.arithmetic == "fp32" else None) if args.max_difference is None else args.max_difference
+    limit = (LIMIT if args.arithmetic == "fp32" else None) if args.max_disagreement is None else args.max_disagreement
     if limit is not None and not percent <= limit:
         raise RunError(
-            f"{args.out}: not written, as {percent:.4f} % of the pixels get another label than the model's own, "
-            f"above {limit:g} %; use another precision, or allow it with --max-difference"
+            f"{args.out}: not written, since {percent:.4f} % of the pixels get another label than with the model, "
+            f"above {limit:g} %; use another precision, or allow it with --max-disagreement"
         )

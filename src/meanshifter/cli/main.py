@@ -1,4 +1,4 @@
-"""`meanshifter COMMAND …`: find the command, run it, and turn what it raises into an exit status."""
+"""`meanshifter COMMAND …`: run a command, and turn its errors into an exit status."""
 
 from __future__ import annotations
 
@@ -9,35 +9,41 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from types import FrameType
 
 from meanshifter import __version__
-from meanshifter.cli.printing import say
-from meanshifter.errors import InputError, OtherProcessError, RunError, is_out_of_files, is_out_of_memory
+from meanshifter.cli.options import say
+from meanshifter.errors import (
+    InputError,
+    OtherProcessError,
+    RunError,
+    did_you_mean,
+    is_out_of_files,
+    is_out_of_memory,
+    summarize_error,
+)
 
 COMMANDS = {
-    "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the result",
+    "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the results",
     "train": "train a model from a recipe, or on a folder of images and masks",
-    "evaluate": "score a model on a data set",
+    "evaluate": "evaluate a model on a data set",
     "predict": "write the label maps of images",
     "compare": "show where models differ on the images of a data set",
     "export": "write a model for other runtimes: ONNX, OpenVINO, torch.export",
-    "models": "list the presets, with parameters and cost",
-    "convert": "read other tools' checkpoints, and write ours for them",
-    "study": "train and score what a study compares, and write its tables",
-    "modes": "show where the patch encodings of an image go under mean shift, and the segments they make",
-    "benchmark": "time the package beside the same work in plain PyTorch",
+    "models": "list the presets with their parameters and cost",
+    "convert": "convert models from and to the formats of other tools",
+    "study": "train and evaluate everything that a study compares, and write its tables",
+    "modes": "show where mean shift moves the patch encodings of an image, and the resulting segments",
     "data": "list, download or check data sets",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
+    """Run one command and return the exit status.
 
-    0 done; 2 the input or the command line is wrong; 130 and 143 for Ctrl-C and SIGTERM; 1 anything else.
+    0: done; 2: invalid input or command line; 130 and 143: Ctrl-C and SIGTERM; 1: anything else.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     status = _run([word for word in words if word != "--debug"], debug="--debug" in words)
@@ -53,11 +59,11 @@ def _run(words: list[str], *, debug: bool) -> int:
         status = 143 if terminated else 130
         return status if getattr(stop, "said", False) else _fail(str(stop) or "interrupted", status, debug)
     except Exception as error:
-        return _told(error, debug)
+        return _report(error, debug)
 
 
-def _told(error: Exception, debug: bool) -> int:
-    """Say in one line what ended the command; returns the exit status."""
+def _report(error: Exception, debug: bool) -> int:
+    """Print an error in one line, and return the exit status."""
     match error:
         case OtherProcessError():
             return 2
@@ -65,16 +71,14 @@ def _told(error: Exception, debug: bool) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         case _ if is_out_of_files(error):
-            what = "too many open files; raise the limit, as with `ulimit -n 4096`, or use fewer workers and threads"
+            what = "too many open files; raise the limit, as in `ulimit -n 4096`, or use fewer workers and threads"
             return _fail(what, 1, debug)
-        case InputError():
-            return _fail(str(error), 2, debug)
-        case RunError():
-            return _fail(str(error), 1, debug)
+        case InputError() | RunError():
+            return _fail(str(error), 2 if isinstance(error, InputError) else 1, debug)
         case OSError(filename=None):
-            return _fail(f"{error.strerror or error}; free space or choose another place", 1, debug)
+            return _fail(f"{summarize_error(error)}; free some space or choose another place", 1, debug)
         case OSError():
-            what = f"{error.filename}: {error.strerror}; check the path, its permissions and the space left"
+            what = f"{error.filename}: {summarize_error(error)}; check the path, its permissions and the free space"
             return _fail(what, 2, debug)
         case _ if is_out_of_memory(error):
             return _fail("out of memory; use smaller windows, batches or images, or another device", 1, debug)
@@ -82,18 +86,18 @@ def _told(error: Exception, debug: bool) -> int:
 
 
 def _is_helper() -> bool:
-    """Whether Fabric, and not torchrun, started this process beside one that leaves with the status of both.
+    """Whether Fabric, not torchrun, started this process; the exit status of the main process then counts for both.
 
-    A status of its own would make Fabric's watcher kill that one, which may still be saving.
+    A nonzero status would make Fabric's watcher kill the main process, which may still be saving.
     """
     return os.environ.get("LOCAL_RANK", "0") != "0" and "LOCAL_WORLD_SIZE" not in os.environ
 
 
 def _set_up() -> None:
-    """What the whole process does with signals, warnings and names that are no text."""
+    """Set up signals, warnings and the encoding of output for the process."""
     signal.signal(signal.SIGTERM, _terminate)
-    warnings.showwarning = _note
-    warnings.filterwarnings("ignore", module=r"PIL\b")  # of broken files, which it does not name
+    warnings.showwarning = lambda message, *_, **__: say(str(message))
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # about broken files, which it does not name
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -104,15 +108,14 @@ def _dispatch(words: list[str]) -> int:
         return _top_level(words)
     command, *rest = words
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+        hint = did_you_mean(command, COMMANDS, f"commands are {', '.join(COMMANDS)}")
         raise InputError(f"{command}: no such command; {hint}")
     module = import_module(f"meanshifter.cli.{command}")
     parser = _Parser(prog=f"meanshifter {command}", description=COMMANDS[command].capitalize() + ".")
     module.configure(parser)
     arguments, fields = parser.parse_known_args(rest)
     if fields and not parser.get_default("takes_fields"):
-        raise InputError(f"{fields[0]}: unknown argument; `meanshifter {command} --help` lists them")
+        raise InputError(f"{fields[0]}: unknown argument; see `meanshifter {command} --help`")
     arguments.fields = fields
     status: int | None = module.run(arguments)
     return 0 if status is None else status
@@ -125,7 +128,7 @@ def _top_level(words: list[str]) -> int:
         usage="meanshifter COMMAND …",
         description="Semantic segmentation with plain vision transformers.",
         epilog="\n".join(["commands:", *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())])
-        + "\n\n`meanshifter COMMAND --help` says more.",
+        + "\n\nSee `meanshifter COMMAND --help` for each command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"meanshifter {__version__}")
@@ -136,10 +139,10 @@ def _top_level(words: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front."""
+    """Reports errors in one line, without the usage."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise InputError(f"{message}; `{self.prog} --help` shows the arguments")
+        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -148,10 +151,6 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated("terminated")
-
-
-def _note(message: Warning | str, *_: object, **__: object) -> None:
-    say(str(message))
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

@@ -1,32 +1,33 @@
-"""`meanshifter models`: the presets, or the published table beside our parameters."""
+"""`meanshifter models`: list the presets, or compare parameter counts with the published table."""
 
 from __future__ import annotations
 
 import argparse
 
-from meanshifter.cli.printing import echo
+from meanshifter.cli.options import echo
 
 MOST = 65535
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("--classes", type=int, default=150, help="number of classes (default: 150)")
-    parser.add_argument("--image-size", type=int, default=512, help="side of the image in pixels (default: 512)")
-    parser.add_argument("--table", action="store_true", help="the parameters of the published table's rows instead")
-    parser.add_argument("--published", action="store_true", help="list other people's models that load by name")
+    """Add the arguments of the command."""
+    add = parser.add_argument
+    add("--classes", type=int, default=150, help="number of classes (default: 150)")
+    add("--image-size", type=int, default=512, help="side of the image in pixels (default: 512)")
+    add("--table", action="store_true", help="list the models of the published table instead")
+    add("--published", action="store_true", help="list published models that load by name")
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Print the table asked for."""
+    """Print the requested table."""
     from meanshifter.errors import InputError
-    from meanshifter.model.cost import PATCH
+    from meanshifter.model.presets import PATCH
 
     for name, value, least in (("--classes", args.classes, 1), ("--image-size", args.image_size, PATCH)):
         if not least <= value <= MOST:
-            raise InputError(f"{name}: {value}; it is a whole number from {least} to {MOST}")
+            raise InputError(f"{name}: {value}; expected a whole number from {least} to {MOST}")
     if args.published:
-        from meanshifter.interop.published import table
+        from meanshifter.checkpoints.load import table
 
         echo(*table())
     elif args.table:
@@ -37,23 +38,20 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _presets(classes: int, image_size: int) -> None:
-    from meanshifter.model.cost import size_of
-    from meanshifter.model.presets import BACKBONES, PRESETS, parse_preset
+    from meanshifter.model.presets import ENCODERS, PRESETS, parse_preset, size_of
 
-    echo(f"{'preset':24} {'backbone':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
+    echo(f"{'preset':24} {'encoder':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
     for preset in PRESETS:
         size = size_of(preset, num_classes=classes, image_size=image_size)
-        backbone = BACKBONES[parse_preset(preset)[2]]
-        echo(f"{preset:24} {backbone:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
+        encoder = ENCODERS[parse_preset(preset)[2]]
+        echo(f"{preset:24} {encoder:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
 
 
 def _published() -> None:
-    from meanshifter.model.cost import size_of
-    from meanshifter.study.published import TABLE_1
+    from meanshifter.analysis.findings import TABLE_1
+    from meanshifter.model.presets import size_of
 
-    echo(
-        "Parameters computed here (150 classes, 512×512) beside the published ones; mIoU as published, ADE20K val.", ""
-    )
+    echo("Computed (150 classes, 512×512) and published parameters, in millions; published mIoU on ADE20K val.", "")
     echo(f"| {'model':20} | layers | channels | parameters | millions | published | mIoU, published |")
     echo(f"| {'-' * 20} | -----: | -------: | ---------: | -------: | --------: | --------------: |")
     for row in TABLE_1:

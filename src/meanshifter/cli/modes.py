@@ -1,55 +1,56 @@
-"""`meanshifter modes`: where the patch encodings of an image go, and the segments that the modes they reach make."""
+"""`meanshifter modes`: follow the patch encodings of an image to their modes, and show the resulting segments."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from meanshifter.cli import SEGMENTER_HELP
-from meanshifter.cli.printing import echo
-from meanshifter.cli.reading import add_resizing_options, load_predictor
+from meanshifter.cli.options import add_resizing_options, echo, load_predictor
 from meanshifter.errors import InputError
-from meanshifter.packages import install_hint
+from meanshifter.utils.environment import install_hint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of the command."""
     parser.description = (
         "Follows the patch encodings of a whole image through the steps of the model's mean shift block and writes "
-        "DIR/modes.html, which needs no network, with its pictures as PNG and its numbers as modes.json beside it: "
-        "trajectories, modes, the segments these make, diagnostics, and classical mean shift for comparison. "
-        f"Needs the extra study: {install_hint('study')}."
+        "DIR/modes.html, which works offline, next to its images as PNG and its numbers as modes.json: trajectories, "
+        "modes, the segments of the modes, diagnostics, and classical mean shift for comparison. "
+        f"Requires the extra study: {install_hint('study')}."
     )
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="image file")
-    parser.add_argument("--model", metavar="MODEL", required=True, help=SEGMENTER_HELP)
-    parser.add_argument("--layers", type=int, default=8, metavar="N", help="steps to follow (default: %(default)s)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("image", metavar="IMAGE", type=Path, help="image file")
+    add("--model", metavar="MODEL", required=True, help=SEGMENTER_HELP)
+    add("--layers", type=int, default=8, metavar="N", help="steps to follow (default: %(default)s)")
+    add(
         "--tolerance",
         type=float,
         default=0.1,
-        metavar="PART",
-        help="encodings closer than this part of their spread at the start are of one mode (default: %(default)s)",
+        metavar="FRACTION",
+        help="mode radius / initial spread (default: %(default)s)",
     )
-    parser.add_argument(
-        "--labels", metavar="MASK", type=Path, help="mask of the image: figures of classes and boundaries are added"
-    )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder (default: runs/modes/NAME of the image)")
+    add("--labels", metavar="MASK", type=Path, help="mask of the image, for diagnostics of classes and boundaries")
+    add("--out", metavar="DIR", type=Path, help="output folder (default: runs/modes/NAME, after the image)")
     group = parser.add_argument_group(
-        "how the image is read", "Resized as the run's recipe says, or for other models into 512 × 2048 pixels."
+        "preprocessing",
+        "Default: as in the run's recipe, or for other models resized to fit 512 × 2048 pixels.",
+        argument_default=argparse.SUPPRESS,
     )
     add_resizing_options(group)
-    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)")
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, … (default: cuda if available, else cpu)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Follow the encodings, print the modes per step and say where the page is."""
-    from meanshifter.study.modes import find_modes, mode_counts, require_libraries
-    from meanshifter.study.modes_page import write_modes
+    """Follow the encodings, and print the modes per step and the path of the page."""
+    from meanshifter.analysis.modes import find_modes, mode_counts, require_libraries
+    from meanshifter.analysis.modes_page import write_modes
 
     out = Path("runs/modes") / args.image.stem if args.out is None else args.out
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out: {out} is a file; name a folder")
+        raise InputError(f"--out: {out} is a file; expected a folder")
     require_libraries()
     predictor = load_predictor(args.model, args)
     modes = find_modes(
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         layers=args.layers,
         tolerance=args.tolerance,
         labels=args.labels,
-        say=lambda line: echo(line, error=True),
+        say=partial(echo, error=True),
     )
     page = write_modes(modes, out, image=args.image, model=args.model, command=["meanshifter", *sys.argv[1:]])
     echo("step  modes  of one patch  largest")

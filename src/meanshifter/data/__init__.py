@@ -1,4 +1,4 @@
-"""Data: labels, reading, data sets, augmentation. Nothing here imports torch."""
+"""Label spaces, readers of images and masks, data sets and augmentation. Importing this package imports no torch."""
 
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.catalog.ade20k import ADE20K

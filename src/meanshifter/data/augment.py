@@ -1,6 +1,6 @@
-"""The field's training augmentation: resize, crop, flip, photometric distortion, normalise, pad.
+"""The usual training augmentation of segmentation: resize, crop, flip, photometric distortion, normalize, pad.
 
-Source: the ADE20K pipeline of MMSegmentation. The crop is chosen first and only the crop is resampled.
+Source: the ADE20K pipeline of MMSegmentation. The crop is chosen first, and only the crop is resampled.
 Glossary: H W pixels of the source, h w of the crop.
 """
 
@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from meanshifter.data.distortion import Distortion, distort, draw_distortion
+from meanshifter.data.distortion import Distortion, distort, distort_and_normalize, draw_distortion
 from meanshifter.data.labels import Labels
-from meanshifter.kernels import has_numba
+from meanshifter.utils.environment import has_numba
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+"""(top, left, bottom, right) in the resized image."""
 BILINEAR: Final = Image.Resampling.BILINEAR
 
 
@@ -30,27 +32,28 @@ class AugmentConfig:
 
     crop: tuple[int, int] = (512, 512)
     """(height, width) of a training crop in pixels."""
-    base: tuple[int, int] | None = (2048, 512)
-    """Images are first thought of as fitted into (long side, short side); null keeps their own size."""
+    resize_base: tuple[int, int] | None = (2048, 512)
+    """(long side, short side) that images are fitted into before random scaling; null keeps their own size."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random factor on that size."""
+    """Range of the random scale factor."""
     max_class_share: float = 0.75
     """A crop with more than this share of one class is drawn again, up to 10 times; 1 accepts every crop."""
     flip: float = 0.5
-    """Probability of mirroring."""
-    distortion: bool = True
-    """Random brightness, contrast, saturation and hue, each with probability one half."""
+    """Probability of a horizontal flip."""
+    photometric_distortion: bool = True
+    """Random brightness, contrast, saturation and hue, each with probability 0.5."""
 
     def violations(self) -> list[str]:
-        """What means nothing: a line's part for every field outside its range."""
+        """A message for every field outside its range."""
+        base = self.resize_base
         rules = [
             ("crop", self.crop, min(self.crop) >= 1, "at least 1 pixel"),
-            ("base", self.base, self.base is None or min(self.base) >= 1, "at least 1 pixel, or null"),
-            ("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two factors above 0, the smaller first"),
-            ("max_class_share", self.max_class_share, 0 < self.max_class_share <= 1, "above 0, up to 1"),
-            ("flip", self.flip, 0 <= self.flip <= 1, "a probability"),
+            ("resize_base", base, base is None or min(base) >= 1, "at least 1 pixel, or null"),
+            ("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two factors above 0, the smaller one first"),
+            ("max_class_share", self.max_class_share, 0 < self.max_class_share <= 1, "above 0 and at most 1"),
+            ("flip", self.flip, 0 <= self.flip <= 1, "a probability from 0 to 1"),
         ]
-        return [f"augment.{name}: {value} is not {rule}" for name, value, right, rule in rules if not right]
+        return [f"augment.{name}: {value} is not {rule}" for name, value, valid, rule in rules if not valid]
 
 
 def augment(
@@ -64,10 +67,10 @@ def augment(
     ignore: int,
     scale: float | None = None,
 ) -> tuple[Floats, Labels]:
-    """One training crop: float32 (3, h, w), normalised, and labels (h, w).
+    """Make one training crop: normalized float32 (3, h, w), and labels (h, w).
 
-    All draws come from `rng`; `scale` is the first of them, where it has been drawn already. What the image does not
-    fill is 0 after normalisation, its labels `ignore`. The image may be smaller than its labels, if both show the same.
+    All random draws come from `rng`; `scale` is the first of them, if it has been drawn already. Padding is 0 after
+    normalization, and its labels are `ignore`. The image may be smaller than its labels if both show the same scene.
     """
     plan = draw(labels, config, rng, ignore=ignore, scale=scale)
     crop, target = _resample(image, plan.size, plan.box), nearest(labels, plan.size, plan.box)
@@ -82,12 +85,12 @@ def augment(
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that chance decides about one training crop."""
+    """All random choices of one training crop."""
 
     size: tuple[int, int]
-    """Height and width that the image is resized to."""
+    """(height, width) of the resized image."""
     box: Box
-    """What is cut from it then."""
+    """The crop in the resized image."""
     mirrored: bool
     distortion: Distortion
 
@@ -95,24 +98,22 @@ class Plan:
 def draw(
     labels: Labels, config: AugmentConfig, rng: np.random.Generator, *, ignore: int, scale: float | None = None
 ) -> Plan:
-    """All draws of `augment`, in its order."""
+    """Make all random draws of `augment`, in its order."""
     size = resized(labels.shape, config, draw_scale(config, rng) if scale is None else scale)
     box = _choose_crop(labels, size, config, rng, ignore)
     mirrored = bool(rng.random() < config.flip)
-    return Plan(size, box, mirrored, draw_distortion(rng) if config.distortion else Distortion())
+    return Plan(size, box, mirrored, draw_distortion(rng) if config.photometric_distortion else Distortion())
 
 
 def normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[Floats, Floats]:
-    """Factor and offset (3) with which 0..255 becomes v · factor - offset."""
+    """Factor (3) and offset (3) that normalize values v in 0..255 as v · factor - offset."""
     factor = np.array([1 / (255 * value) for value in std], np.float32)
     return factor, np.array([shift / value for shift, value in zip(mean, std, strict=True)], np.float32)
 
 
 def _finish(crop: Pixels, changes: Distortion, mirrored: bool, factor: Floats, offset: Floats, out: Floats) -> None:
-    """Distort, mirror and normalise a crop (h, w, 3) into the top left of `out` (3, H, W)."""
+    """Distort, mirror and normalize a crop (h, w, 3) into the top left of `out` (3, H, W)."""
     if has_numba():
-        from meanshifter.data.distort_cpu import distort_and_normalize
-
         numbers = (np.float32(changes.contrast), np.float32(changes.saturation), np.float32(changes.hue))
         brightness = np.float32(changes.brightness)
         distort_and_normalize(
@@ -125,25 +126,21 @@ def _finish(crop: Pixels, changes: Distortion, mirrored: bool, factor: Floats, o
     out[:, :h, :w] = planes * factor[:, None, None] - offset[:, None, None]
 
 
-Box = tuple[int, int, int, int]
-"""(top, left, bottom, right) in the resized image."""
-
-
 def draw_scale(config: AugmentConfig, rng: np.random.Generator) -> float:
-    """The random factor on the size of an image."""
+    """Draw the random scale factor of an image."""
     return float(rng.uniform(*config.scale))
 
 
 def resize_factor(H: int, W: int, config: AugmentConfig, scale: float) -> float:
-    """What an image of H × W is resized by, so that it fits into `base` times the scale."""
-    if config.base is None:
+    """The factor by which an H × W image is resized to fit into `resize_base` times the scale."""
+    if config.resize_base is None:
         return scale
-    long, short = max(config.base) * scale, min(config.base) * scale
+    long, short = max(config.resize_base) * scale, min(config.resize_base) * scale
     return min(long / max(H, W), short / min(H, W))
 
 
 def resized(shape: tuple[int, ...], config: AugmentConfig, scale: float) -> tuple[int, int]:
-    """Height and width of the resized image, rounded half up as mmcv's imrescale does."""
+    """(height, width) of the resized image, rounded half up as in mmcv's imrescale."""
     H, W = shape[:2]
     factor = resize_factor(H, W, config, scale)
     return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
@@ -152,7 +149,7 @@ def resized(shape: tuple[int, ...], config: AugmentConfig, scale: float) -> tupl
 def _choose_crop(
     labels: Labels, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, ignore: int
 ) -> Box:
-    """A crop in which no class has more than its share of the labelled pixels; the 10th try is taken as it is."""
+    """Draw a crop in which no class exceeds its share of the labeled pixels; the 10th draw is always accepted."""
     for _ in range(10):
         top = int(rng.integers(0, max(size[0] - config.crop[0], 0) + 1))
         left = int(rng.integers(0, max(size[1] - config.crop[1], 0) + 1))
@@ -168,7 +165,7 @@ def _choose_crop(
 
 
 def nearest(labels: Labels, size: tuple[int, int], box: Box) -> Labels:
-    """The box of `labels` resized to `size` by nearest neighbour (half-pixel centres), without resizing the rest."""
+    """A box of `labels` resized to `size` by nearest neighbor (half-pixel centers), without resizing the rest."""
     top, left, bottom, right = box
     rows = nearest_indices(labels.shape[0], size[0], top, bottom)
     cols = nearest_indices(labels.shape[1], size[1], left, right)
@@ -176,15 +173,15 @@ def nearest(labels: Labels, size: tuple[int, int], box: Box) -> Labels:
 
 
 def nearest_indices(whole: int, target: int, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """floor((i + 1/2) · whole / target) for i in start … stop-1, exactly."""
+    """The exact floor((i + 1/2) · whole / target) for i in start … stop-1."""
     indices: npt.NDArray[np.int64] = (2 * np.arange(start, stop) + 1) * whole // (2 * target)
     return indices
 
 
 def _resample(image: Pixels, size: tuple[int, int], box: Box) -> Pixels:
-    """The box of `image` resized bilinearly, without resizing the rest.
+    """A box of `image` resized bilinearly to `size`, without resizing the rest.
 
-    Pillow widens its triangle filter when it shrinks (antialiasing); OpenCV, behind MMSegmentation, does not.
+    Pillow widens its triangle filter when it downsamples (antialiasing); OpenCV, which MMSegmentation uses, does not.
     """
     if size == image.shape[:2]:
         return image[box[0] : box[2], box[1] : box[3]]
@@ -197,10 +194,10 @@ def _resample(image: Pixels, size: tuple[int, int], box: Box) -> Pixels:
 
 
 def _span(whole: int, target: int, start: int, stop: int) -> tuple[int, int, tuple[int, int], float, float]:
-    """What one axis of a crop is made from: whole source pixels, extra target pixels, and the exact source range.
+    """The source of one axis of a crop: full source pixels, extra target pixels, and the exact source range.
 
-    Two target pixels more on each side, and the source pixels that the filter reaches from there, make the crop
-    the same as one cut from the whole resized image.
+    With two more target pixels on each side, and the source pixels that the filter reaches from there, the crop equals
+    one that is cut from the completely resized image.
     """
     extra = min(2, start), min(2, target - stop)
     step = whole / target

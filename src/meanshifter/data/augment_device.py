@@ -1,6 +1,6 @@
-"""`augment` for a batch whose images lie on a device: the same draws, the same crops up to rounding.
+"""`augment` for a batch of images on a device: the same random draws, and the same crops up to rounding.
 
-Crops are resampled by two small matrices of Pillow's filter, and distorted all at once.
+Crops are resampled by two small matrices of Pillow's filter and distorted together.
 Glossary: B crops of H × W; h, w the part of a crop that its image fills.
 """
 
@@ -25,10 +25,10 @@ def augment_batch(
     offset: Tensor,
     ignore: int,
 ) -> tuple[Tensor, Tensor]:
-    """Images (3, Hi, Wi) and labels (Hi, Wi), uint8, as their plans say: float32 (B, 3, H, W) and int64 (B, H, W).
+    """Augment uint8 images (3, Hi, Wi) and labels (Hi, Wi) by their plans: float32 (B, 3, H, W) and int64 (B, H, W).
 
-    What is on `images`' device stays there. Pillow rounds after each pass of its filter, this does not: pixels
-    differ from `augment`'s by one or two of 255 before distortion; labels not at all.
+    Everything stays on the device of the images. Pillow rounds after each pass of its filter and this function does
+    not: before distortion, pixels differ from those of `augment` by one or two of 255; labels do not differ.
     """
     device = images[0].device
     pixels = torch.zeros(len(plans), 3, *crop, device=device)
@@ -54,7 +54,7 @@ def _nearest(labels: Tensor, plan: Plan) -> Tensor:
 
 
 def _resample(image: Tensor, plan: Plan) -> Tensor:
-    """The plan's box of the resized image (3, h, w), mirrored where it says so."""
+    """The plan's box of the resized image (3, h, w), mirrored if the plan says so."""
     top, left, bottom, right = plan.box
     H, W = image.shape[-2:]
     y0, y1, rows = _filter(H, plan.size[0], top, bottom, image.device)
@@ -64,7 +64,7 @@ def _resample(image: Tensor, plan: Plan) -> Tensor:
 
 
 def _filter(whole: int, target: int, start: int, stop: int, device: torch.device) -> tuple[int, int, Tensor]:
-    """First and last source pixel of an axis and the weights (stop - start, last - first) of Pillow's triangle."""
+    """First and last source pixel of an axis, and the weights (stop - start, last - first) of Pillow's triangle."""
     step = whole / target
     reach = max(step, 1.0)
     first = max(0, int((start + 0.5) * step - reach))
@@ -76,7 +76,7 @@ def _filter(whole: int, target: int, start: int, stop: int, device: torch.device
 
 
 def distort_batch(pixels: Tensor, changes: Sequence[Distortion]) -> None:
-    """Photometric distortion of (B, 3, H, W) in 0..255, in place, each image by its changes (`distortion.distort`)."""
+    """Photometric distortion of (B, 3, H, W) in 0..255, in place, with changes per image (see `distortion.distort`)."""
     facts = [(c.brightness, c.contrast_first, c.contrast, c.saturation, c.hue) for c in changes]
     values = torch.tensor(facts, dtype=torch.float32, device=pixels.device).T[:, :, None, None, None]
     brightness, first, contrast, saturation, hue = values

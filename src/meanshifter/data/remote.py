@@ -1,7 +1,7 @@
-"""Bytes from wherever fsspec reaches: local paths, s3://, gs://, https://, memory://, and the samples of a tar.
+"""Read files through fsspec (local paths, s3://, gs://, https://, memory://), and the samples of a tar.
 
-A tar is read from its start to its end and never unpacked to disk. An address is a local path or an fsspec address;
-a sample of a tar is called SHARD.tar::MEMBER.
+A tar is read sequentially and never unpacked to disk. An address is a local path or an fsspec URL; a sample of a tar
+has the address SHARD.tar::MEMBER.
 """
 
 from __future__ import annotations
@@ -18,49 +18,48 @@ from typing import IO, Any, Final
 
 import fsspec
 
-from meanshifter.data.reading import IMAGE_SUFFIXES
-from meanshifter.data.walk import HIDDEN_FILES, PassedOver, ending, is_hidden
-from meanshifter.errors import InputError
+from meanshifter.data.reading import HIDDEN_FILES, IMAGE_SUFFIXES, PassedOver, ending, is_hidden
+from meanshifter.errors import InputError, summarize_error
 
 TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
 MAX_MEMBER: Final = 2 * 1024**3
-"""Bytes; a larger member of a tar is refused, since it would have to be held in memory."""
+"""Larger members of a tar, in bytes, are rejected, since they are held in memory."""
 _PACKAGES: Final = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "az": "adlfs", "abfs": "adlfs"}
 _WEB: Final = ("http://", "https://")
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` names a place that needs fsspec, as s3://bucket/a.jpg does, and is not a local path."""
+    """Whether `text` is an fsspec URL such as s3://bucket/a.jpg, not a local path."""
     return "://" in text
 
 
 def is_web(address: str) -> bool:
-    """Whether `address` is that of a web server, which has files and no folders."""
+    """Whether `address` is on a web server, which has files but no folders."""
     return address.startswith(_WEB)
 
 
 def is_tar(address: str) -> bool:
-    """Whether `address` names a tar of samples."""
+    """Whether `address` has the extension of a tar."""
     return base_name(address).lower().endswith(TAR_SUFFIXES)
 
 
 def is_image(address: str) -> bool:
-    """Whether `address` ends as images do."""
+    """Whether `address` has the extension of an image."""
     return posixpath.splitext(base_name(address))[1].lower() in IMAGE_SUFFIXES
 
 
 def base_name(address: str) -> str:
-    """What follows the last slash, without a web address's query or the archive that a chained address names."""
+    """The file name of an address, without the query of a URL or the archive of a chained address."""
     path = address.partition("::")[0] if is_address(address) else address
     path = path.split("?")[0].split("#")[0] if is_web(path) else path
     return posixpath.basename(path.rstrip("/"))
 
 
 def expand_braces(text: str) -> list[str]:
-    """`shard-{000..009}.tar` as ten names, `{train,val}.tar` as two; a text without such braces is itself."""
+    """Expand `shard-{000..009}.tar` to ten names and `{train,val}.tar` to two."""
     parts = re.split(r"\{([^{}]*)\}", text)
     choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
-    return ["".join(several) for several in product(*choices)]
+    return ["".join(chosen) for chosen in product(*choices)]
 
 
 def _choices(inside: str) -> list[str]:
@@ -74,23 +73,23 @@ def _choices(inside: str) -> list[str]:
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system for `address`, which keeps no listings, and the path there.
+    """The fsspec file system of `address`, without a cache of listings, and the path in it.
 
     Raises:
-        InputError: a protocol that is not known, or whose package is not installed.
+        InputError: the protocol is unknown, or its package is not installed.
     """
     try:
         return fsspec.url_to_fs(address, use_listings_cache=False)  # type: ignore[no-any-return]
     except ImportError as error:
         package = _PACKAGES.get(address.split("://")[0].split("::")[-1])
-        remedy = " ".join(str(error).split()) if package is None else f"pip install {package}"
-        raise InputError(f"{address}: its protocol needs another package; {remedy}") from error
-    except Exception as error:  # what the packages raise about credentials and settings has no common base
+        remedy = summarize_error(error) if package is None else f"pip install {package}"
+        raise InputError(f"{address}: the protocol needs a package that is not installed; {remedy}") from error
+    except Exception as error:  # errors about credentials and settings have no common base class
         raise _unreadable(address, error) from error
 
 
 def address_of(files: Any, path: str, given: str) -> str:
-    """The address of what `files`, the file system of `given`, calls `path`; chained where `given` is."""
+    """The address of `path` in `files`, the file system of `given`; chained if `given` is."""
     head, chain, rest = given.partition("::")
     if not chain:
         return str(files.unstrip_protocol(path))
@@ -98,15 +97,15 @@ def address_of(files: Any, path: str, given: str) -> str:
 
 
 def leads_out(place: str) -> bool:
-    """Whether a path with slashes, joined to a folder, may name what is not in it."""
+    """Whether a path with slashes, joined to a folder, may lead out of it."""
     return place.startswith("/") or ".." in place.split("/")
 
 
 def read_bytes(address: str) -> bytes:
-    """All of one file.
+    """Read a file.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: the file is missing or cannot be read.
     """
     files, path = file_system(address)
     try:
@@ -116,7 +115,7 @@ def read_bytes(address: str) -> bytes:
 
 
 def stamp(info: dict[str, Any]) -> tuple[int | None, str | None]:
-    """Size in bytes and what else tells one version of a file from the next: its ETag, or when it was changed."""
+    """The size in bytes, and a version of the file: its ETag, a hash or the time of its last change."""
     for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
         if info.get(key) is not None:
             return info.get("size"), str(info[key]).strip('"')
@@ -124,7 +123,7 @@ def stamp(info: dict[str, Any]) -> tuple[int | None, str | None]:
 
 
 def file_stamp(address: str) -> tuple[int | None, str | None]:
-    """As `stamp`, of one file; both None where the place does not tell, and reading will say what is wrong."""
+    """The `stamp` of one file; (None, None) if it is not available, in which case reading reports what is wrong."""
     try:
         files, path = file_system(address)
         return stamp(files.info(path))
@@ -132,21 +131,18 @@ def file_stamp(address: str) -> tuple[int | None, str | None]:
         return None, None
 
 
-_DOTS: Final = "what follows the first dot of a member's name is its kind, jpg or png; rename it"
-
-
 @dataclass(frozen=True)
 class TarImage:
     """The image of one sample in a tar."""
 
     key: str
-    """Its path in the tar up to the first dot of the file's name, as WebDataset has it."""
+    """Path in the tar up to the first dot of the file name, as in WebDataset."""
     member: str
-    """Its path in the tar."""
+    """Path in the tar."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     data: bytes | None
-    """None where `skip` wanted it left out."""
+    """None if `skip` returned True."""
     error: str | None = None
     """What is wrong with the sample, without its address."""
 
@@ -154,19 +150,19 @@ class TarImage:
 def tar_images(
     address: str, skip: Callable[[TarImage], bool] = lambda _: False, passed: PassedOver | None = None
 ) -> Iterator[TarImage]:
-    """The images of a tar of samples in WebDataset form, in order.
+    """Yield the images of a tar in the WebDataset format, in order.
 
-    Of a sample with several images, KEY.jpg and a mask KEY.png, the first by `IMAGE_SUFFIXES` is the image; a member
-    with more dots, as KEY.seg.png, is none, and a sample of nothing else has an error. Other samples without an image
-    are passed over, and so are hidden members, such as the ._KEY.jpg that macOS packs beside each file.
+    If a sample has several images, such as KEY.jpg and a mask KEY.png, the first by `IMAGE_SUFFIXES` is the image. A
+    member with more dots, such as KEY.seg.png, is not an image, and a sample with nothing else gets an error. Other
+    samples without an image are skipped, and so are hidden members, such as ._KEY.jpg, which macOS adds to each file.
 
     Args:
         address: the tar, compressed or not.
-        skip: says of an image, which it gets without its bytes, whether they are not wanted.
-        passed: members that are passed over are added here.
+        skip: called with an image without its bytes; True leaves out the bytes.
+        passed: counts of skipped members are added here.
 
     Raises:
-        InputError: the tar is missing or ends early; what was before has been yielded.
+        InputError: the tar is missing or ends early; everything before that point has been yielded.
     """
     found: TarImage | None = None
     passed = PassedOver() if passed is None else passed
@@ -174,8 +170,11 @@ def tar_images(
         for member in tar:
             if member.isdir():
                 continue
-            if (kind := _why_not(member)) is not None:
-                passed[kind] += 1
+            if any(is_hidden(part) for part in member.name.split("/")):
+                passed[HIDDEN_FILES] += 1
+                continue
+            if not member.isfile():
+                passed["links or devices"] += 1
                 continue
             key, suffix = _key(member.name)
             if found is not None and key != found.key:
@@ -184,7 +183,8 @@ def tar_images(
             if suffix.lower() in IMAGE_SUFFIXES and _comes_before(suffix, found):
                 found = _image(tar, member, key, skip)
             elif found is None and is_image(member.name):
-                found = TarImage(key, member.name, member.size, None, f"no image of sample {key}: {_DOTS}")
+                error = f"no image of sample {key}: the extension starts at the first dot of a name; rename the member"
+                found = TarImage(key, member.name, member.size, None, error)
             else:
                 passed["further images of a sample" if is_image(member.name) else ending(member.name)] += 1
         if found is not None:
@@ -196,7 +196,7 @@ def _image(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, skip: Callab
     if leads_out(name):
         return TarImage(key, name, size, None, "its name leads out of the output folder; write the tar again")
     if size > MAX_MEMBER:
-        return TarImage(key, name, size, None, f"{size:,} bytes, above the {MAX_MEMBER:,} that a member may have")
+        return TarImage(key, name, size, None, f"{size:,} bytes; a member may have at most {MAX_MEMBER:,}")
     image = TarImage(key, name, size, None)
     if skip(image):
         return image
@@ -204,15 +204,8 @@ def _image(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, skip: Callab
     return replace(image, data=b"" if file is None else file.read())
 
 
-def _why_not(member: tarfile.TarInfo) -> str | None:
-    """The kind under which a member is passed over whatever its ending; None: it may be an image."""
-    if any(is_hidden(part) for part in member.name.split("/")):
-        return HIDDEN_FILES
-    return None if member.isfile() else "links or devices"
-
-
 def _key(member: str) -> tuple[str, str]:
-    """A member's key and what follows it, dot included."""
+    """The key of a member and the rest of its name, including the dot."""
     folder, name = posixpath.split(member.removeprefix("./"))
     key, dot, suffix = name.partition(".")
     return posixpath.join(folder, key), dot + suffix
@@ -227,7 +220,7 @@ def _comes_before(suffix: str, found: TarImage | None) -> bool:
 
 @contextmanager
 def _opened(address: str) -> Iterator[IO[bytes]]:
-    """A file to be read from its start to its end; whatever goes wrong inside is said in one line."""
+    """A file opened for sequential reading; errors within become InputErrors about it."""
     files, path = file_system(address)
     try:
         with files.open(path, "rb") as stream:
@@ -235,8 +228,7 @@ def _opened(address: str) -> Iterator[IO[bytes]]:
     except InputError:
         raise
     except (tarfile.TarError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{address}: not a whole tar ({reason}); copy it again") from error
+        raise InputError(f"{address}: not a complete tar ({summarize_error(error)}); copy it again") from error
     except Exception as error:
         raise _unreadable(address, error) from error
 
@@ -246,10 +238,10 @@ def _unreadable(address: str, error: Exception) -> InputError:
         return error
     if isinstance(error, FileNotFoundError):
         return InputError(f"{address}: no such file; check the address")
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = summarize_error(error)
     return InputError(f"{address}: cannot be read ({reason}); check the address and your access to it")
 
 
 def absolute(path: str) -> str:
-    """A local path from the root on, as machines of a cluster need it; addresses are their own."""
+    """An absolute local path, as the machines of a cluster need it; URLs are returned unchanged."""
     return path if is_address(path) else str(Path(path).absolute())

@@ -1,6 +1,6 @@
-"""Large TIFFs and PNGs, of which only the rows that are asked for are decoded; this needs rasterio.
+"""Read large TIFF and PNG files row by row through rasterio.
 
-Pillow decodes a file as a whole. Whatever it would convert or turn, or might decode to other pixels, is left to it.
+Pillow decodes complete files only. Files that it would convert or turn, or might decode differently, are left to it.
 
 Glossary: H W pixels.
 """
@@ -17,27 +17,27 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
-from meanshifter.data.decoding import WITHOUT_PILLOWS_LIMIT, orientation
-from meanshifter.data.headers import RGB, read_header
-from meanshifter.data.png_header import plain_png_shape
+from meanshifter.data.headers import RGB, plain_png_shape, read_header
+from meanshifter.data.images import WITHOUT_PILLOWS_LIMIT, orientation
 from meanshifter.data.rasters import open_raster, refusing
 from meanshifter.data.reading import read_image
 from meanshifter.errors import InputError
-from meanshifter.files import require_file
+from meanshifter.utils.files import require_file
 
 Pixels = npt.NDArray[np.uint8]
 LARGE: Final = 16_000_000
-"""Pixels from which on a file is read in rows; decoded as a whole, a smaller one needs about as much as `CACHE`."""
+"""Files with at least so many pixels are read by rows; decoded completely, smaller ones take about as much memory as
+`CACHE`."""
 CACHE: Final = 64 * 1024**2
-"""Bytes of decoded blocks that GDAL may keep."""
+"""Decoded blocks that GDAL may keep, in bytes."""
 STRIP: Final = 512
-"""Rows that strips of windows share, at most, unless windows are larger than usual."""
+"""Rows that strips of windows share at most, unless windows are larger than usual."""
 LOSSLESS: Final = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
-"""Pillow's names of the compressions that every decoder knows and takes back to the same pixels."""
+"""Pillow's names of the compressions that every decoder supports and decodes to the same pixels."""
 
 
 class FileRows:
-    """An open file in the place of an (H, W, 3) array: ``rows[y0:y1, x0:x1]``, with the last y0:y1 kept."""
+    """An open file that is indexed like an (H, W, 3) array, ``rows[y0:y1, x0:x1]``; the last y0:y1 is kept."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self.shape = (file.height, file.width, 3)
@@ -62,49 +62,46 @@ class FileRows:
 
 @dataclass(frozen=True)
 class LargeFile:
-    """A file that can be read in rows."""
+    """A file that can be read row by row."""
 
     path: Path
     shape: tuple[int, int, int]
     """(H, W, 3)."""
     driver: str
-    """GDAL's name of the format."""
+    """GDAL's name for the format."""
 
     def pixels(self) -> Pixels:
-        """All of the image, in memory.
+        """Read the complete image.
 
         Raises:
-            InputError: the file is no longer what it was, or cannot be read.
+            InputError: the file has changed its size, or cannot be read.
         """
         pixels = read_image(self.path, max_pixels=self.shape[0] * self.shape[1])
         if pixels.shape != self.shape:
-            raise InputError(f"{self.path}: is of another size than when it was first read; predict it again")
+            found, first = (f"{shape[1]}×{shape[0]}" for shape in (pixels.shape, self.shape))
+            raise InputError(f"{self.path}: its size is now {found} instead of {first}; predict it again")
         return pixels
 
+    @contextmanager
+    def rows(self) -> Iterator[FileRows]:
+        """The rows of the file, which is open within the context.
 
-@contextmanager
-def opened(image: Pixels | LargeFile) -> Iterator[Pixels | FileRows]:
-    """Pixels to cut windows from: an array is its own; a file is open while inside.
+        Raises:
+            InputError: the file cannot be read, now or when rows are requested.
+        """
+        import rasterio
 
-    Raises:
-        InputError: a file that cannot be read, here or when rows are asked for.
-    """
-    if not isinstance(image, LargeFile):
-        yield image
-        return
-    import rasterio
-
-    with rasterio.Env(GDAL_CACHEMAX=CACHE):
-        with refusing(image.path):
-            file = open_raster(image.path, image.driver)
-        with file:
-            yield FileRows(image.path, file)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE):
+            with refusing(self.path):
+                file = open_raster(self.path, self.driver)
+            with file:
+                yield FileRows(self.path, file)
 
 
 def large_file(path: Path, max_pixels: int) -> LargeFile | None:
-    """The file, if it is large, of at most `max_pixels`, and rasterio reads its rows as `read_image` would.
+    """The file, if it is large, has at most `max_pixels`, and rasterio reads the same pixels as `read_image`.
 
-    None leaves it to `read_image`, which also says what is wrong with a file.
+    None leaves the file to `read_image`, which also reports what is wrong with it.
     """
     try:
         require_file(path)
@@ -114,16 +111,16 @@ def large_file(path: Path, max_pixels: int) -> LargeFile | None:
         if shape is None or not LARGE <= shape[0] * shape[1] <= max_pixels:
             return None
         with open_raster(path, driver) as file:
-            # what two strips of windows share would be decoded again for each, in a PNG with all above it
+            # rows that two strips of windows share would be decoded twice, in a PNG together with all rows above
             shared = STRIP if driver == "PNG" else 2 * file.block_shapes[0][0]
             fits = shared * file.width * file.count <= CACHE
             return LargeFile(path, shape, driver) if fits and (file.height, file.width, 3) == shape else None
-    except Exception:  # rasterio is absent, or the file broken, on which decoders raise nearly anything
+    except Exception:  # rasterio is not installed, or the file is broken: decoders raise almost anything on it
         return None
 
 
 def _plain_tiff_shape(path: Path) -> tuple[int, int, int] | None:
-    """(H, W, 3) of a complete TIFF whose pixels are stored as upright RGB of 8 bits, by its header."""
+    """(H, W, 3) of a complete TIFF that stores upright 8-bit RGB, according to its header; else None."""
     with WITHOUT_PILLOWS_LIMIT, path.open("rb") as file, Image.open(file, formats=("TIFF",)) as picture:
         if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode != "RGB":
             return None

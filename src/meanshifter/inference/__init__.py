@@ -1,4 +1,4 @@
-"""From a model to label maps: sliding windows, flips and scales, and what to do with the result."""
+"""Predict label maps with sliding windows, flips and scales."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Predictor", "Segmentation"]
 
 
 def __getattr__(name: str) -> Any:
-    """On first use, so that processes that only list an archive need no torch."""
+    """Import on first use, so that processes that only list an archive do not import torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{name.lower()}"), name)

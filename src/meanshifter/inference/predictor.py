@@ -1,4 +1,4 @@
-"""From an image to its label map: resize, cut into windows, encode, read the map off the patch logits.
+"""`Predictor`: resize an image, cut it into windows, encode them, and compute the label map from the patch logits.
 
 Source of the procedure: MMSegmentation's `slide_inference`, and its multi-scale and flip tests, which average
 softmax probabilities over views. Glossary: K classes, H W pixels of the input, h w patches of one window.
@@ -8,74 +8,76 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from meanshifter.data.labels import Labels
 from meanshifter.data.reading import MAX_PIXELS
-from meanshifter.data.rows import FileRows, LargeFile, large_file, opened
+from meanshifter.data.rows import FileRows, LargeFile, large_file
 from meanshifter.errors import InputError
-from meanshifter.inference.arguments import check_asked, check_resizing, move
-from meanshifter.inference.memory import Budget, enough_memory
-from meanshifter.inference.pictures import Picture, Pixels, as_pixels
-from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, reading_precision
-from meanshifter.inference.reading import Encoded, Reading, crops
-from meanshifter.inference.resizing import enlarged_size, fitted_size, resize
+from meanshifter.inference.preprocess import (
+    Picture,
+    Pixels,
+    Preprocess,
+    as_pixels,
+    check_requested,
+    check_scales,
+    enlarged_size,
+    move,
+    resize,
+)
+from meanshifter.inference.protocol import PatchModel
 from meanshifter.inference.segmentation import Segmentation
-from meanshifter.inference.windows import Axis, axis, check_windows
-from meanshifter.interop.contract import PatchModel
-from meanshifter.interop.official import scoring_windows
-from meanshifter.ops import Score, View, label_map, pixel_scores
+from meanshifter.inference.windows import Axis, Budget, Encoded, Reading, axis, crops, enough_memory
+from meanshifter.model.config import ModelConfig
+from meanshifter.ops import Confidence, View, label_map, pixel_confidence
+from meanshifter.utils.environment import has_bfloat16
 
 Readable = Picture | LargeFile
 Source = Pixels | FileRows | Tensor
-"""What windows are cut from: pixels, or normalised floats (H, W, 3)."""
+"""What windows are cut from: pixels, or normalized floats (H, W, 3)."""
 Own = Literal["model"]
-Tool = Literal["mmsegmentation", "segmenter"]
-"""Tools whose reading of images is repeated where it differs from ours. MMSegmentation upsamples the logits of a window
-that is no multiple of the patch to the window, padding and all, where we crop the padding. The Segmenter of its authors
-enlarges images of which one side is below the window. Sources: `encode_decode` and `slide_inference` of MMSegmentation
-1.2.2, `segm/model/utils.py` of github.com/rstrudel/segmenter."""
+WRAPPERS = ("_orig_mod", "module")
+"""Attributes in which torch.compile, and DDP and Fabric, keep the wrapped module."""
 BAND = 256
-"""Rows of the result that are finished together."""
+"""Rows of the result that are computed together."""
 
 
 class Predictor:
-    """Reads label maps out of a model, as large as the image and without ever holding K × H × W.
+    """Predict label maps at the size of the image, without ever holding K × H × W values.
 
     Args:
-        model: a `Segmenter`, read in evaluation mode whatever its own, which is neither asked nor touched: several
-            threads and predictors may share one, also while it trains. Or an export that `load_model` read.
-        window: side of the square windows in pixels; None reads the whole image at once. This, the stride and the
-            sides default to what the model's configuration says, which is 512, 480, 512 and 2048 unless another
-            tool's checkpoint said otherwise.
-        stride: distance between windows in pixels, 1 to `window`; unused without windows.
-        short_side: with `long_side`, the sides into which the image is resized, keeping its ratio (bilinear
-            without antialiasing, as mmcv's `imrescale`); None reads the image at its own size.
-        long_side: the longer of the two, in pixels.
-        protocol: "mmsegmentation" or "segmenter" where the label maps that another tool scores are to be repeated to
-            the pixel; see `Tool`. With "segmenter" windows default to those of its `segm.eval.miou`;
-            `interop.official.labelling(model.config)` has the arguments with which to repeat its `segm.inference`.
+        model: a `Segmenter`, possibly compiled or wrapped by DDP or Fabric. It is used in evaluation mode regardless
+            of its own mode, which stays unchanged: threads and predictors may share a model, even one in training.
+            Also an export from `load_model`, or any name that `load_model` accepts.
+        window: side of the square windows in pixels; None uses the full image. The window, the stride and the sides
+            default to the model's configuration: 512, 480, 512 and 2048, or what a third-party checkpoint states.
+        window_stride: distance between windows in pixels, 1 to `window`; unused without windows.
+        short_side: resize the image to fit (`long_side`, `short_side`), keeping its aspect ratio (bilinear without
+            antialiasing, as mmcv's `imrescale`); None keeps the image's own size.
+        long_side: the longer side to fit, in pixels.
+        compat: reproduce another tool's preprocessing exactly: "mmsegmentation", "segmenter" (see
+            `meanshifter.checkpoints.compat`), or a `Preprocess` value. The four arguments above override its fields.
         scales: factors on that size; with several, softmax probabilities are averaged over them.
-        flip: also read the mirrored image, and average.
+        flip: also average over the mirrored image.
         mean_shift_layers: mean shift steps; None is the trained number, 0 no shift.
-        device: where to run; the model is moved there for good. None: where the model is.
-        precision: of the model's arithmetic (autocast); "auto" is bf16 where the device has units for it, else
-            fp32. The label map is computed in float32 in any case.
-        batch_size: windows per pass; None: 2 windows of 512 pixels on the CPU and 16 elsewhere, or as many
-            windows of another size as have that many pixels.
-        scores: maps of how sure each pixel is, for `Segmentation.scores`: "probability" of the winner, its
-            "margin" to the second class, and the "entropy" in nats.
-        probabilities: names of classes whose probability is wanted, for `Segmentation.probabilities`.
-        max_pixels: files of more are refused before they are decoded.
-        progress: called with the rows of an image that are done and their total, as bands of rows are finished.
+        device: where to run; the model is moved there in place. None: where the model is.
+        precision: precision of the model (autocast); "auto" is bf16 if the device has units for it, else fp32. The
+            label map is always computed in float32.
+        batch_size: windows per pass; None: 2 windows of 512 pixels on the CPU and 16 elsewhere, or the number of
+            windows of another size that has as many pixels.
+        confidence: maps for `Segmentation.confidence`: "probability" of the winner, its "margin" to the second class,
+            and the "entropy" in nats.
+        probabilities: names of classes for `Segmentation.probabilities`.
+        max_pixels: larger files are refused before they are decoded.
+        progress: called with the rows that are done and their total, after each band of rows of an image.
 
     Raises:
         InputError: an argument outside its range.
@@ -83,45 +85,39 @@ class Predictor:
 
     def __init__(
         self,
-        model: PatchModel,
+        model: PatchModel | nn.Module | str | Path,
         *,
         window: int | Own | None = "model",
-        stride: int | Own = "model",
+        window_stride: int | Own = "model",
         short_side: int | Own | None = "model",
         long_side: int | Own = "model",
-        protocol: Tool | None = None,
+        compat: str | Preprocess | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         mean_shift_layers: int | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
         batch_size: int | None = None,
-        scores: Sequence[Score] = (),
+        confidence: Sequence[Confidence] = (),
         probabilities: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        own = model.config
-        windows = scoring_windows(own) if protocol == "segmenter" else (own.window, own.stride)
-        self.window = windows[0] if window == "model" else window
-        self.stride = windows[1] if stride == "model" else stride
-        self.short_side = own.short_side if short_side == "model" else short_side
-        self.long_side = own.long_side if long_side == "model" else long_side
-        check_windows(self.window, self.stride)
-        check_resizing(self.short_side, self.long_side, scales)
-        if protocol is not None and protocol not in get_args(Tool):
-            raise InputError(f"protocol: {protocol!r}; use one of {', '.join(get_args(Tool))}, or None")
+        model = _resolve(model)
+        given = {"window": window, "window_stride": window_stride, "short_side": short_side, "long_side": long_side}
+        fields: dict[str, Any] = {name: value for name, value in given.items() if value != "model"}
+        self.preprocess = replace(_preprocess(compat, model.config), **fields)
+        check_scales(scales, self.preprocess.short_side)
         if precision not in get_args(Precision):
             raise InputError(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: {batch_size} windows; it must be at least 1, or None")
         self.model = model
-        self.tool = protocol
         self.scales, self.flip = tuple(scales), flip
         self.mean_shift_layers = self.resolve_layers(mean_shift_layers)
         self.batch_size, self.max_pixels = batch_size, max_pixels
-        check_asked(scores, probabilities, model.labels)
-        self.scores, self.probabilities = tuple(scores), tuple(probabilities)
+        check_requested(confidence, probabilities, model.label_space)
+        self.confidence, self.probabilities = tuple(confidence), tuple(probabilities)
         self.progress = progress
         if device is not None:
             move(model, device)
@@ -134,54 +130,74 @@ class Predictor:
     @overload
     def __call__(self, image: Readable, *, mean_shift_layers: Sequence[int | None]) -> dict[int, Segmentation]: ...
 
-    def __call__(
-        self, image: Readable, *, mean_shift_layers: int | Sequence[int | None] | None = None
-    ) -> Segmentation | dict[int, Segmentation]:
-        """The segmentation of a file, a PIL image or an (H, W, 3) uint8 RGB array, at its own size.
+    @overload
+    def __call__(self, image: list[Readable], *, mean_shift_layers: int | None = None) -> list[Segmentation]: ...
 
-        `mean_shift_layers`: another number of mean shift steps than the predictor's own (None), or several for a
-        segmentation after each, by number of steps; the encoder sees the image once.
+    @overload
+    def __call__(
+        self, image: list[Readable], *, mean_shift_layers: Sequence[int | None]
+    ) -> list[dict[int, Segmentation]]: ...
+
+    def __call__(
+        self, image: Readable | list[Readable], *, mean_shift_layers: int | Sequence[int | None] | None = None
+    ) -> Segmentation | dict[int, Segmentation] | list[Segmentation] | list[dict[int, Segmentation]]:
+        """Segment an image, or each of a list of images, at its own size.
+
+        Args:
+            image: a file, a PIL image, or an (H, W, 3) uint8 RGB array or tensor; or a list of these.
+            mean_shift_layers: number of mean shift steps instead of the predictor's own (None). A sequence returns a
+                dictionary of segmentations by number of steps, for which the image is encoded only once.
 
         Raises:
-            InputError: a file that cannot be read, an array of another type or shape, or a number of steps that the
-                model cannot take.
+            InputError: an unreadable file, an array of another type or shape, or an unsupported number of steps.
         """
-        several = isinstance(mean_shift_layers, Sequence)
-        asked = mean_shift_layers if isinstance(mean_shift_layers, Sequence) else [mean_shift_layers]
+        if isinstance(image, list):
+            found: list[Any] = [self._segment(entry, mean_shift_layers) for entry in image]
+            return found
+        return self._segment(image, mean_shift_layers)
+
+    def _segment(
+        self, image: Readable, mean_shift_layers: int | Sequence[int | None] | None
+    ) -> Segmentation | dict[int, Segmentation]:
+        requested = mean_shift_layers if isinstance(mean_shift_layers, Sequence) else [mean_shift_layers]
         own = self.mean_shift_layers
-        steps = list(dict.fromkeys(own if entry is None else self.resolve_layers(entry) for entry in asked))
-        source, maps = self._maps(image, steps, self.scores, self.probabilities)
-        found = {
-            count: Segmentation(out.labels, source, self.model.labels, out.scores, out.probabilities)
-            for count, out in zip(steps, maps, strict=True)
-        }
-        return found if several else found[steps[0]]
+        steps = list(dict.fromkeys(own if entry is None else self.resolve_layers(entry) for entry in requested))
+        found = dict(zip(steps, self._predict(image, steps, self.confidence, self.probabilities), strict=True))
+        return found if isinstance(mean_shift_layers, Sequence) else found[steps[0]]
 
     def label_maps(self, image: Readable, layers: Sequence[int | None]) -> list[Labels]:
-        """One label map (H, W) for each number of mean shift steps; the encoder sees the image once.
+        """Return a label map (H, W) for each number of mean shift steps; the image is encoded only once.
 
         Raises:
             InputError: as `__call__`.
         """
-        return [out.labels for out in self._maps(image, [self.resolve_layers(entry) for entry in layers])[1]]
+        return [out.labels for out in self._predict(image, [self.resolve_layers(entry) for entry in layers])]
 
-    def _maps(
-        self, image: Readable, steps: list[int], scores: Sequence[str] = (), probabilities: Sequence[str] = ()
-    ) -> tuple[Pixels | LargeFile, list[_Maps]]:
-        """What the image is read from, and what is read out of it after each number of steps."""
+    def _predict(
+        self, image: Readable, steps: list[int], confidence: Sequence[str] = (), probabilities: Sequence[str] = ()
+    ) -> list[Segmentation]:
+        """A segmentation after each number of steps."""
         if not steps:
-            raise InputError("mean_shift_layers: 0 entries; name at least one number of mean shift steps")
+            raise InputError("mean_shift_layers: 0 entries; give at least one number of mean shift steps")
         source = self.load(image)
         H, W = source.shape[:2]
-        with enough_memory(H, W), torch.inference_mode(), opened(source) as pixels:
-            maps = [_Maps((H, W), self.model.labels.num_classes, scores, probabilities) for _ in steps]
+        with enough_memory(H, W), torch.inference_mode(), _open(source) as pixels:
+            found = [self._empty(source, confidence, probabilities) for _ in steps]
             for rows, several in self.bands(pixels, steps):
-                for out, views in zip(maps, several, strict=True):
+                for out, views in zip(found, several, strict=True):
                     self._read_out(views, rows, out)
-        return source, maps
+        return found
+
+    def _empty(
+        self, source: Pixels | LargeFile, confidence: Sequence[str], probabilities: Sequence[str]
+    ) -> Segmentation:
+        size, space = source.shape[:2], self.model.label_space
+        labels: Labels = np.empty(size, np.uint8) if space.num_classes <= 255 else np.empty(size, np.uint16)
+        maps = ({name: np.empty(size, np.float32) for name in names} for names in (confidence, probabilities))
+        return Segmentation(labels, source, space, *maps)
 
     def load(self, image: Readable) -> Pixels | LargeFile:
-        """What a prediction starts from, for who reads ahead: pixels, or a large TIFF that is read window by window.
+        """Load an image for prediction, e.g. ahead of time: as pixels, or a large TIFF that is read by window.
 
         Raises:
             InputError: as `__call__`.
@@ -195,51 +211,51 @@ class Predictor:
         return as_pixels(image, self.max_pixels)
 
     def protocol(self) -> dict[str, Any]:
-        """How images are read: the part of `evaluation.Protocol` that the predictor decides."""
+        """Return the fields of `evaluation.Protocol` that the predictor determines."""
+        reading = self.preprocess
         return {
-            "short_side": self.short_side,
-            "long_side": None if self.short_side is None else self.long_side,
-            "window": self.window,
-            "stride": None if self.window is None else self.stride,
+            "short_side": reading.short_side,
+            "long_side": None if reading.short_side is None else reading.long_side,
+            "window": reading.window,
+            "window_stride": None if reading.window is None else reading.window_stride,
             "flip": self.flip,
             "scales": self.scales,
             "mean_shift_layers": self.mean_shift_layers,
             "precision": self.precision,
-            "tool": self.tool,
+            "compat": reading.compat,
         }
 
     def resolve_layers(self, layers: int | None) -> int:
-        """`layers` as a number: None is the trained number, which is 0 for a model without mean shift.
+        """Resolve `layers`, where None is the trained number, or 0 for a model without mean shift.
 
         Raises:
-            InputError: a negative number, or steps asked of a model without the block.
+            InputError: a negative number, or steps for a model without the block.
         """
         if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 0):
-            raise InputError(
-                f"mean_shift_layers: {layers!r}; use a whole number from 0 on, or None for the trained one"
-            )
+            raise InputError(f"mean_shift_layers: {layers!r}; use an integer from 0 on, or None for the trained number")
         return self.model.steps(layers)
 
-    def _read_out(self, views: list[View], rows: slice, out: _Maps) -> None:
-        """Fill in what one band says."""
-        if not out.scores and not out.probabilities:
+    def _read_out(self, views: list[View], rows: slice, out: Segmentation) -> None:
+        """Fill in the maps of one band."""
+        if not out.confidence and not out.probabilities:
             out.labels[rows] = label_map(views).cpu().numpy()
             return
-        classes = [self.model.labels.names.index(name) for name in self.probabilities]
-        found = pixel_scores(views, scores=self.scores, probabilities=classes)
+        classes = [self.model.label_space.names.index(name) for name in self.probabilities]
+        found = pixel_confidence(views, confidence=self.confidence, probabilities=classes)
         out.labels[rows] = found.labels.cpu().numpy()
-        for name in self.scores:
-            out.scores[name][rows] = found.scores[name].cpu().numpy()
+        for name in self.confidence:
+            out.confidence[name][rows] = found.confidence[name].cpu().numpy()
         for title, k in zip(self.probabilities, classes, strict=True):
             out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
 
     def bands(self, pixels: Pixels | FileRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
-        """Bands of rows from the top down, each with the views of every entry of `steps`.
+        """Yield bands of rows from the top down, each with the views for every entry of `steps`.
 
-        At most the logits of the windows that one band touches are alive.
+        Only the logits of windows that overlap the band are kept.
         """
         H, model = pixels.shape[0], self.model.evaluation_view()
-        readings = [self._read(model, pixels, scale, mirrored, steps) for scale, mirrored in self._ways()]
+        mirrors = (False, True) if self.flip else (False,)
+        readings = [self._read(model, pixels, *way, steps) for way in product(self.scales, mirrors)]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
             views = [reading.views(rows.start, rows.stop) for reading in readings]
@@ -247,32 +263,24 @@ class Predictor:
             if self.progress is not None:
                 self.progress(rows.stop, H)
 
-    def _ways(self) -> list[tuple[float, bool]]:
-        """Scale, and whether mirrored, of every reading."""
-        return list(product(self.scales, (False, True) if self.flip else (False,)))
-
-    def _size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """The size at which an image of `size` is read."""
-        return fitted_size(*size, short_side=self.short_side, long_side=self.long_side, scale=scale)
-
     def _reads_as_stored(self, size: tuple[int, int]) -> bool:
-        """Whether an image of `size` is read once only, neither resized nor mirrored."""
-        return not self.flip and len(self.scales) == 1 and self._size(size, self.scales[0]) == size
+        """Whether an image of `size` is read only once, neither resized nor mirrored."""
+        return not self.flip and len(self.scales) == 1 and self.preprocess.size(*size, self.scales[0]) == size
 
     def _read(
         self, model: PatchModel, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]
     ) -> Reading:
-        H, W = pixels.shape[:2]
-        size = self._size((H, W), scale)
+        reading, (H, W) = self.preprocess, pixels.shape[:2]
+        size = reading.size(H, W, scale)
         resized = pixels if isinstance(pixels, FileRows) else resize(pixels, size)
         source: Source = resized[:, ::-1] if mirrored else resized
-        if self.tool == "segmenter" and self.window is not None and min(size) < self.window:
-            whole = model.normalize(np.ascontiguousarray(source[0 : size[0], 0 : size[1]]))
-            size = enlarged_size(*size, self.window)
-            source = F.interpolate(whole, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-        stretch = self.tool == "mmsegmentation"
+        if reading.window is not None and reading.enlarges(size):
+            normalized = model.normalize(np.ascontiguousarray(source[0 : size[0], 0 : size[1]]))
+            size = enlarged_size(*size, reading.window)
+            source = F.interpolate(normalized, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        windows = {"window": reading.window, "stride": reading.window_stride, "stretch": reading.stretch_padding}
         rows, cols = (
-            axis(length, out, window=self.window, stride=self.stride, patch_size=model.stride, stretch=stretch)
+            axis(length, out, patch_size=model.output_stride, **windows)
             for length, out in zip(size, (H, W), strict=True)
         )
         return Reading(self._encode(model, source, rows, cols, steps), rows, cols, mirrored=mirrored)
@@ -280,7 +288,7 @@ class Predictor:
     def _encode(
         self, model: PatchModel, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
     ) -> Iterator[Encoded]:
-        """The windows one by one; they are encoded in batches, each when its first is taken."""
+        """Yield encoded windows; a batch is encoded when its first window is requested."""
         count = self._batch_size((rows.width, cols.width), model.device)
 
         def run(windows: Pixels | Tensor) -> list[Tensor]:
@@ -295,27 +303,85 @@ class Predictor:
         device = model.device
         size = {"images": len(windows), "heads": model.heads, "tokens": tokens}
         model.set_attention(fused=fused_attention_pays(device, self.precision, **size))
-        with self._arithmetic(device):
+        context: AbstractContextManager[object] = nullcontext()
+        if model.own_precision is None and self.precision != "fp32":
+            context = torch.autocast(device.type, AUTOCAST[self.precision])
+        with context:
             images = windows.permute(0, 3, 1, 2) if isinstance(windows, Tensor) else model.normalize(windows)
             return [logits.float() for logits in model.logits_at(images, steps)]
 
-    def _arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
-        if self.model.own_precision is not None or self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(device.type, AUTOCAST[self.precision])
-
     def _batch_size(self, window: tuple[int, int], device: torch.device) -> int:
         pixels = (2 if device.type == "cpu" else 16) * 512 * 512
-        usual = max(pixels // (window[0] * window[1]), 1)
-        return self._budget.windows(usual if self.batch_size is None else self.batch_size, window)
+        default = max(pixels // (window[0] * window[1]), 1)
+        return self._budget.windows(default if self.batch_size is None else self.batch_size, window)
 
 
-class _Maps:
-    """Arrays (H, W) for everything that is asked about an image."""
+def _resolve(model: PatchModel | nn.Module | str | Path) -> PatchModel:
+    """Load a model by name, or unwrap it from torch.compile, DDP and Fabric."""
+    if isinstance(model, str | Path):
+        from meanshifter.checkpoints.load import load_model  # names are resolved above: docs/architecture.md
 
-    def __init__(
-        self, size: tuple[int, ...], K: int, scores: Sequence[str] = (), probabilities: Sequence[str] = ()
-    ) -> None:
-        self.labels: Labels = np.empty(size, np.uint8) if K <= 255 else np.empty(size, np.uint16)
-        self.scores: dict[str, npt.NDArray[np.float32]] = {name: np.empty(size, dtype=np.float32) for name in scores}
-        self.probabilities = {name: np.empty(size, dtype=np.float32) for name in probabilities}
+        return load_model(model)
+    inner: Any = model
+    while not hasattr(type(inner), "logits_at"):
+        wrapped = next((part for name in WRAPPERS if (part := getattr(inner, name, None)) is not None), None)
+        if wrapped is None:
+            break
+        inner = wrapped
+    if not hasattr(inner, "logits_at"):
+        raise InputError(f"model: {type(inner).__name__}; expected a Segmenter, an export, or the name of a model")
+    found: PatchModel = inner
+    return found
+
+
+def _open(source: Pixels | LargeFile) -> AbstractContextManager[Pixels | FileRows]:
+    return source.rows() if isinstance(source, LargeFile) else nullcontext(source)
+
+
+def _preprocess(compat: str | Preprocess | None, config: ModelConfig) -> Preprocess:
+    if compat is None:
+        return Preprocess.of(config)
+    if isinstance(compat, Preprocess):
+        return compat
+    from meanshifter.checkpoints.compat import preprocess_of  # names are resolved above: docs/architecture.md
+
+    return preprocess_of(compat, config)
+
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PLAIN_ATTENTION_BYTES = 2 * 10**9
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """Resolve "auto" to bf16 if `device` has units for it, else fp32.
+
+    CPUs without them, and GPUs before Ampere, emulate bfloat16 at half the speed of float32.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bfloat16(device) else "fp32"
+
+
+def reading_precision(precision: Precision, device: torch.device, own: str | None) -> str:
+    """Return the precision for inference: `own` if the model has one built in, else that of `resolve_precision`.
+
+    Raises:
+        InputError: `precision` differs from the one built in; "fp32" is allowed, as it is the default everywhere.
+    """
+    if own is None:
+        return resolve_precision(precision, device)
+    if precision not in ("auto", "fp32", own):
+        raise InputError(f"precision: {precision}, but the model has {own} built in; leave it out, or use one in fp32")
+    return own
+
+
+def fused_attention_pays(
+    device: torch.device, precision: str, *, images: int, heads: int, tokens: int, layers: int = 1
+) -> bool:
+    """Return whether fused attention is faster, with the N × N weights of `layers` kept for a backward pass.
+
+    It is slower on CPUs with bfloat16 units (docs/benchmarks.md), as long as the weights take little memory.
+    """
+    size = 6 * images * heads * tokens**2 * layers
+    return device.type != "cpu" or precision != "bf16" or size > PLAIN_ATTENTION_BYTES

@@ -1,30 +1,37 @@
 """Sliding windows along one axis, and the matrix that averages them and resizes the result.
 
-MMSegmentation's `slide_inference` upsamples the logits of each window to pixels, adds them into a K × H × W
-tensor, divides by the number of windows over each pixel and resizes to the size of the original image. All of
-that is linear and separable, so here the patch logits of all windows lie side by side in one mosaic
-z (K, nr·h, nc·w), and one matrix for each axis does the rest: class k is ``rows @ z[k] @ cols.T``.
-`ops.label_map` evaluates it, for a band of rows at a time.
+MMSegmentation's `slide_inference` upsamples the logits of each window to pixels, adds them to a K × H × W tensor,
+divides by the number of windows at each pixel and resizes to the size of the original image. All of that is linear and
+separable, so here the patch logits of all windows are tiled into one tensor z (K, nr·h, nc·w), and one matrix per axis
+does the rest: class k is ``rows @ z[k] @ cols.T``. `ops.label_map` evaluates it for a band of rows at a time.
 
-Glossary: P patch size, n windows along the axis, h patches of one window along it.
+Glossary: P patch size, K classes, n windows along an axis, h w patches of one window, H W pixels of the result.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, product
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from meanshifter.errors import InputError
-from meanshifter.ops import bilinear_matrix
+from meanshifter.data.rows import FileRows
+from meanshifter.errors import InputError, is_out_of_memory
+from meanshifter.ops import View, bilinear_matrix
 
 
 def check_windows(window: int | None, stride: int) -> None:
-    """Refuse windows and strides that would leave pixels uncovered.
+    """Check that windows cover every pixel.
 
     Raises:
         InputError: a window or stride below 1, or a stride above the window.
@@ -32,20 +39,20 @@ def check_windows(window: int | None, stride: int) -> None:
     if window is None:
         return
     if window < 1:
-        raise InputError(f"window: {window} pixels; it must be at least 1, or None for the whole image")
+        raise InputError(f"window: {window} pixels; it must be at least 1, or None for the full image")
     if stride < 1:
-        raise InputError(f"stride: {stride} pixels; it must be at least 1")
+        raise InputError(f"window_stride: {stride} pixels; it must be at least 1")
     if stride > window:
         raise InputError(
-            f"stride: {stride} is above the window of {window} pixels and would skip pixels; use 1 to {window}"
+            f"window_stride: {stride} is above the window of {window} pixels and would skip pixels; use 1 to {window}"
         )
 
 
 def window_starts(length: int, window: int | None, stride: int) -> tuple[int, ...]:
-    """Where the windows begin on an axis of `length` pixels, as in MMSegmentation's `slide_inference`.
+    """Return the starts of the windows on an axis of `length` pixels, as in MMSegmentation's `slide_inference`.
 
-    Their number is ``max(length - window + stride - 1, 0) // stride + 1``; the last is shifted back inside.
-    Every window is ``min(window, length)`` pixels wide; None is one window over the whole axis.
+    There are ``max(length - window + stride - 1, 0) // stride + 1``; the last one is shifted back inside. Each is
+    ``min(window, length)`` pixels wide; None is one window over the full axis.
     """
     check_windows(window, stride)
     if window is None:
@@ -59,15 +66,15 @@ class Axis:
     """The windows along one axis, and the matrix from their patches to the pixels of the result."""
 
     starts: tuple[int, ...]
-    """Where the windows begin."""
+    """First pixel of each window."""
     width: int
-    """Pixels of each."""
+    """Pixels per window."""
     patches: int
-    """Patches of each."""
+    """Patches per window."""
     matrix: Float[Tensor, "size all_patches"]
 
     def band(self, start: int, stop: int) -> tuple[slice, Float[Tensor, "band used"]]:
-        """The patches that pixels `start` to `stop` depend on, and their part of the matrix."""
+        """Return the patches that pixels `start` to `stop` depend on, and their part of the matrix."""
         used = (self.matrix[start:stop] != 0).any(0).nonzero()
         patches = slice(int(used[0]), int(used[-1]) + 1)
         return patches, self.matrix[start:stop, patches]
@@ -75,7 +82,7 @@ class Axis:
 
 @lru_cache(maxsize=8)
 def axis(length: int, size: int, *, window: int | None, stride: int, patch_size: int, stretch: bool = False) -> Axis:
-    """The windows over `length` pixels of the resized image, and their way to `size` pixels of the result."""
+    """Place windows on `length` pixels of the resized image, for `size` pixels of the result."""
     starts = window_starts(length, window, stride)
     width = length if window is None else min(window, length)
     matrix = axis_matrix(length, size, window=window, stride=stride, patch_size=patch_size, stretch=stretch)
@@ -85,12 +92,12 @@ def axis(length: int, size: int, *, window: int | None, stride: int, patch_size:
 def axis_matrix(
     length: int, size: int, *, window: int | None, stride: int, patch_size: int, stretch: bool = False
 ) -> Float[Tensor, "size patches"]:
-    """The matrix from the patch logits of all windows along one axis to `size` pixels.
+    """Return the matrix from the patch logits of all windows along one axis to `size` pixels.
 
-    It upsamples each window from h patches to h·P pixels (bilinear, align_corners=False), crops what the
-    model padded, places it, divides by the number of windows over each pixel of the axis of `length` pixels,
-    and resizes from `length` to `size`. `stretch`: the h patches of a window, padding and all, are upsampled to
-    its own pixels instead, as MMSegmentation does. Computed in float64, returned in float32 on the CPU.
+    It upsamples each window from h patches to h·P pixels (bilinear, align_corners=False), crops the model's padding,
+    places the window, divides by the number of windows at each of the `length` pixels, and resizes from `length` to
+    `size`. With `stretch`, the h patches of a window, including padding, are upsampled to the window's own pixels, as
+    MMSegmentation does. Computed in float64, returned in float32 on the CPU.
     """
     width = length if window is None else min(window, length)
     patches = -(-width // patch_size)
@@ -105,3 +112,130 @@ def axis_matrix(
     if size != length:
         matrix = F.interpolate(matrix.T[None], size=size, mode="linear", align_corners=False)[0].T
     return matrix.float().contiguous()
+
+
+Pixels = npt.NDArray[np.uint8]
+Encoded = list[Float[Tensor, "K h w"]]
+"""The patch logits of one window, for each number of mean shift steps."""
+
+
+def crops(
+    pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, batch: int
+) -> Iterator[Pixels | Float[Tensor, "b height width 3"]]:
+    """Yield the windows in row-major order, (b, height, width, 3) at a time; tensors if `pixels` is one."""
+    corners = list(product(rows.starts, cols.starts))
+    for i in range(0, len(corners), batch):
+        several: list[Any] = [pixels[y : y + rows.width, x : x + cols.width] for y, x in corners[i : i + batch]]
+        yield torch.stack(several) if isinstance(pixels, Tensor) else np.stack(several)
+
+
+class Reading:
+    """The patch logits of an image's windows; only rows of windows that are still needed are kept.
+
+    Args:
+        windows: the encoded windows in row-major order, computed lazily.
+        rows, cols: the places of the windows, and the matrices from patches to pixels.
+        mirrored: the windows were cut from the mirrored image.
+    """
+
+    def __init__(self, windows: Iterator[Encoded], rows: Axis, cols: Axis, *, mirrored: bool) -> None:
+        self._windows, self._rows = windows, rows
+        self._columns = len(cols.starts)
+        self._cols = cols.matrix.flip(0) if mirrored else cols.matrix
+        self._strips: dict[int, list[Float[Tensor, "h all_w K"]]] = {}
+        self._next = 0
+
+    def views(self, start: int, stop: int) -> list[View]:
+        """Return pixel rows `start` to `stop` for each number of mean shift steps; call it from the top down."""
+        patches, rows = self._rows.band(start, stop)
+        first, last = patches.start // self._rows.patches, (patches.stop - 1) // self._rows.patches
+        self._strips = {i: strip for i, strip in self._strips.items() if i >= first}
+        while self._next <= last:
+            self._strips[self._next] = self._encode_strip()
+            self._next += 1
+        offset = first * self._rows.patches
+        used = slice(patches.start - offset, patches.stop - offset)
+        several = []
+        for strips in zip(*(self._strips[i] for i in range(first, last + 1)), strict=True):
+            z = (strips[0] if len(strips) == 1 else torch.cat(strips))[used]
+            several.append(View(z.permute(2, 0, 1), rows.to(z.device), self._cols.to(z.device)))
+        return several
+
+    def _encode_strip(self) -> list[Tensor]:
+        """One row of windows, concatenated, with classes last as the kernels need them."""
+        windows = islice(self._windows, self._columns)
+        by_steps = zip(*windows, strict=True)
+        return [torch.cat([z.permute(1, 2, 0) for z in several], dim=1) for several in by_steps]
+
+
+Windows = npt.NDArray[np.uint8] | Tensor
+"""(b, height, width, 3)."""
+
+
+class Budget:
+    """The number of windows per pass, which is permanently reduced when memory runs out."""
+
+    def __init__(self) -> None:
+        self._pixels: int | None = None
+
+    def windows(self, wanted: int, size: tuple[int, int]) -> int:
+        """Return at most `wanted` windows of `size` (height, width), and at least 1."""
+        if self._pixels is None:
+            return wanted
+        return max(min(wanted, self._pixels // (size[0] * size[1])), 1)
+
+    def in_parts(
+        self, run: Callable[[Windows], list[Tensor]], batch: Windows, device: torch.device
+    ) -> Iterator[list[Tensor]]:
+        """Call `run` on the batch, in as many parts as memory requires; warn when the size of parts is reduced.
+
+        Raises:
+            InputError: a single window does not fit into memory.
+        """
+        size = (batch.shape[1], batch.shape[2])
+        done, tried = 0, 0
+        while done < len(batch):
+            count = self.windows(len(batch) - done, size)
+            try:
+                results = run(batch[done : done + count])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                results = None
+            if results is None:  # outside the handler, whose traceback keeps the tensors of the failed pass alive
+                self._lower(count, size, device)
+                tried = max(tried, count)
+                continue
+            if tried:
+                warnings.warn(
+                    f"batch_size: {tried} windows of {size[0]}×{size[1]} pixels do not fit into the memory of "
+                    f"{device}; continuing with {count} per pass; start with --batch-size {count} to avoid this",
+                    stacklevel=2,
+                )
+                tried = 0
+            yield results
+            done += count
+
+    def _lower(self, failed: int, size: tuple[int, int], device: torch.device) -> None:
+        if failed == 1:
+            raise InputError(
+                f"window: a single window of {size[0]}×{size[1]} pixels does not fit into the memory of {device}; use "
+                f"a smaller one, such as --window {max(min(size) // 2, 1)}"
+            )
+        self._pixels = failed // 2 * size[0] * size[1]
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def enough_memory(height: int, width: int) -> Iterator[None]:
+    """Turn out-of-memory errors outside the model's passes into an `InputError` with the image's size."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"image: {height}×{width} pixels need more memory than is available; split the image into tiles, or "
+            "request fewer confidence maps"
+        ) from error

@@ -1,1 +1,1 @@
-"""Models: encoder, mean shift block, decoders, presets, and how they are stored."""
+"""Models: encoder, mean shift block, decoders, presets and storage."""

@@ -1,16 +1,18 @@
-"""The encoder: any plain ViT of timm, from images to tokens on a grid.
+"""The encoder: a ViT of timm without its classifier, and its pretrained weights.
 
-Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; weights and code by timm.
+Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; weights and code by timm. Tensor names of other
+tools: the files of google/vit-base-patch16-224 and facebook/deit-tiny-distilled-patch16-224 on the Hub, and the
+pretrained encoders in MMSegmentation's Segmenter configurations.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -21,11 +23,50 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from meanshifter.errors import InputError, is_out_of_memory
-from meanshifter.model.projection import center_patches
-from meanshifter.model.vit_names import timm_names
-from meanshifter.network import why_unreachable
-from meanshifter.pickles import check_tensors, read_pickle
+from meanshifter.data.download import why_unreachable
+from meanshifter.errors import InputError, did_you_mean, is_out_of_memory, summarize_error
+from meanshifter.utils.safe_pickle import read_pickle
+
+
+class PatchProjection(nn.Conv2d):
+    """The convolution of a patch embedding, computed on mean-free patches at inference, which rounds less.
+
+    W x = W (x − x̄) + (Σ W) x̄ with the mean x̄ of each channel of a patch. In a smooth patch, such as sky or a wall, all
+    products of the plain sum are large and nearly cancel, and layer norms amplify the rounding error of float32.
+    Training keeps the plain product, since its noise is larger; so do 16-bit types, which would round Σ W, and the
+    meta device, which has no values to round and on which FLOPs of the plain product are counted.
+    """
+
+    @classmethod
+    def of(cls, plain: nn.Conv2d) -> PatchProjection:
+        """Wrap a convolution, sharing its parameters."""
+        size = cast(tuple[int, int], plain.kernel_size)
+        own = cls(plain.in_channels, plain.out_channels, size, size, bias=plain.bias is not None, device="meta")
+        own.weight, own.bias = plain.weight, plain.bias
+        return own.train(plain.training)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """Project images (B, C, H, W) of full patches to (B, D, h, w)."""
+        if self.training or input.is_meta or _has_16_bits(input):
+            return super().forward(input)
+        means = F.avg_pool2d(input, self.kernel_size)
+        (B, C, h, w), (P, Q) = means.shape, self.kernel_size
+        rest = input.reshape(B, C, h, P, w, Q) - means[:, :, :, None, :, None]
+        return super().forward(rest.reshape(input.shape)) + F.conv2d(means, self.weight.sum((2, 3), keepdim=True))
+
+
+def _has_16_bits(images: Tensor) -> bool:
+    device = images.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return autocast or images.dtype in (torch.float16, torch.bfloat16)
+
+
+def center_patches(embed: nn.Module) -> None:
+    """Use `PatchProjection` in a patch embedding of timm, if its patches do not overlap."""
+    proj = getattr(embed, "proj", None)
+    if type(proj) is nn.Conv2d and proj.kernel_size == proj.stride != (1, 1):
+        embed.proj = PatchProjection.of(proj)
+
 
 Grid = tuple[int, int]
 _ARGUMENTS = {*signature(VisionTransformer).parameters} - {
@@ -36,7 +77,7 @@ _ARGUMENTS = {*signature(VisionTransformer).parameters} - {
     "device",
     "dtype",
 }
-"""What `backbone_args` may hold: timm.create_model also takes addresses and files, which are not a configuration's."""
+"""Valid `encoder_args`; timm.create_model also accepts URLs and files, which a configuration must not contain."""
 
 
 class Encoder(nn.Module):
@@ -44,7 +85,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        backbone: str,
+        encoder: str,
         image_size: tuple[int, int],
         *,
         drop_path: float = 0.0,
@@ -55,7 +96,7 @@ class Encoder(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        self.vit = _create_vit(backbone, image_size, drop_path, dict(arguments or {}), pretrained)
+        self.vit = _create_vit(encoder, image_size, drop_path, dict(arguments or {}), pretrained)
         self.positions = positions
         if norm_eps is not None:
             for module in self.vit.modules():
@@ -69,20 +110,20 @@ class Encoder(nn.Module):
 
     @property
     def heads(self) -> int:
-        """Attention heads of a layer."""
+        """Attention heads per layer."""
         return max((int(getattr(module, "num_heads", 1)) for module in self.vit.modules()), default=1)
 
     def set_attention(self, *, fused: bool) -> None:
-        """Whether attention runs fused (no N × N weights are held) or as products with softmax in between."""
+        """Choose whether attention runs fused, without N × N weights, or as products with a softmax in between."""
         for module in self.vit.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused  # type: ignore[assignment]
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
-        """Patch tokens and their grid (h, w) = (ceil(H/P), ceil(W/P)).
+        """Return patch tokens and their grid (h, w) = (ceil(H/P), ceil(W/P)).
 
-        Sides that are no multiple of the patch are padded with 0 right and bottom; class, distillation and
-        register tokens are dropped after the final norm; position embeddings are resampled to the grid.
+        Images are zero-padded at the right and bottom to a multiple of the patch; position embeddings are resampled to
+        the grid; class, distillation and register tokens are dropped after the final norm.
         """
         P = self.patch_size
         grid = (-(-images.shape[-2] // P), -(-images.shape[-1] // P))
@@ -94,13 +135,13 @@ class Encoder(nn.Module):
         return tokens[:, self.vit.num_prefix_tokens :], grid
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Patch, class and distillation tokens with positions that are resampled as other tools do it.
+        """Patch, class and distillation tokens with positions that are resampled as in other tools.
 
-        Sources: MMSegmentation's `VisionTransformer.resize_pos_embed` and the `resize_pos_embed` of Segmenter's
-        authors; both resample only where the number of patches is another one.
+        Sources: MMSegmentation's `VisionTransformer.resize_pos_embed` and the official Segmenter's `resize_pos_embed`;
+        both resample only if the number of patches differs.
         """
         vit = self.vit
-        assert vit.pos_embed is not None  # of the models that other tools train
+        assert vit.pos_embed is not None  # the models of other tools have it
         x = vit.patch_embed(images)
         grid, size = tuple(vit.patch_embed.grid_size), tuple(x.shape[1:3])
         own, positions = torch.tensor_split(vit.pos_embed, [vit.num_prefix_tokens], dim=1)
@@ -114,122 +155,125 @@ class Encoder(nn.Module):
 
 
 def _create_vit(
-    backbone: str, image_size: tuple[int, int], drop_path: float, arguments: dict[str, Any], pretrained: bool
+    encoder: str, image_size: tuple[int, int], drop_path: float, arguments: dict[str, Any], pretrained: bool
 ) -> VisionTransformer:
-    name = backbone.split(".")[0]
+    name = encoder.split(".")[0]
     unknown = sorted(str(key) for key in arguments.keys() - _ARGUMENTS)
     if unknown:
-        raise InputError(f"backbone_args: {unknown[0]!r} is no argument of a ViT; {', '.join(sorted(_ARGUMENTS))} are")
+        raise InputError(
+            f"encoder_args: {unknown[0]!r} is not an argument of a ViT; use one of {', '.join(sorted(_ARGUMENTS))}"
+        )
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models("vit*") + timm.list_models("deit*"), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; `timm.list_models('vit*')` lists the names"
-        raise InputError(f"backbone: {backbone!r} is no model of timm{hint}")
-    kept = _kept_weights(backbone) if pretrained else None
+        names = timm.list_models("vit*") + timm.list_models("deit*")
+        hint = did_you_mean(name, names, "`timm.list_models('vit*')` lists the names")
+        raise InputError(f"encoder: {encoder!r} is not a model in timm; {hint}")
+    cached = _cached_weights(encoder) if pretrained else None
     try:
         vit = timm.create_model(
-            backbone,
+            encoder,
             pretrained=pretrained,
             img_size=image_size,
             num_classes=0,
             fc_norm=False,
             dynamic_img_size=True,
             drop_path_rate=drop_path,
-            pretrained_cfg_overlay=kept,
+            pretrained_cfg_overlay=cached,
             **arguments,
         )
     except (TypeError, AssertionError, ValueError, ArithmeticError) as error:
-        raise InputError(f"backbone: {backbone!r} cannot be built as a plain ViT: {_one_line(error)}") from error
+        raise InputError(f"encoder: {encoder!r} cannot be built as a plain ViT: {summarize_error(error)}") from error
     except (OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
+        reason = summarize_error(error)
         if not pretrained:
-            raise InputError(f"backbone: {backbone!r} cannot be built as a plain ViT: {_one_line(error)}") from error
+            raise InputError(f"encoder: {encoder!r} cannot be built as a plain ViT: {reason}") from error
         raise InputError(
-            f"backbone_weights: timm could not load {backbone!r}: {_one_line(error)}; check the tag and the network, "
-            "or give a local file, --model.backbone_weights FILE"
+            f"encoder_weights: timm could not load {encoder!r}: {reason}; check the tag and the network, "
+            "or give a local file, --model.encoder_weights FILE"
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise InputError(
-            f"backbone: {backbone!r} is a {type(vit).__name__}, not a plain ViT; choose a vit_* or deit_* name"
+            f"encoder: {encoder!r} is a {type(vit).__name__}, not a plain ViT; choose a vit_* or deit_* name"
         )
     vit.attn_pool = None  # type: ignore[assignment]
     patch = vit.patch_embed.patch_size[0]
     if min(image_size) < patch:
         raise InputError(
-            f"image_size: {tuple(image_size)} (the crop, unless another is given) is below the patch of {patch} "
-            f"pixels; both sides are {patch} or more"
+            f"image_size: {tuple(image_size)} (by default the crop) is below the patch size of {patch} pixels; both "
+            f"sides must be at least {patch}"
         )
     return vit
 
 
-def _kept_weights(backbone: str) -> dict[str, Any] | None:
-    """For timm: the file of these weights in the Hub's cache; None where it is to be fetched.
+def _cached_weights(encoder: str) -> dict[str, Any] | None:
+    """The file of these weights in the Hub's cache, as timm's overlay; None if timm has to download it.
 
     Raises:
-        InputError: it is not there, and the Hub does not answer; the Hub's client would try for a minute.
+        InputError: it is not cached and the Hub is unreachable; the Hub's client would retry for a minute.
     """
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
-    stated: Any = timm.get_pretrained_cfg(backbone)  # whose `custom_load` is a string too
+    stated: Any = timm.get_pretrained_cfg(encoder)  # Any, since `custom_load` may be a string, unlike its annotation
     if stated is None or stated.hf_hub_id is None or stated.custom_load == "hf":
         return None
     repo, _, revision = stated.hf_hub_id.partition("@")
     names = (constants.SAFETENSORS_SINGLE_FILE, constants.PYTORCH_WEIGHTS_NAME)
     for name in names if stated.hf_hub_filename is None else (stated.hf_hub_filename,):
-        kept = try_to_load_from_cache(repo, name, revision=revision or None)
-        if isinstance(kept, str):
-            return {"file": kept, "custom_load": False}
+        cached = try_to_load_from_cache(repo, name, revision=revision or None)
+        if isinstance(cached, str):
+            return {"file": cached, "custom_load": False}
     reason = why_unreachable(constants.ENDPOINT)
     if reason is None:
         return None
     raise InputError(
-        f"backbone_weights: {backbone!r} is not in the cache, and {constants.ENDPOINT} gives no answer ({reason}); "
-        f"fetch {hf_hub_url(repo, names[0])} where there is a network and give it with --model.backbone_weights FILE"
+        f"encoder_weights: {encoder!r} is not in the cache, and {constants.ENDPOINT} is unreachable ({reason}); "
+        f"download {hf_hub_url(repo, names[0])} elsewhere and give it with --model.encoder_weights FILE"
     )
 
 
-def load_backbone_weights(encoder: Encoder, path: str | Path, *, average_corners: bool = False) -> None:
-    """Load ViT weights from a .safetensors, .pth or .pt file into `encoder`.
+def load_encoder_weights(encoder: Encoder, path: str | Path, *, average_corners: bool = False) -> None:
+    """Load ViT weights from a .safetensors, .pth or .pt file with timm's, Hugging Face's or MMSegmentation's names.
 
-    Names are timm's, Hugging Face's or MMSegmentation's.
-
-    Position embeddings are resampled to the encoder's grid, their corners averaged first where that is asked for (see
-    `average_corner_positions`); the classifier in the file is left out.
+    Position embeddings are resampled to the encoder's grid; with `average_corners`, their corners are averaged first
+    (see `average_corner_positions`). A classifier in the file is ignored.
 
     Raises:
-        InputError: a missing or unreadable file, or tensors that do not fit; nothing is loaded then.
+        InputError: a missing or unreadable file, or tensors that do not match; nothing is loaded then.
     """
     _load(encoder, _read_tensors(Path(path)), Path(path), average_corners=average_corners)
 
 
-def load_timm_weights(encoder: Encoder, backbone: str, arguments: Mapping[str, Any], *, average_corners: bool) -> None:
-    """Fetch the weights that the tag in `backbone` names, for `encoder`; as `load_backbone_weights` otherwise."""
-    stated = timm.get_pretrained_cfg(backbone)
-    assert stated is not None  # whoever asks has read the normalization there
+def load_timm_weights(encoder: Encoder, name: str, arguments: Mapping[str, Any], *, average_corners: bool) -> None:
+    """Load timm's pretrained weights for the tag in `name`, otherwise as `load_encoder_weights` does."""
+    stated = timm.get_pretrained_cfg(name)
+    assert stated is not None  # the caller has read the normalization from it
     _, height, width = stated.input_size
-    source = _create_vit(backbone, (height, width), 0.0, dict(arguments), pretrained=True)
-    _load(encoder, source.state_dict(), Path(backbone), average_corners=average_corners)
+    source = _create_vit(name, (height, width), 0.0, dict(arguments), pretrained=True)
+    _load(encoder, source.state_dict(), Path(name), average_corners=average_corners)
 
 
 def average_corner_positions(positions: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 N D"]:
-    """Position embeddings whose four corner patches have the mean of their two neighbors on the edge.
+    """Replace the position embeddings of the four corner patches with the mean of their two neighbors on the edge.
 
-    ViTs of AugReg use their corner patches as registers (Darcet et al., Vision Transformers Need Registers, ICLR 2024)
-    and know them by these four embeddings alone: from block 8 of ViT-Ti/16 on, corner tokens have 25 times the norm of
-    others and are nearly one vector for all images, so that a new head gives them one class (benchmarks/corners.py).
+    AugReg ViTs use their corner patches as registers (Darcet et al., Vision Transformers Need Registers, ICLR 2024) and
+    recognize them by these four embeddings alone: from block 8 of ViT-Ti/16 on, corner tokens have 25 times the norm of
+    others and are nearly the same vector in all images, so that a new head gives them one class
+    (benchmarks/corners.py).
 
     Args:
-        positions: of prefix tokens (class, registers) and of a square grid of patches, row by row, before resampling.
+        positions: those of prefix tokens (class, registers) and of a square grid of patches in row-major order, before
+            resampling.
 
     Raises:
-        InputError: a grid that is not square, or without neighbors that are no corners.
+        InputError: the grid is not square, or smaller than 3 × 3.
     """
     side = math.isqrt(positions.shape[1])
     prefix = positions.shape[1] - side * side
     if side < 3 or prefix >= side:
         raise InputError(
-            f"average_corners: {positions.shape[1]} position embeddings are no square of at least 3 × 3 patches; "
-            "set average_corners to false"
+            f"average_corners: {positions.shape[1]} position embeddings do not form a square of at least 3 × 3 "
+            "patches; set average_corners to false"
         )
     positions = positions.clone()
     grid = positions[:, prefix:].view(1, side, side, -1)
@@ -247,16 +291,15 @@ def _load(encoder: Encoder, state: dict[str, Tensor], path: Path, *, average_cor
             state["pos_embed"] = average_corner_positions(state["pos_embed"])
         state = checkpoint_filter_fn(state, encoder.vit)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"backbone_weights: {path} holds no ViT in timm's names: {_one_line(error)}") from error
+        raise InputError(f"encoder_weights: {path} is not a ViT with timm's names: {summarize_error(error)}") from error
     own = encoder.vit.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    left_over = sorted(state.keys() - own.keys())
-    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    for kind, keys in (("lacks", missing), ("has unknown", left_over), ("has other shapes for", sorted(shapes))):
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    shapes = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+    for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
         if keys:
             raise InputError(
-                f"backbone_weights: {path} {kind} {len(keys)} of {len(own)} tensors ({', '.join(keys[:3])}"
-                f"{', …' if len(keys) > 3 else ''}); give weights of the backbone that the model names"
+                f"encoder_weights: {path} {kind} {len(keys)} of {len(own)} tensors ({', '.join(sorted(keys)[:3])}"
+                f"{', …' if len(keys) > 3 else ''}); give weights of the model's encoder"
             )
     encoder.vit.load_state_dict(state)
 
@@ -264,28 +307,104 @@ def _load(encoder: Encoder, state: dict[str, Tensor], path: Path, *, average_cor
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"backbone_weights: {path} {what}; give a .safetensors or .pth file, 'timm' or nothing")
+        raise InputError(f"encoder_weights: {path} {what}; give a .safetensors or .pth file, 'timm' or nothing")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     except InputError as error:
-        raise InputError(f"backbone_weights: {error}") from error
-    except Exception as error:  # besides its own error, safetensors raises what torch says of strange numbers
+        raise InputError(f"encoder_weights: {error}") from error
+    except Exception as error:  # safetensors also lets torch's errors about unknown data types through
         raise InputError(
-            f"backbone_weights: {path} cannot be read as {path.suffix} ({_one_line(error)}); copy it again, or give it "
-            "the ending of what it is"
+            f"encoder_weights: {path} cannot be read as {path.suffix} ({summarize_error(error)}); copy it again, or "
+            "correct its suffix"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     plain = isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values())
     if not plain or not all(isinstance(name, str) for name in loaded):
-        raise InputError(f"backbone_weights: {path} is no plain file of tensors; give a state dict in timm's names")
+        raise InputError(f"encoder_weights: {path} is not a state dict; give one with timm's names")
     try:
         check_tensors(loaded, path)
     except InputError as error:
-        raise InputError(f"backbone_weights: {error}") from error
+        raise InputError(f"encoder_weights: {error}") from error
     return loaded
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+HUGGING_FACE = (
+    (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.distillation_token", "dist_token"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
+    (r"layernorm\.(\w+)", r"norm.\1"),
+)
+MMSEGMENTATION = (
+    (r"(cls_token|pos_embed)", r"\1"),
+    (r"patch_embed\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"layers\.(\d+)\.ln(\d)\.(\w+)", r"blocks.\1.norm\2.\3"),
+    (r"layers\.(\d+)\.attn\.attn\.in_proj_(\w+)", r"blocks.\1.attn.qkv.\2"),
+    (r"layers\.(\d+)\.attn\.attn\.out_proj\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.1\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"ln1\.(\w+)", r"norm.\1"),
+)
+UNUSED = ("classifier.", "cls_classifier.", "distillation_classifier.", "pooler.", "head.", "head_dist.", "pre_logits")
+
+
+def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename tensors of the three tools to timm's names, without classifiers; unknown names are kept."""
+    bare = {re.sub(r"^(vit|deit|backbone)\.", "", key): value for key, value in state.items()}
+    bare = {key: value for key, value in bare.items() if not key.startswith(UNUSED)}
+    if any(key.startswith("encoder.layer.") for key in bare):
+        return _renamed(_with_joint_queries(bare), HUGGING_FACE)
+    if any(key.startswith("layers.") for key in bare):
+        return _renamed(bare, MMSEGMENTATION)
+    return bare
+
+
+def _with_joint_queries(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Concatenate queries, keys and values of each layer, under timm's name."""
+    joint = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"(encoder\.layer\.(\d+)\.attention\.attention)\.(query|key|value)\.(\w+)", key)
+        if match is None:
+            joint[key] = value
+        elif match[3] == "query":
+            parts = [state.get(f"{match[1]}.{part}.{match[4]}") for part in ("query", "key", "value")]
+            present = [part for part in parts if part is not None]
+            joint[f"blocks.{match[2]}.attn.qkv.{match[4]}"] = torch.cat(present)
+    return joint
+
+
+def _renamed(state: dict[str, Tensor], table: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    return {
+        next((re.sub(pattern, name, key) for pattern, name in table if re.fullmatch(pattern, key)), key): value
+        for key, value in state.items()
+    }
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that all tensors are plain floating-point numbers with their own storage.
+
+    Raises:
+        InputError: a tensor has no data, is sparse, quantized, integer or complex, has values that are not finite, or
+            expands to more bytes than the file stores (and would fill the disk when saved).
+    """
+    for name, value in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            wrong = f"of layout {value.layout}" if value.layout != torch.strided else "quantized or without data"
+        elif value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            wrong = f"of {value.dtype}"
+        elif value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            wrong = f"{tuple(value.shape)} made from {value.untyped_storage().nbytes():,} bytes"
+        elif not torch.isfinite(value).all():
+            wrong = "not finite everywhere"
+        else:
+            continue
+        raise InputError(f"{path}: {name} is {wrong}; expected dense floating-point weights")

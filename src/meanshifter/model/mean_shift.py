@@ -1,9 +1,13 @@
-"""The mean shift block: moves tokens towards the modes of their own density.
+"""The mean shift block: tokens move towards the modes of their own density.
 
 Source: the thesis that introduced MeanShifter (University of Crete, 2022). Each step, from the current z:
-R = z E_r, S = softmax(R Rᵀ / sqrt(d_ms)) row by row, z ← S z. There is no residual, no normalisation and no
-projection of the values. That is what a block does unless told otherwise; the other settings are of `MeanShiftConfig`.
-Glossary: B batch, N tokens, D token width, C = `channels` = d_ms, L = `layers`, h w the grid of the tokens.
+R = z E_r, S = softmax(R Rᵀ / sqrt(d_ms)) row by row, z ← S z. There is no residual, no normalization and no
+projection of the values. `MeanShiftConfig` describes the variants. Exponents that are not scalar products become ones
+with a few more channels, so that every kernel is a single fused attention call; terms that depend on the query alone
+cancel in the softmax over keys.
+
+Glossary: B batch, N tokens (queries), M keys, D token width, C = `channels` = d_ms, L = `layers`, h w the grid of the
+tokens, σ in patches.
 """
 
 from __future__ import annotations
@@ -18,12 +22,58 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
-from meanshifter.model.affinity import Grid, effective_neighbors, key_and_query_channels
 from meanshifter.model.config import MOST_STEPS, MeanShiftConfig
+
+Grid = tuple[int, int]
+
+
+def key_and_query_channels(
+    r: Float[Tensor, "B N C"],
+    s: Float[Tensor, "B M C"],
+    *,
+    kernel: str,
+    spatial: float | None,
+    grid: Grid | None,
+    scale: float,
+) -> tuple[Float[Tensor, "B N Q"], Float[Tensor, "B M Q"]]:
+    """Return queries and keys whose products times `scale` are the kernel's exponents, up to a term in the query.
+
+    dot: r_i·s_j, as in the thesis. gaussian: -‖r_i - s_j‖²/2 without its term in r_i, by one key channel -‖s_j‖²/2.
+    spatial: plus -‖p_i - p_j‖²/2σ², by two channels p/σ and a term in that key channel (the joint domain of
+    Comaniciu & Meer, PAMI 2002, section 4).
+    """
+    if kernel == "dot" and spatial is None:
+        return r, s
+    queries, keys = r, s
+    bias = s.new_zeros(*s.shape[:-1], 1)
+    if kernel == "gaussian":
+        middle = s.mean(1, keepdim=True)  # centering keeps distances, and keeps squares small
+        queries, keys = r - middle, s - middle
+        bias = -0.5 * keys.square().sum(-1, keepdim=True)
+    if spatial is not None:
+        p = _places(grid, s) / (spatial * math.sqrt(scale))
+        p = p.expand(s.shape[0], -1, -1)
+        queries, keys = torch.cat([queries, p], -1), torch.cat([keys, p], -1)
+        bias = bias - 0.5 * p.square().sum(-1, keepdim=True)
+    return torch.cat([queries, torch.ones_like(queries[..., :1])], -1), torch.cat([keys, bias], -1)
+
+
+def _places(grid: Grid | None, like: Tensor) -> Float[Tensor, "M 2"]:
+    """Row and column of each token, from the middle of the grid."""
+    if grid is None or math.prod(grid) != like.shape[1]:
+        raise InputError(f"grid: {grid}; spatial_sigma needs the rows and columns of the {like.shape[1]} tokens")
+    h, w = (torch.arange(1 - n, n, 2, device=like.device, dtype=like.dtype) / 2 for n in grid)
+    return torch.cartesian_prod(h, w)
+
+
+def effective_neighbors(weights: Float[Tensor, "*rows M"]) -> Float[Tensor, "*rows"]:
+    """Return exp of the entropy of each row of S, the effective number of tokens in a mean."""
+    entropy: Tensor = torch.special.entr(weights).sum(-1)
+    return entropy.exp()
 
 
 class MeanShift(nn.Module):
-    """`layers` steps of mean shift with one linear layer E_r (width → channels, with bias) shared by all."""
+    """`layers` mean shift steps that share one linear layer E_r (width → channels, with bias)."""
 
     def __init__(self, width: int, config: MeanShiftConfig | None = None) -> None:
         super().__init__()
@@ -33,17 +83,17 @@ class MeanShift(nn.Module):
         self.project = nn.Linear(width, self.channels)
         nn.init.trunc_normal_(self.project.weight, std=0.02)
         nn.init.zeros_(self.project.bias)
-        self.beside: nn.Linear | None = None
-        if self.config.beside:
-            self.beside = nn.Linear(width, width, bias=False)
-            nn.init.zeros_(self.beside.weight)
+        self.residual_readout: nn.Linear | None = None
+        if self.config.residual_readout:
+            self.residual_readout = nn.Linear(width, width, bias=False)
+            nn.init.zeros_(self.residual_readout.weight)
 
     def forward(
         self, tokens: Float[Tensor, "B N D"], layers: int | None = None, grid: Grid | None = None
     ) -> Float[Tensor, "B N D"]:
-        """What the decoder reads after `layers` steps (None: the trained number; 0: the tokens as they are).
+        """Return the decoder's input after `layers` steps (None: the trained number; 0: the tokens unchanged).
 
-        Holds no N × N matrix. `grid` (h, w) is needed with a spatial bandwidth.
+        No N × N matrix is stored. `grid` (h, w) is required with `spatial_sigma`.
         """
         wanted = self.layers if layers is None else layers
         return self.readouts(tokens, [wanted], grid)[wanted]
@@ -51,17 +101,17 @@ class MeanShift(nn.Module):
     def readouts(
         self, tokens: Float[Tensor, "B N D"], wanted: Collection[int], grid: Grid | None = None
     ) -> dict[int, Float[Tensor, "B N D"]]:
-        """What the decoder reads after each number of steps in `wanted`."""
+        """Return the decoder's input after each number of steps in `wanted`."""
         states = enumerate(self.states(tokens, max(wanted), grid))
         return {n: self._read(tokens, z) for n, z in states if n in wanted}
 
     def _read(self, tokens: Tensor, z: Tensor) -> Tensor:
-        return z if self.beside is None or z is tokens else tokens + self.beside(_shift(tokens, z))
+        return z if self.residual_readout is None or z is tokens else tokens + self.residual_readout(_shift(tokens, z))
 
     def states(
         self, tokens: Float[Tensor, "B N D"], layers: int, grid: Grid | None = None
     ) -> Iterator[Float[Tensor, "B N D"]]:
-        """The tokens after 0, 1, …, `layers` steps."""
+        """Yield the tokens after 0, 1, …, `layers` steps."""
         z, fixed = tokens, None
         yield z
         for _ in range(check_layers(layers, "layers")):
@@ -69,26 +119,25 @@ class MeanShift(nn.Module):
                 start = tokens.to(dtype)
                 z = start if z is tokens else z
                 if fixed is None and not self.config.blurring:
-                    fixed = self.project(start)  # where the data stand still, so do their keys
+                    fixed = self.project(start)  # fixed reference points have fixed keys
                 z = self._step(z, start, grid, fixed)
             yield z
 
     @contextmanager
     def _precision(self, tokens: Tensor) -> Iterator[torch.dtype]:
-        """What one step is computed in: squared distances need the precision of the weights."""
-        if self.config.kernel == "dot" and self.config.spatial is None:
+        """The data type of a step: squared distances need the precision of the weights."""
+        if self.config.kernel == "dot" and self.config.spatial_sigma is None:
             yield tokens.dtype
         else:
             device = tokens.device.type
-            cast = not tokens.is_meta and torch.is_autocast_enabled(device)  # asked, as exporters follow no autocast
+            cast = not tokens.is_meta and torch.is_autocast_enabled(device)  # if needed only: exporters cannot trace it
             with torch.autocast(device, enabled=False) if cast else nullcontext():
                 yield self.project.weight.dtype
 
     def _step(self, z: Tensor, start: Tensor, grid: Grid | None, fixed: Tensor | None) -> Tensor:
-        """One step from `z`, which came from `start`; `fixed`: the projected start, if the data stand still."""
+        """One step from `z`; `fixed` is the projected `start` if reference points are fixed."""
         mean = self.mean(z, z if self.config.blurring else start, grid, fixed)
-        moved = mean if self.config.step_size == 1 else z + self.config.step_size * (mean - z)
-        return _with_spread_of(start, moved) if self.config.restore else moved
+        return mean if self.config.step_size == 1 else z + self.config.step_size * (mean - z)
 
     def mean(
         self,
@@ -97,11 +146,11 @@ class MeanShift(nn.Module):
         grid: Grid | None = None,
         projected: Float[Tensor, "B M C"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """The mean of `data` around each token of `z`, weighted by the kernel; `projected`: the data times E_r.
+        """Return the kernel-weighted mean of `data` around each token of `z`; `projected` is `data` times E_r.
 
-        Fused attention keeps no N × N matrix only where queries and values have one width (on the CPU, else it
-        silently builds the matrix), so the narrower of the two is padded with zero channels, which change
-        neither the scores nor the mean; the scale stays that of the unpadded channels.
+        On the CPU, fused attention avoids the N × N matrix only if queries and values have the same width, and
+        silently builds it otherwise. So the narrower of the two is padded with zero channels, which change neither
+        scores nor mean; the scale is that of the unpadded channels.
         """
         q, k = self._queries_and_keys(z, data, grid, projected)
         D = data.shape[-1]
@@ -112,7 +161,7 @@ class MeanShift(nn.Module):
 
     @property
     def scale(self) -> float:
-        """1 / sqrt(d_ms): what products of queries and keys are multiplied by; for the Gaussian, 1 / h²."""
+        """1 / sqrt(d_ms), the factor on products of queries and keys; for the Gaussian kernel, 1 / h²."""
         return 1 / math.sqrt(self.channels)
 
     def weights(
@@ -121,7 +170,7 @@ class MeanShift(nn.Module):
         grid: Grid | None = None,
         start: Float[Tensor, "B N D"] | None = None,
     ) -> Float[Tensor, "B N N"]:
-        """S of one step from `tokens`: every row sums to 1, and S is not symmetric. For analysis: it is N × N."""
+        """Return S of one step from `tokens`, for analysis; rows sum to 1, and S is not symmetric."""
         data = tokens if start is None or self.config.blurring else start
         q, k = self._queries_and_keys(tokens, data, grid)
         return (q @ k.mT * self.scale).softmax(-1)
@@ -129,25 +178,25 @@ class MeanShift(nn.Module):
     def trajectory(
         self, tokens: Float[Tensor, "B N D"], layers: int | None = None, grid: Grid | None = None
     ) -> Float[Tensor, "steps B N D"]:
-        """The tokens after 0, 1, …, `layers` steps (None: the trained number): (layers + 1, B, N, D)."""
+        """Return the tokens after 0, 1, …, `layers` steps (None: the trained number): (layers + 1, B, N, D)."""
         states = list(self.states(tokens, self.layers if layers is None else layers, grid))
         return torch.stack([state.to(states[-1].dtype) for state in states])
 
     @torch.no_grad()
     def calibrate(self, tokens: Float[Tensor, "B N D"], grid: Grid | None = None) -> None:
-        """Scale E_r so that `tokens` average over `config.neighbors` tokens, in the mean over about 64 of each image.
+        """Scale E_r so that tokens average over `config.init_neighbors` others, measured on about 64 tokens per image.
 
         Raises:
-            InputError: a number that no bandwidth gives.
+            InputError: no bandwidth gives that number.
         """
-        wanted = self.config.neighbors
+        wanted = self.config.init_neighbors
         if wanted is None:
             return
         initial = [parameter.clone() for parameter in self.project.parameters()]
 
         def count(exponent: float) -> float:
-            for parameter, whole in zip(self.project.parameters(), initial, strict=True):
-                parameter.copy_(whole * 10**exponent)
+            for parameter, unscaled in zip(self.project.parameters(), initial, strict=True):
+                parameter.copy_(unscaled * 10**exponent)
             q, k = self._queries_and_keys(tokens, tokens, grid)
             rows = q[:, :: max(1, q.shape[1] // 64)]
             return effective_neighbors((rows @ k.mT * self.scale).softmax(-1)).mean().item()
@@ -155,7 +204,7 @@ class MeanShift(nn.Module):
         narrow, wide = 4.0, -3.0
         if not count(narrow) <= wanted <= count(wide):
             raise InputError(
-                f"mean_shift.neighbors: {wanted:g}; these tokens can have {count(narrow):.1f} to {count(wide):.1f}"
+                f"mean_shift.init_neighbors: {wanted:g}; these tokens allow {count(narrow):.1f} to {count(wide):.1f}"
             )
         for _ in range(40):
             middle = (narrow + wide) / 2
@@ -170,24 +219,16 @@ class MeanShift(nn.Module):
             r if z is data else self.project(z),
             r,
             kernel=self.config.kernel,
-            spatial=self.config.spatial,
+            spatial=self.config.spatial_sigma,
             grid=grid,
             scale=self.scale,
         )
 
 
-def _with_spread_of(start: Tensor, z: Tensor) -> Tensor:
-    """`z` moved and scaled to the mean and the root mean square deviation over tokens that `start` has."""
-    center, target = z.mean(1, keepdim=True), start.mean(1, keepdim=True)
-    now = (z - center).square().mean((1, 2), keepdim=True)
-    then = (start - target).square().mean((1, 2), keepdim=True)
-    return target + (z - center) * (then / now.clamp(min=torch.finfo(z.dtype).tiny)).sqrt()
-
-
 def _shift(start: Tensor, z: Tensor) -> Tensor:
-    """z - start, scaled over the image to the root mean square deviation of `start` from its mean token.
+    """z - start, scaled per image to the root mean square deviation of `start` from its mean token.
 
-    At most a hundredfold: without a bound, tokens that do not move would have infinite gradients.
+    The factor is at most 100: without a bound, tokens that do not move would have infinite gradients.
     """
     shift, spread = z - start, start - start.mean(1, keepdim=True)
     exact = torch.promote_types(shift.dtype, torch.float32)
@@ -196,9 +237,9 @@ def _shift(start: Tensor, z: Tensor) -> Tensor:
 
 
 def check_layers(layers: int, name: str) -> int:
-    """`layers`, if it is a whole number from 0 on."""
+    """Return `layers` as an int if it is a valid number of mean shift steps."""
     if not 0 <= layers <= MOST_STEPS or int(layers) != layers:
-        raise InputError(f"{name}: {layers}; the number of mean shift steps is a whole number from 0 to {MOST_STEPS}")
+        raise InputError(f"{name}: {layers}; expected an integer from 0 to {MOST_STEPS}")
     return int(layers)
 
 

@@ -1,12 +1,13 @@
-"""Mean shift from pixels: points between the patches move towards the modes of the patches' density.
+"""Mean shift from pixels: cells between the patches move towards the modes of the patches' density.
 
-A plain ViT decides once for each patch, and bilinear upsampling knows nothing of where an edge runs inside it. Here
-every cell of a grid `factor` times finer starts from features of its own pixels and takes steps of mean shift over the
-nine patches around it, in the joint domain of position and range (Comaniciu & Meer, PAMI 2002, section 4); the patches
-stay where they are. Its logits are the mean of theirs under the weights of the last step. No N × N matrix arises.
+A plain ViT makes one decision per patch, and bilinear upsampling cannot know where an edge runs inside it. Here every
+cell of a grid `factor` times finer starts from features of its own pixels and takes mean shift steps over the nine
+patches around it, in the joint domain of position and range (Comaniciu & Meer, PAMI 2002, section 4), with the patches
+as fixed reference points. Its logits are the mean of theirs under the weights of the last step. There is no N × N
+matrix.
 
 With r_x the features of cell x, r_j = E z_j + (mean of r_x over the cells of patch j) those of patch j, and
-b_xj = -‖p_x - p_j‖²/2σ² at first:
+b_xj initialized to -‖p_x - p_j‖²/2σ²:
 w_xj ∝ exp(r_x·r_j / √C + b_xj),  r_x ← Σ_j w_xj r_j.
 Glossary: B batch, N = h·w patches, D token width, K classes, C = `channels`, s = `factor`, P patch size.
 """
@@ -21,18 +22,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from meanshifter.model.affinity import Grid
 from meanshifter.model.config import PixelShiftConfig
+from meanshifter.model.mean_shift import Grid
 
 
 class PixelShift(nn.Module):
-    """`layers` steps from the pixels of cells of P/s pixels, over the 3 × 3 patches around each."""
+    """`layers` mean shift steps of cells of P/s pixels, over the 3 × 3 patches around each."""
 
     def __init__(self, width: int, patch_size: int, config: PixelShiftConfig) -> None:
         super().__init__()
         self.layers, self.factor = config.layers, config.factor
         C, side = config.channels, patch_size // config.factor
-        self.look = nn.Sequential(
+        self.pixel_features = nn.Sequential(
             nn.Conv2d(3, C, 2 * side, side, padding=side // 2),
             nn.GELU(),
             nn.Conv2d(C, C, 3, padding=1),
@@ -40,7 +41,7 @@ class PixelShift(nn.Module):
             nn.Conv2d(C, C, 3, padding=1),
         )
         self.project = nn.Linear(width, C)
-        self.bias = nn.Parameter(-_square_distances(config.factor) / (2 * config.spatial**2))
+        self.bias = nn.Parameter(-_square_distances(config.factor) / (2 * config.spatial_sigma**2))
 
     def readouts(
         self,
@@ -50,13 +51,13 @@ class PixelShift(nn.Module):
         logits: Float[Tensor, "B K h w"],
         wanted: Collection[int],
     ) -> dict[int, Float[Tensor, "B K fine_h fine_w"]]:
-        """Logits of the cells after each number of steps in `wanted`; after 0 those of the patches, upsampled."""
+        """Compute the cells' logits after each number of steps in `wanted`; for 0, upsample those of the patches."""
         found, s = {}, self.factor
         if 0 in wanted:
             found[0] = F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear")
-        looks = self.look(images)
-        r = rearrange(looks, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
-        keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]) + F.avg_pool2d(looks, s))
+        features = self.pixel_features(images)
+        r = rearrange(features, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
+        keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]) + F.avg_pool2d(features, s))
         values = _around(logits)
         last = max(wanted)
         for step in range(1, last + 1):
@@ -71,14 +72,14 @@ class PixelShift(nn.Module):
 
 
 def _around(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 9 C h w"]:
-    """Each patch's 3 × 3 neighbours, the border repeated."""
+    """The 3 × 3 neighbors of each patch, with the border repeated."""
     h, w = x.shape[-2:]
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return torch.stack([padded[..., i : i + h, j : j + w] for i in range(3) for j in range(3)], 1)
 
 
 def _square_distances(s: int) -> Float[Tensor, "9 s s"]:
-    """Squared distances in patches from the 3 × 3 patches around a patch to its s × s cells."""
+    """Squared distances, in patches, from the 3 × 3 patches around a patch to its s × s cells."""
     cells, patches = (torch.arange(s) + 0.5) / s - 0.5, torch.arange(-1.0, 2.0)
     along = (cells - patches[:, None]).square()
     return (along[:, None, :, None] + along[None, :, None, :]).flatten(0, 1)

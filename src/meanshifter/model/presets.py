@@ -1,129 +1,145 @@
-"""Named models: one table of encoders, times {linear, mask transformer} × {no shift, mean shift as published, mean
-shift in the joint domain, mean shift from pixels}.
+"""Presets: encoders × {linear, mask transformer} × {no shift, published, joint-domain or pixel mean shift}.
 
 Sizes: Strudel et al., Segmenter, ICCV 2021, table 1, after Dosovitskiy et al., ICLR 2021, and for Ti and S
-Touvron et al., DeiT, ICML 2021. `meanshifter.model.cost` says how large each is.
+Touvron et al., DeiT, ICML 2021. `size_of` computes parameters and multiply-adds without building the model, and
+`meanshifter.analysis.findings` counts those of any model; tests check that they agree.
+Glossary: D token width, K classes, N patches, P patch size, C channels of a block, S side of the image in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from meanshifter.data.labels import LabelSpace
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, did_you_mean
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, PixelShiftConfig, Triple
 
 if TYPE_CHECKING:
     from meanshifter.model.segmenter import Segmenter
 
+
 Config = TypeVar("Config")
-BACKBONES = {
+ENCODERS = {
     "ti16": "vit_tiny_patch16_384",
     "s16": "vit_small_patch16_384",
     "b16": "vit_base_patch16_384",
     "l16": "vit_large_patch16_384",
 }
 JOINT = MeanShiftConfig(
-    layers=3, kernel="gaussian", neighbors=20.0, spatial=2.5, blurring=False, step_size=0.8, beside=True
+    layers=3,
+    kernel="gaussian",
+    init_neighbors=20.0,
+    spatial_sigma=2.5,
+    blurring=False,
+    step_size=0.8,
+    residual_readout=True,
 )
-"""A block whose further steps do no harm: docs/mean-shift.md."""
-SHIFTS = {"meanshifter": MeanShiftConfig(), "jointshifter": JOINT}
-PIXEL_SHIFTS = {"pixelshifter": PixelShiftConfig()}
+"""A block that additional steps do not harm: docs/mean-shift.md."""
+SHIFTS = {"meanshifter": MeanShiftConfig(), "meanshifter-joint": JOINT}
+PIXEL_SHIFTS = {"meanshifter-pixel": PixelShiftConfig()}
 FAMILIES = ("segmenter", *SHIFTS, *PIXEL_SHIFTS)
-PRESETS = tuple(f"{family}{mask}-{size}" for family in FAMILIES for mask in ("", "-mask") for size in BACKBONES)
+PRESETS = tuple(f"{family}{mask}-{size}" for family in FAMILIES for mask in ("", "-mask") for size in ENCODERS)
 
 
 def create_model(
     preset: str,
-    *,
     num_classes: int | None = None,
-    classes: Sequence[str] | None = None,
-    labels: LabelSpace | None = None,
+    *,
+    classes: Sequence[str] | LabelSpace | None = None,
     image_size: int | Sequence[int] = 512,
     mean_shift: Mapping[str, Any] | MeanShiftConfig | None = None,
     pixel_shift: Mapping[str, Any] | PixelShiftConfig | None = None,
     decoder_layers: int = 2,
     drop_path: float = 0.1,
-    backbone: str | None = None,
-    backbone_args: Mapping[str, Any] | None = None,
-    backbone_weights: str | Path | None = None,
+    encoder: str | None = None,
+    encoder_args: Mapping[str, Any] | None = None,
+    encoder_weights: str | Path | None = None,
     average_corners: bool = False,
     mean: Triple | None = None,
     std: Triple | None = None,
 ) -> Segmenter:
-    """A model by name, such as "segmenter-ti16" or "meanshifter-mask-s16".
+    """Create a model from a preset, such as "segmenter-ti16" or "meanshifter-mask-s16".
 
     Args:
-        preset: one of `PRESETS`; "-mask" has the mask-transformer decoder, without it the decoder is linear.
-        num_classes: K; or give `classes` (names) or `labels` (a LabelSpace). Exactly one of the three.
-        classes: the class names.
-        labels: names, palette and mask values.
-        image_size: side, or (height, width), that the position embeddings are made for, in pixels.
-        mean_shift: fields of the block in which it differs from the preset's, `{"layers": 1, "channels": 192}`; only
-            for "meanshifter-…" and "jointshifter-…" presets.
-        pixel_shift: likewise of mean shift from pixels, `{"layers": 1, "factor": 4}`; only for "pixelshifter-…".
+        preset: one of `list_models()`; "-mask" selects the mask-transformer decoder instead of the linear one.
+        num_classes: K; or give `classes`.
+        classes: the class names, or a `LabelSpace` of names, palette and mask values.
+        image_size: side, or (height, width), in pixels that the position embeddings are made for.
+        mean_shift: fields that override those of the preset's mean shift block, `{"layers": 1, "channels": 192}`; a
+            "segmenter-…" preset gets the block of "meanshifter-…" with these fields.
+        pixel_shift: the same for mean shift from pixels, `{"layers": 1, "factor": 4}`, and "meanshifter-pixel-…".
         decoder_layers: transformer layers of the mask decoder.
         drop_path: stochastic depth of the encoder in training.
-        backbone: another plain ViT of timm than the preset's.
-        backbone_args: more arguments for timm.create_model.
-        backbone_weights: a local .safetensors or .pth file in timm's names; "timm" to fetch what the tag in
-            `backbone` names; None for random weights.
-        average_corners: give corner patches of these weights the mean position embedding of their neighbors, see
-            `meanshifter.model.encoder.average_corner_positions`.
-        mean: of RGB in 0..1; by default what timm states for `backbone_weights="timm"`, else 0.5.
-        std: likewise.
+        encoder: any other plain ViT in timm.
+        encoder_args: more arguments for timm.create_model.
+        encoder_weights: a local .safetensors or .pth file with timm's, Hugging Face's or MMSegmentation's names;
+            "timm" to download those of the tag in `encoder`; None for random weights.
+        average_corners: replace the position embeddings of corner patches in these weights with the mean of their
+            neighbors, see `meanshifter.model.encoder.average_corner_positions`.
+        mean: mean of RGB in 0..1; by default timm's value for the encoder's weights, 0.5 without weights.
+        std: standard deviation of RGB, with the same defaults.
 
     Raises:
-        InputError: an unknown preset or field, or weights that do not fit.
+        InputError: an unknown preset or field, or weights that do not match.
     """
-    from meanshifter.model.encoder import load_backbone_weights, load_timm_weights
+    from meanshifter.model.encoder import load_encoder_weights, load_timm_weights
     from meanshifter.model.segmenter import Segmenter
 
     family, decoder, size = parse_preset(preset)
-    backbone = BACKBONES[size] if backbone is None else backbone
-    pretrained = backbone_weights == "timm"
-    stated = _stated_normalisation(backbone) if pretrained else ((0.5,) * 3, (0.5,) * 3)
+    encoder = ENCODERS[size] if encoder is None else encoder
+    pretrained = encoder_weights == "timm"
+    stated = ((0.5,) * 3, (0.5,) * 3) if encoder_weights is None else _stated_normalization(encoder, pretrained)
     config = ModelConfig(
-        backbone=backbone,
-        image_size=_pair(image_size),
+        encoder=encoder,
+        image_size=_height_and_width(image_size),
         decoder=decoder,
         decoder_layers=decoder_layers,
         mean_shift=resolve_block(family, "mean_shift", mean_shift, SHIFTS),
         pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
         drop_path=drop_path,
-        backbone_args=dict(backbone_args or {}),
+        encoder_args=dict(encoder_args or {}),
         mean=stated[0] if mean is None else mean,
         std=stated[1] if std is None else std,
     )
-    model = Segmenter(config, _labels(num_classes, classes, labels), pretrained=pretrained and not average_corners)
+    model = Segmenter(config, label_space_of(num_classes, classes), pretrained=pretrained and not average_corners)
     if pretrained and average_corners:
-        load_timm_weights(model.encoder, backbone, config.backbone_args, average_corners=True)
-    elif backbone_weights is not None and not pretrained:
-        load_backbone_weights(model.encoder, backbone_weights, average_corners=average_corners)
+        load_timm_weights(model.encoder, encoder, config.encoder_args, average_corners=True)
+    elif encoder_weights is not None and not pretrained:
+        load_encoder_weights(model.encoder, encoder_weights, average_corners=average_corners)
     return model
 
 
+def list_models(pattern: str = "*") -> list[str]:
+    """List the presets that match a pattern such as "*pixel*"."""
+    return [name for name in PRESETS if fnmatchcase(name, pattern)]
+
+
 def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
-    """Family, decoder and size of a preset's name."""
+    """Split a preset's name into family, decoder and size."""
     if preset not in PRESETS:
-        near = get_close_matches(preset, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(PRESETS)}"
+        hint = did_you_mean(preset, PRESETS, f"use one of {', '.join(PRESETS)}")
         raise InputError(f"preset: {preset!r} is unknown; {hint}")
-    family, *mask, size = preset.split("-")
-    return family, "mask" if mask else "linear", size
+    stem, _, size = preset.rpartition("-")
+    family = stem.removesuffix("-mask")
+    return family, "linear" if family == stem else "mask", size
 
 
 def resolve_block(
     family: str, name: str, given: Mapping[str, Any] | Config | None, owners: Mapping[str, Config]
 ) -> Config | None:
-    """The configuration of the block that the family has, if it is one of the owners of such a block."""
+    """Return the configuration of a preset's block, with the given fields changed.
+
+    A "segmenter" preset gets the block of the first owner if any are given.
+    """
+    if given is not None and family == "segmenter":
+        family = next(iter(owners))
     if family not in owners:
         if given is not None:
-            having = " or ".join(map(repr, owners))
+            having = " or ".join(map(repr, ("segmenter", *owners)))
             raise InputError(f"{name}: given for a {family!r} preset, which has no such block; use a {having} preset")
         return None
     default = owners[family]
@@ -132,44 +148,129 @@ def resolve_block(
     known = [field.name for field in fields(default)]  # type: ignore[arg-type]
     for key in given:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            raise InputError(
-                f"{name}.{key}: unknown; {f'did you mean {near[0]!r}?' if near else f'fields are {known}'}"
-            )
+            raise InputError(f"{name}.{key}: unknown; {did_you_mean(key, known, f'fields are {known}')}")
     return replace(default, **given)  # type: ignore[type-var]
 
 
-def _labels(num_classes: int | None, classes: Sequence[str] | None, labels: LabelSpace | None) -> LabelSpace:
-    if sum(given is not None for given in (num_classes, classes, labels)) != 1:
-        raise InputError("num_classes, classes, labels: give exactly one of the three")
-    if labels is not None:
-        return labels
-    if classes is not None:
-        return LabelSpace(tuple(classes))
-    assert num_classes is not None  # exactly one of the three was given
-    return LabelSpace.unnamed(num_classes)
+def label_space_of(num_classes: int | None, classes: Sequence[str] | LabelSpace | None) -> LabelSpace:
+    """Return the label space given by a number of classes, their names or a `LabelSpace`.
+
+    Raises:
+        InputError: neither is given, or they contradict each other.
+    """
+    if isinstance(num_classes, LabelSpace) or (num_classes is not None and not isinstance(num_classes, int)):
+        raise InputError(f"num_classes: {num_classes!r:.60} is not a number; give names or a LabelSpace as classes=")
+    if classes is None:
+        if num_classes is None:
+            raise InputError("num_classes: missing; give the number of classes, or their names as classes=")
+        return LabelSpace.unnamed(num_classes)
+    space = classes if isinstance(classes, LabelSpace) else LabelSpace(tuple(classes))
+    if num_classes not in (None, space.num_classes):
+        raise InputError(f"num_classes: {num_classes}, but classes has {space.num_classes}; leave one of the two out")
+    return space
 
 
-def _stated_normalisation(backbone: str) -> tuple[Triple, Triple]:
+def _stated_normalization(encoder: str, pretrained: bool) -> tuple[Triple, Triple]:
+    """Mean and std of timm's weights for the encoder; 0.5 if timm has none and they come from a file."""
     import timm
 
     try:
-        stated = timm.get_pretrained_cfg(backbone)
+        stated = timm.get_pretrained_cfg(encoder)
     except RuntimeError:  # an unknown tag
         stated = None
+    if stated is None and not pretrained:
+        return (0.5,) * 3, (0.5,) * 3
     if stated is None:
-        raise InputError(f"backbone: timm knows no published weights for {backbone!r}; give a local file or none")
-    return _triple(stated.mean), _triple(stated.std)
+        raise InputError(f"encoder: timm has no published weights for {encoder!r}; give a local file or none")
+    (r, g, b), (R, G, B) = stated.mean, stated.std
+    return (r, g, b), (R, G, B)
 
 
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = values
-    return red, green, blue
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     if len(size) != 2:
         raise InputError(f"image_size: {list(size)}; give one side, or height and width")
     return int(size[0]), int(size[1])
+
+
+PATCH = 16
+DECODER_LAYERS = 2
+SHAPES = {"ti16": (192, 12), "s16": (384, 12), "b16": (768, 12), "l16": (1024, 24)}
+"""Width and layers: Segmenter, ICCV 2021, table 1."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters and computation of a model or a part of it."""
+
+    parameters: int = 0
+    multiply_adds: int = 0
+    """For one image: matrix products, convolutions and attention."""
+
+    def __add__(self, other: Size) -> Size:
+        """Sum the sizes of two parts."""
+        return Size(self.parameters + other.parameters, self.multiply_adds + other.multiply_adds)
+
+
+def size_of(preset: str, *, num_classes: int, image_size: int, mean_shift: Mapping[str, Any] | None = None) -> Size:
+    """Return the parameters and multiply-adds of the model that `create_model` builds with these arguments.
+
+    Raises:
+        InputError: an unknown preset or field, less than one class, or a side below one patch.
+    """
+    for name, value, least in (("num_classes", num_classes, 1), ("image_size", image_size, PATCH)):
+        if value < least:
+            raise InputError(f"{name}: {value}; it must be at least {least}")
+    family, decoder, size = parse_preset(preset)
+    (D, layers), N = SHAPES[size], (-(-image_size // PATCH)) ** 2
+    total = _encoder(D, layers, N, positions=(image_size // PATCH) ** 2)
+    total += _linear(D, num_classes, N) if decoder == "linear" else _mask_transformer(D, num_classes, N)
+    if (shift := resolve_block(family, "mean_shift", mean_shift, SHIFTS)) is not None:
+        shift.check_decoder(decoder)
+        total += _mean_shift(D, N if shift.with_classes is None else N + num_classes, shift)
+    if family in PIXEL_SHIFTS:
+        total += _pixel_shift(D, num_classes, N, PIXEL_SHIFTS[family])
+    return total
+
+
+def _linear(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Size:
+    return Size(inputs * outputs + bias * outputs, rows * inputs * outputs)
+
+
+def _transformer_layers(count: int, D: int, tokens: int) -> Size:
+    norms, attention = Size(parameters=4 * D), Size(multiply_adds=2 * tokens**2 * D)
+    products = _linear(D, 3 * D, tokens) + _linear(D, D, tokens) + _linear(D, 4 * D, tokens) + _linear(4 * D, D, tokens)
+    one = norms + attention + products
+    return Size(count * one.parameters, count * one.multiply_adds)
+
+
+def _encoder(D: int, layers: int, N: int, *, positions: int) -> Size:
+    """Patch embedding, class token, position embeddings, layers and a norm."""
+    embeddings = Size(parameters=D + (positions + 1) * D + 2 * D)
+    return embeddings + _linear(3 * PATCH**2, D, N) + _transformer_layers(layers, D, N + 1)
+
+
+def _mask_transformer(D: int, K: int, N: int) -> Size:
+    embeddings, norms = Size(parameters=K * D), Size(parameters=2 * D + 2 * K)
+    masks = Size(multiply_adds=N * K * D)
+    ends = _linear(D, D, N) + _linear(D, D, N, bias=False) + _linear(D, D, K, bias=False)
+    return embeddings + norms + masks + ends + _transformer_layers(DECODER_LAYERS, D, N + K)
+
+
+def _mean_shift(D: int, N: int, config: MeanShiftConfig) -> Size:
+    C = D if config.channels is None else config.channels
+    spatial = config.spatial_sigma is not None
+    kernel = 0 if config.kernel == "dot" and not spatial else 1 + 2 * spatial
+    width = -(-max(C + kernel, D) // 8) * 8  # of the attention call of a step, padded to a multiple of eight
+    project = _linear(D, C, config.layers * N)
+    steps = Size(multiply_adds=config.layers * 2 * N**2 * width)
+    residual = _linear(D, D, N if config.layers else 0, bias=False) if config.residual_readout else Size()
+    return project + steps + residual
+
+
+def _pixel_shift(D: int, K: int, N: int, config: PixelShiftConfig) -> Size:
+    C, cells, side = config.channels, config.factor**2 * N, PATCH // config.factor
+    features = _linear(3 * (2 * side) ** 2, C, cells) + _linear(9 * C, C, cells) + _linear(9 * C, C, cells)
+    steps = Size(9 * config.factor**2, cells * 9 * (C * (2 * config.layers - 1) + K) if config.layers else 0)
+    return features + _linear(D, C, N) + steps

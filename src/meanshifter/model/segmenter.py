@@ -1,16 +1,17 @@
-"""Encoder, mean shift block and decoder together: from images to patch logits."""
+"""`Segmenter`: encoder, mean shift block and decoder, from images to patch logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from meanshifter.data.labels import LabelSpace
@@ -20,24 +21,38 @@ from meanshifter.model.decoder import LinearDecoder, MaskTransformer
 from meanshifter.model.encoder import Encoder, Grid
 from meanshifter.model.mean_shift import MeanShift, check_layers
 from meanshifter.model.pixel_shift import PixelShift
+from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.ops.losses import Reduction
+
+if TYPE_CHECKING:
+    from meanshifter.evaluation.result import Result
+    from meanshifter.inference.segmentation import Segmentation
+
+PRECISIONS: Final = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""Names of the precisions of weights that are not float32."""
+
+
+class Output(NamedTuple):
+    """The output of a model that was called with labels."""
+
+    logits: Float[Tensor, "B K h w"]
+    """Patch logits."""
+    loss: Float[Tensor, ""]
+    """Cross-entropy of the upsampled logits, float32."""
 
 
 class Segmenter(nn.Module):
-    """A plain ViT, optionally a mean shift block, and a decoder; images (B,3,H,W) to patch logits (B,K,h,w)."""
+    """A plain ViT, an optional mean shift block and a decoder; images (B,3,H,W) to patch logits (B,K,h,w)."""
 
-    def __init__(self, config: ModelConfig, labels: LabelSpace, *, pretrained: bool = False) -> None:
+    def __init__(self, config: ModelConfig, label_space: LabelSpace, *, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.labels = labels
-        self.carried: dict[str, Tensor] = {}
-        """Tensors of another tool's file that segmentation does not use, under its names, to be written back."""
-        self.kinds: dict[str, torch.dtype] = {}
-        """Kinds of numbers in which a file held tensors, by our name, where it was not float32."""
+        self.label_space = label_space
         self.encoder = Encoder(
-            config.backbone,
+            config.encoder,
             config.image_size,
             drop_path=config.drop_path,
-            arguments=config.backbone_args,
+            arguments=config.encoder_args,
             positions=config.positions,
             norm_eps=config.norm_eps,
             patch_bias=config.patch_bias,
@@ -50,9 +65,9 @@ class Segmenter(nn.Module):
             raise InputError(f"pixel_shift.factor: {fine.factor} does not divide the patch size {self.patch_size}")
         self.pixel_shift = None if fine is None else PixelShift(width, self.patch_size, fine)
         self.decoder: LinearDecoder | MaskTransformer = (
-            LinearDecoder(width, labels.num_classes)
+            LinearDecoder(width, label_space.num_classes)
             if config.decoder == "linear"
-            else MaskTransformer(width, labels.num_classes, config.decoder_layers, config.decoder_heads)
+            else MaskTransformer(width, label_space.num_classes, config.decoder_layers, config.decoder_heads)
         )
 
     @property
@@ -61,71 +76,120 @@ class Segmenter(nn.Module):
         return self.encoder.patch_size
 
     @property
-    def stride(self) -> int:
-        """Side in pixels of what one logit stands for: P, or a fraction of it with mean shift from pixels."""
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return self.label_space.num_classes
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels per logit along each axis: P, or a fraction of it with mean shift from pixels."""
         return self.patch_size if self.pixel_shift is None else self.patch_size // self.pixel_shift.factor
 
     @property
     def has_steps(self) -> bool:
-        """Whether the model takes another number of mean shift steps at inference."""
+        """Whether the number of mean shift steps can be changed at inference."""
         return self.mean_shift is not None or self.pixel_shift is not None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def fastest_device(self) -> str:
-        """cuda where there is one, else cpu."""
+        """cuda if a GPU is available, else cpu."""
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
     def own_precision(self) -> str | None:
-        """None: the arithmetic is whatever autocast says."""
-        return None
+        """fp16 or bf16 if the weights are; None: autocast decides."""
+        return PRECISIONS.get(next(self.parameters()).dtype)
 
     @property
     def heads(self) -> int:
-        """Attention heads of an encoder layer."""
+        """Attention heads per encoder layer."""
         return self.encoder.heads
 
     def set_attention(self, *, fused: bool) -> None:
-        """Whether the encoder's attention runs fused (no N × N weights are held), or not."""
+        """Choose whether the encoder's attention runs fused, without N × N weights."""
         self.encoder.set_attention(fused=fused)
 
     def evaluation_view(self) -> Segmenter:
-        """This model in evaluation mode, as modules of its own over the same tensors.
+        """Return this model in evaluation mode, as separate modules over the same tensors.
 
-        Mode and attention of a view are nobody else's, so that threads may each have one, also while the model trains.
-        Weights that are loaded or moved later are the view's too; submodules that are replaced later are not.
+        A view's mode and attention backend are its own, so that threads can each have one, even while the model trains.
+        It sees weights that are loaded or moved later, but not submodules that are replaced later.
         """
         view = _view(self, {})
         assert isinstance(view, Segmenter)
         return view
 
+    if TYPE_CHECKING:  # nn.Module leaves the signature open
+
+        @overload
+        def __call__(self, images: Tensor, mean_shift_layers: int | None = None) -> Tensor: ...
+
+        @overload
+        def __call__(
+            self, images: Tensor, mean_shift_layers: int | None = None, *, labels: Tensor, **options: Any
+        ) -> Output: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Call `forward`."""
+
     def forward(
-        self, images: Float[Tensor, "B 3 H W"], mean_shift_layers: int | None = None
-    ) -> Float[Tensor, "B K h w"]:
-        """Patch logits of normalised images, h = ceil(H/P), w = ceil(W/P).
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        mean_shift_layers: int | None = None,
+        *,
+        labels: Integer[Tensor, "B H W"] | None = None,
+        weight: Float[Tensor, " K"] | None = None,
+        reduction: Reduction = "mean_valid",
+        label_smoothing: float = 0.0,
+    ) -> Float[Tensor, "B K h w"] | Output:
+        """Compute patch logits of normalized images, h = ceil(H/P), w = ceil(W/P), and with `labels` the loss.
 
         Args:
-            images: normalised floats; sides that are no multiple of P are padded with 0 right and bottom.
-            mean_shift_layers: steps of mean shift (L'_ms); None is the trained number, 0 no shift.
+            images: normalized floats, zero-padded at the right and bottom to a multiple of P.
+            mean_shift_layers: mean shift steps (L'_ms); None is the trained number, 0 no shift.
+            labels: train ids, or `label_space.ignore`, of every pixel.
+            weight: class weights in the loss; this and the following as in `ops.upsampled_cross_entropy`.
+            reduction: what the loss is divided by.
+            label_smoothing: share of the target that is spread over the classes.
 
         Raises:
-            InputError: steps asked of a model without the block.
+            InputError: steps for a model without a mean shift block, or labels that do not match the images.
         """
-        return self.logits_at(images, [mean_shift_layers])[0]
+        logits = self.logits_at(images, [mean_shift_layers])[0]
+        if labels is None:
+            return logits
+        loss = upsampled_cross_entropy(
+            logits,
+            labels,
+            padded_size=(logits.shape[-2] * self.output_stride, logits.shape[-1] * self.output_stride),
+            ignore_index=self.label_space.ignore,
+            reduction=reduction,
+            weight=weight,
+            label_smoothing=label_smoothing,
+        )
+        return Output(logits, loss)
+
+    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Integer[Tensor, "B H W"], **options: Any) -> Tensor:
+        """Return `model(images, labels=labels, **options).loss`."""
+        return self(images, labels=labels, **options).loss
 
     def logits_at(
         self, images: Float[Tensor, "B 3 H W"], layers: Sequence[int | None]
     ) -> list[Float[Tensor, "B K h w"]]:
-        """Patch logits after each of several numbers of mean shift steps, with one pass through the encoder."""
+        """Compute patch logits after each of several numbers of mean shift steps, with one pass of the encoder."""
         wanted = [self.steps(count) for count in layers]
         tokens, grid = self.encode(images)
         if self.pixel_shift is not None:
-            logits = self._cells(images, tokens, grid, wanted)
+            H, W = images.shape[-2:]
+            h, w = -(-H // self.output_stride), -(-W // self.output_stride)  # the others hold padding only
+            padded = F.pad(images, (0, -W % self.patch_size, 0, -H % self.patch_size))
+            fine = self.pixel_shift.readouts(padded, tokens, grid, self.decoder(tokens, grid), wanted)
+            logits = {n: z[..., :h, :w] for n, z in fine.items()}
         else:
             start = self.mean_shift_input(tokens)
             readouts = {0: start} if self.mean_shift is None else self.mean_shift.readouts(start, wanted, grid)
@@ -133,10 +197,10 @@ class Segmenter(nn.Module):
         return [logits[steps] for steps in wanted]
 
     def mean_shift_input(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        """What the mean shift block moves, of the tokens that `encode` gives.
+        """Return the tokens that the mean shift block moves, given those of `encode`.
 
-        M = N: the tokens themselves. With `mean_shift.with_classes` M = N + K: the patch tokens of the mask decoder and
-        its class embeddings after them, as they are where the block stands.
+        M = N: the same tokens. With `mean_shift.with_classes`, M = N + K: the mask decoder's patch tokens, followed by
+        its class embeddings, at the place of the block in the decoder.
         """
         decoder, place = self.decoder, self._with_classes
         if place is None or not isinstance(decoder, MaskTransformer):
@@ -146,7 +210,7 @@ class Segmenter(nn.Module):
         return decoder.features(both) if place == "before_product" else both
 
     def _decode(self, z: Tensor, grid: Grid) -> Float[Tensor, "B K h w"]:
-        """The rest of the decoder, from what `mean_shift_input` gave and the block moved."""
+        """Run the rest of the decoder on the output of the mean shift block."""
         decoder, place = self.decoder, self._with_classes
         if place is None or not isinstance(decoder, MaskTransformer):
             logits: Tensor = decoder(z, grid)
@@ -159,68 +223,101 @@ class Segmenter(nn.Module):
     def _with_classes(self) -> str | None:
         return None if self.mean_shift is None else self.mean_shift.config.with_classes
 
-    def _cells(self, images: Tensor, tokens: Tensor, grid: Grid, wanted: Sequence[int]) -> dict[int, Tensor]:
-        """Logits of the cells that hold pixels of the images, after each number of steps."""
-        assert self.pixel_shift is not None
-        H, W = images.shape[-2:]
-        padded = F.pad(images, (0, -W % self.patch_size, 0, -H % self.patch_size))
-        fine = self.pixel_shift.readouts(padded, tokens, grid, self.decoder(tokens, grid), wanted)
-        return {n: z[..., : -(-H // self.stride), : -(-W // self.stride)] for n, z in fine.items()}
-
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
-        """The tokens before the shift, and their grid (h, w)."""
+        """Return the tokens before the shift, and their grid (h, w)."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
             raise InputError(
-                f"images: shape {tuple(images.shape)} of {images.dtype}; expected normalised floats (B, 3, H, W): "
-                "`model.normalize` makes them from uint8"
+                f"images: shape {tuple(images.shape)} of {images.dtype}; expected normalized floats (B, 3, H, W); "
+                "convert uint8 with `model.normalize`"
             )
         tokens, grid = self.encoder(images)
         return tokens, grid
 
     def steps(self, layers: int | None) -> int:
-        """The number of mean shift steps that `mean_shift_layers=layers` stands for."""
+        """Resolve `mean_shift_layers`, where None is the trained number."""
         shift = self.mean_shift if self.pixel_shift is None else self.pixel_shift
         if shift is not None:
             return shift.layers if layers is None else check_layers(layers, "mean_shift_layers")
         if layers not in (None, 0):
             raise InputError(
-                f"mean_shift_layers: {layers}; this model has no mean shift block, so use 0 or leave it out"
+                f"mean_shift_layers: {layers}, but this model has no mean shift block; use 0 or leave it out"
             )
         return 0
 
     def normalize(self, images: npt.NDArray[np.uint8] | Tensor) -> Float[Tensor, "B 3 H W"]:
-        """uint8 RGB (H, W, 3) or (B, H, W, 3) to normalised floats (B, 3, H, W) on the model's device."""
-        return normalized(images, self.config, self.device)
+        """Convert uint8 RGB (H, W, 3) or (B, H, W, 3) to normalized (B, 3, H, W) in the weights' device and type."""
+        return normalized(images, self.config, self.device).to(next(self.parameters()).dtype)
+
+    def predict(self, image: Any, **settings: Any) -> Segmentation:
+        """Return `Predictor(self, **settings)(image)`."""
+        from meanshifter.inference.predictor import Predictor
+
+        segmentation: Segmentation = Predictor(self, **settings)(image)
+        return segmentation
+
+    def evaluate(self, dataset: Any, **settings: Any) -> Result:
+        """Return `evaluate(Predictor(self, **settings), dataset)`."""
+        from meanshifter.evaluation.evaluate import evaluate
+        from meanshifter.inference.predictor import Predictor
+
+        return evaluate(Predictor(self, **settings), dataset)
+
+    def export(self, folder: str | Path, **options: Any) -> None:
+        """Call `export(self, folder, **options)`."""
+        from meanshifter.export.export import export
+
+        export(self, folder, **options)
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; `load_model(folder)` reads them."""
-        from meanshifter.model.checkpoint import save_model
+        """Write `config.json` and `model.safetensors` to `folder`; `load_model(folder)` loads them."""
+        from meanshifter.model.saving import save_model
 
         save_model(self, folder)
 
-    def save_pretrained(self, folder: str | Path, *, results: Any = (), licence: str | None = None) -> None:
-        """`save`, with a model card and, of `results` (a file of `evaluate --out`), the scores with their protocols."""
+    def save_pretrained(self, folder: str | Path, *, results: Any = (), license: str | None = None) -> None:
+        """Save the model with a model card and the scores and protocols in `results`, a file of `evaluate --out`."""
         from meanshifter.model.hub import save_pretrained
 
-        save_pretrained(self, folder, results=results, licence=licence)
+        save_pretrained(self, folder, results=results, license=license)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
-        """The model in a folder that `save_pretrained` or `save` wrote, or of a Hub id "owner/name"."""
-        from meanshifter.model.checkpoint import load_model
+        """Load a model from a folder of `save_pretrained` or `save`, or from a Hub id "owner/name"."""
+        from meanshifter.model.saving import read_model
 
-        return load_model(name, device=device)
+        return read_model(name, device=device)
 
-    def push_to_hub(self, repo: str, *, results: Any = (), licence: str | None = None, private: bool = False) -> str:
-        """Upload what `save_pretrained` writes as `repo` ("owner/name"); returns its address."""
+    def push_to_hub(self, repo: str, *, results: Any = (), license: str | None = None, private: bool = False) -> str:
+        """Upload the files of `save_pretrained` to `repo` ("owner/name") and return its URL."""
         from meanshifter.model.hub import push_to_hub
 
-        return push_to_hub(self, repo, results=results, licence=licence, private=private)
+        return push_to_hub(self, repo, results=results, license=license, private=private)
+
+
+def replace_classes(model: Segmenter, label_space: LabelSpace, *, drop_path: float | None = None) -> Segmenter:
+    """Copy a model for other classes; layers whose shape depends on the number of classes are re-initialized.
+
+    Args:
+        model: the model, which stays unchanged.
+        label_space: the classes of the copy.
+        drop_path: stochastic depth of the copy's encoder; None: the model's.
+    """
+    config = model.config if drop_path is None else replace(model.config, drop_path=drop_path)
+    copy = Segmenter(config, label_space)
+    weights, own = model.state_dict(), copy.state_dict()
+    copy.load_state_dict({**weights, **{key: own[key] for key in reinitialized(model, copy)}})
+    return copy
+
+
+def reinitialized(model: Segmenter, copy: Segmenter) -> list[str]:
+    """Return the names of the tensors that `replace_classes` re-initialized."""
+    weights = model.state_dict()
+    return [key for key, value in copy.state_dict().items() if weights[key].shape != value.shape]
 
 
 def _view(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
-    """A module that shares everything with `module` but its submodules, of which it has views, and its mode."""
-    own = getattr(module, "_orig_mod", module)  # of torch.compile, which is bound to the module's own mode
+    """A module that shares everything with `module` except its mode and its submodules, which are views, too."""
+    own = getattr(module, "_orig_mod", module)  # torch.compile's wrapper is bound to the original module's mode
     module = own if isinstance(own, nn.Module) else module
     if id(module) not in known:
         view = known[id(module)] = nn.Module.__new__(type(module))
@@ -232,10 +329,10 @@ def _view(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
 def normalized(
     images: npt.NDArray[np.uint8] | Tensor, config: ModelConfig, device: torch.device
 ) -> Float[Tensor, "B 3 H W"]:
-    """uint8 RGB (H, W, 3) or (B, H, W, 3) to floats (B, 3, H, W) on `device`, less the mean and over the deviation.
+    """Convert uint8 RGB (H, W, 3) or (B, H, W, 3) to floats (B, 3, H, W) on `device`, with mean and std normalized.
 
     Raises:
-        InputError: anything but such an array.
+        InputError: the array has another type or shape.
     """
     pixels = torch.as_tensor(images)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:

@@ -1,16 +1,16 @@
-"""Arithmetic on patch logits, knowing no model: what upsampling would give, without the upsampled logits."""
+"""Operations on patch logits that give the results of upsampling without storing the upsampled logits."""
 
-from meanshifter.ops.cross_entropy import upsampled_cross_entropy
-from meanshifter.ops.label_map import PixelScores, Score, View, label_map, pixel_scores, upsampled_argmax
-from meanshifter.ops.upsampling import bilinear_matrix
+from meanshifter.ops.argmax import Confidence, PixelConfidence, label_map, pixel_confidence, upsampled_argmax
+from meanshifter.ops.losses import upsampled_cross_entropy
+from meanshifter.ops.upsampling import View, bilinear_matrix
 
 __all__ = [
-    "PixelScores",
-    "Score",
+    "Confidence",
+    "PixelConfidence",
     "View",
     "bilinear_matrix",
     "label_map",
-    "pixel_scores",
+    "pixel_confidence",
     "upsampled_argmax",
     "upsampled_cross_entropy",
 ]

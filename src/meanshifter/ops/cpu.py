@@ -1,38 +1,62 @@
-"""The CPU kernels behind tensors: layout and threads.
+"""Label maps and cross-entropy on the CPU, by the kernels of `ops.cpu_kernels` on as many threads as torch uses.
 
-Glossary: K classes, h w patch grid, H W pixels.
+The kernels are imported on first use, because numba takes long to import.
+Glossary: K classes, h w patch grid, H W pixels, T taps of a pixel along an axis; z (h, w, K) patch logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meanshifter.ops.backends import NEVER
-from meanshifter.ops.taps import Taps, axis_taps
-from meanshifter.ops.threads import in_parallel, spans
-from meanshifter.ops.upsampling import Axes, bilinear_matrix
+from meanshifter.ops.upsampling import NEVER, Axes, Taps, View, axis_taps, bilinear_matrix
 
-if TYPE_CHECKING:
-    from meanshifter.ops.label_map import View
+Result = TypeVar("Result")
+
+
+def in_parallel(function: Callable[..., Result], pieces: Iterable[tuple[int, ...]]) -> list[Result]:
+    """Return the results of ``function(*piece)``, in the order of the pieces."""
+    work = list(pieces)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(work) == 1:
+        return [function(*piece) for piece in work]
+    futures = [_pool(os.getpid(), threads).submit(function, *piece) for piece in work]
+    return [future.result() for future in futures]
+
+
+def spans(length: int, pieces: int) -> list[tuple[int, int]]:
+    """Split 0..length into at most `pieces` parts of nearly equal size."""
+    count = max(min(pieces, length), 1)
+    edges = [length * i // count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """The pool of a process, which is part of the key because a fork inherits the pool without its threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="meanshifter-ops")
+
 
 Floats = npt.NDArray[np.float32]
 _BAND = 1 << 18
 """Probabilities in one band: a megabyte."""
 SCORES = ("probability", "margin", "entropy")
-"""In the order in which the kernel takes them."""
+"""In the order of the kernel's arguments."""
 _EMPTY = np.empty(0, dtype=np.float32)
 
 
 def label_map(view: View) -> Tensor:
-    """The label map (H, W) of one view."""
-    from meanshifter.ops.argmax_cpu import argmax_rows, scratch
+    """Compute the label map (H, W) of one view."""
+    from meanshifter.ops.cpu_kernels import argmax_rows, scratch
 
     z = view.z.detach().permute(1, 2, 0).contiguous().numpy()
     rows, cols = axis_taps(view.rows), axis_taps(view.cols)
@@ -46,8 +70,8 @@ def label_map(view: View) -> Tensor:
 
 
 def probabilities(views: list[View]) -> Iterator[tuple[slice, Floats]]:
-    """Bands of rows, each with its probabilities (rows, W, K) averaged over views; an array is reused for the next."""
-    from meanshifter.ops.softmax_cpu import add_softmax
+    """Yield bands of rows and their probabilities (rows, W, K), averaged over views; bands share one array."""
+    from meanshifter.ops.cpu_kernels import add_softmax
 
     K, H, W = len(views[0].z), len(views[0].rows), len(views[0].cols)
     sources = [(_classes_last(view.z), axis_taps(view.rows), axis_taps(view.cols)) for view in views]
@@ -67,13 +91,13 @@ def probabilities(views: list[View]) -> Iterator[tuple[slice, Floats]]:
         yield slice(start, start + len(part)), part
 
 
-def read_out(p: Floats, labels: npt.NDArray[Any], scores: dict[str, Floats]) -> None:
-    """Fill `labels` (rows, W) and the `scores` asked for from probabilities p (rows, W, K)."""
-    from meanshifter.ops import softmax_cpu
+def read_out(p: Floats, labels: npt.NDArray[Any], confidence: dict[str, Floats]) -> None:
+    """Fill `labels` (rows, W) and the requested `confidence` from probabilities p (rows, W, K)."""
+    from meanshifter.ops import cpu_kernels
 
     def fill(begin: int, end: int) -> None:
-        wanted = [scores[name][begin:end].reshape(-1) if name in scores else _EMPTY for name in SCORES]
-        softmax_cpu.read_out(p[begin:end].reshape(-1, p.shape[2]), labels[begin:end].reshape(-1), *wanted)
+        wanted = [confidence[name][begin:end].reshape(-1) if name in confidence else _EMPTY for name in SCORES]
+        cpu_kernels.read_out(p[begin:end].reshape(-1, p.shape[2]), labels[begin:end].reshape(-1), *wanted)
 
     in_parallel(fill, spans(len(p), torch.get_num_threads()))
 
@@ -88,18 +112,18 @@ def cross_entropy(
     smoothing: float,
     with_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of logits (B, K, h, w), and its gradient, or an empty tensor in its place."""
-    from meanshifter.ops.softmax_cpu import LANES, cross_entropy_rows
+    """Compute the summed loss of logits (B, K, h, w) and its gradient, which is empty unless requested."""
+    from meanshifter.ops.cpu_kernels import LANES, cross_entropy_rows
 
     B, K = logits.shape[:2]
-    ignored, wide = -1, labels.long()  # as 32 bits do not hold every `ignore_index`
+    ignored, wide = -1, labels.long()  # 32 bits cannot hold every `ignore_index`
     targets = wide.masked_fill(wide == ignore_index, ignored).to(torch.int32).contiguous().numpy()
     down, across = (bilinear_taps(*axis) for axis in axes)
     taps = (down.inputs, down.weight, across.inputs, across.weight)
     factors = np.zeros(-(-K // LANES) * LANES, dtype=np.float32)
     factors[:K] = weight.numpy()
     z = [_classes_last(image) for image in logits.detach()]
-    parts = spans(labels.shape[1], max(8 // B, 1))  # whatever the number of threads, so that results repeat
+    parts = spans(labels.shape[1], max(8 // B, 1))  # independent of the number of threads, for reproducibility
     gradients = [[np.zeros_like(image if with_gradient else image[:0]) for _ in parts] for image in z]
 
     def fill(b: int, part: int) -> float:
@@ -116,13 +140,13 @@ def cross_entropy(
 
 @lru_cache(maxsize=32)
 def bilinear_taps(n_in: int, padded: int, n_out: int) -> Taps:
-    """The taps of `bilinear_matrix`; kept, since each step of a training asks for the same."""
+    """Return the taps of `bilinear_matrix`, cached because every training step needs the same ones."""
     return axis_taps(bilinear_matrix(n_in, padded, n_out))
 
 
 def _classes_last(z: Tensor) -> Floats:
-    """Logits (K, h, w) as (h, w, classes), padded with classes that never win."""
-    from meanshifter.ops.softmax_cpu import LANES
+    """Convert logits (K, h, w) to (h, w, classes), padded with classes that never win."""
+    from meanshifter.ops.cpu_kernels import LANES
 
     K, h, w = z.shape
     out = np.full((h, w, -(-K // LANES) * LANES), NEVER, dtype=np.float32)

@@ -1,8 +1,8 @@
-"""Triton kernels for CUDA: one program for each cell of pixels that depend on the same patches.
+"""Triton kernels for CUDA, with one program per cell of pixels that depend on the same patches.
 
-The corners of a cell are scalars for its program, so that no logit is read twice by a pixel and nothing of size
-K × H × W is written. Gradients leave as one sum for each corner of each cell, in a fixed order, and a product with
-two small matrices adds them up on the patches: results repeat to the bit.
+The corners of a cell are scalars in its program, so that no pixel reads a logit twice and nothing of size K × H × W is
+written. Gradients are written as one sum per corner of each cell, in a fixed order, and added to the patches by a
+product with two small matrices, so that results are bit-reproducible.
 
 Glossary: B batch, K classes, h w patch grid, H W pixels, T taps of an axis.
 """
@@ -11,19 +11,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from meanshifter.ops.taps import Taps, axis_taps
-from meanshifter.ops.upsampling import Axes, bilinear_matrix
-
-if TYPE_CHECKING:
-    from meanshifter.ops.label_map import View
-
+from meanshifter.ops.upsampling import Axes, Taps, View, axis_taps, bilinear_matrix
 
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # type: ignore[no-untyped-call]
 
@@ -38,11 +33,11 @@ class Axis(NamedTuple):
     starts: Tensor
     """(cells + 1,) int32."""
     block: int
-    """A power of 2, at least the pixels of the longest cell."""
+    """A power of 2, at least the number of pixels in the longest cell."""
 
     @property
     def cells(self) -> int:
-        """How many cells lie along the axis."""
+        """Number of cells along the axis."""
         return len(self.starts) - 1
 
     @property
@@ -51,13 +46,13 @@ class Axis(NamedTuple):
         return self.inputs.shape[1]
 
     def fold(self, patches: int) -> Tensor:
-        """The matrix (patches, cells · T) that adds what the corners of cells hold to their patches."""
+        """Return the matrix (patches, cells · T) that adds the values at the corners of cells to their patches."""
         corners = self.inputs[self.starts[:-1].long()].flatten().long()
         return torch.nn.functional.one_hot(corners, patches).T.to(self.weight.dtype)
 
 
 def to_device(taps: Taps, device: torch.device) -> Axis:
-    """Copy the taps of an axis."""
+    """Copy the taps of an axis to a device."""
     longest = int((taps.starts[1:] - taps.starts[:-1]).max())
     inputs, weight, starts = (torch.from_numpy(array).to(device) for array in (taps.inputs, taps.weight, taps.starts))
     return Axis(inputs, weight, starts, triton.next_power_of_2(max(longest, 4)))
@@ -65,7 +60,7 @@ def to_device(taps: Taps, device: torch.device) -> Axis:
 
 @lru_cache(maxsize=32)
 def bilinear_axis(n_in: int, padded: int, n_out: int, device: torch.device) -> Axis:
-    """The axis of `ops.bilinear_matrix`; kept, since each step of a training asks for the same."""
+    """Return the axis of `ops.bilinear_matrix`, cached because every training step needs the same ones."""
     return to_device(axis_taps(bilinear_matrix(n_in, padded, n_out)), device)
 
 
@@ -75,9 +70,9 @@ def _logits(
     z, rows_in, rows_w, cols_in, cols_w, y0, y1, x0, x1, ys, xs, k, h, w, H, W,
     TY: tl.constexpr, TX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Class k of one cell (BY, BX), whose last row and column are repeated beyond it.
+    """Class k in one cell (BY, BX), with the last row and column repeated beyond it.
 
-    A tap that repeats the one before, with weight 0, is read as 0: infinity times 0 is NaN.
+    A tap that repeats the previous one, with weight 0, is read as 0, because infinity times 0 is NaN.
     """
     v = tl.zeros((BY, BX), tl.float32)
     for j in tl.static_range(TX):
@@ -113,7 +108,7 @@ def _argmax_cell(
         v = _logits(
             z, rows_in, rows_w, cols_in, cols_w, y0, y1, x0, x1, ys, xs, k, h, w, H, W, TY, TX, BY, BX
         )  # fmt: skip
-        wins = (v > best) | ((v != v) & (best == best))  # as in torch.argmax, the first NaN
+        wins = (v > best) | ((v != v) & (best == best))  # the first NaN wins, as in torch.argmax
         winner, best = tl.where(wins, k, winner), tl.where(wins, v, best)
     tl.store(out + ys[:, None] * W + xs[None, :], winner, mask=in_y[:, None] & in_x[None, :])
 
@@ -125,11 +120,11 @@ def _cross_entropy_cell(
     ignore, keep_share, smooth, weight_sum, K, h, w, H, W,
     TY: tl.constexpr, TX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Loss of one cell and, where it is asked for, the gradient of each class at each of its corners.
+    """Loss of one cell and, if requested, the gradient of each class at each of its corners.
 
     With t the label of a pixel, q the softmax of its logits v, f = keep_share w_t and s = smooth:
     loss = f (logsum - v_t) + s sum_k w_k (logsum - v_k); gradient = (f + s sum w) q - s w - f [k = t].
-    A label that is no class has the factor NaN.
+    A label that is not a class has the factor NaN.
     """
     ry, rx, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ny, nx = tl.num_programs(0), tl.num_programs(1)
@@ -145,7 +140,7 @@ def _cross_entropy_cell(
     known = (target >= 0) & (target < K)
     keep = tl.load(class_weight + target, mask=valid & known, other=0.0) * keep_share
     keep = tl.where(valid & (known == 0), float("nan"), keep)
-    top = tl.full((BY, BX), LOWEST, tl.float32)  # not -inf: less itself, that is NaN
+    top = tl.full((BY, BX), LOWEST, tl.float32)  # not -inf, since -inf - (-inf) is NaN
     total, own, mean = tl.zeros((BY, BX), tl.float32), tl.zeros((BY, BX), tl.float32), tl.zeros((BY, BX), tl.float32)
     for k in range(K):
         v = _logits(
@@ -179,19 +174,19 @@ def _cross_entropy_cell(
 
 
 def _current(tensor: Tensor) -> AbstractContextManager[None]:
-    """Triton starts kernels on the current device, which may be another than the tensor's."""
+    """Make the tensor's device current, because Triton launches kernels on the current device."""
     device: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
     return device
 
 
 def label_map(view: View) -> Tensor:
-    """The label map (H, W) of one view."""
+    """Compute the label map (H, W) of one view."""
     rows, cols = (to_device(axis_taps(matrix), view.z.device) for matrix in (view.rows, view.cols))
     return _argmax(view.z.detach(), rows, cols)
 
 
 def upsampled_argmax(logits: Tensor, axes: Axes) -> Tensor:
-    """The label maps (B, H, W) of logits (B, K, h, w)."""
+    """Compute the label maps (B, H, W) of logits (B, K, h, w)."""
     rows, cols = (bilinear_axis(*axis, logits.device) for axis in axes)
     return torch.stack([_argmax(z, rows, cols) for z in logits])
 
@@ -217,9 +212,9 @@ def cross_entropy(
     smoothing: float,
     with_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of logits (B, K, h, w), and its gradient, or an empty tensor in its place.
+    """Compute the summed loss of logits (B, K, h, w) and its gradient, which is empty unless requested.
 
-    Where the reference's gradient is NaN at a patch, this one is at it and may be at all of its row and column.
+    Where the reference's gradient is NaN at a patch, this one is too, and possibly at its complete row and column.
     """
     rows, cols = (bilinear_axis(*axis, logits.device) for axis in axes)
     B, K, h, w = logits.shape

@@ -1,10 +1,11 @@
-"""Bilinear upsampling as two small matrices, evaluated one tile of pixels at a time.
+"""Bilinear upsampling as products with two small matrices, evaluated tile by tile.
 
-Glossary: B batch, K classes, h w patch grid, H W pixels, R C rows and columns of one tile.
+Upsampling is separable: class k of the full-resolution logits is ``rows @ z[k] @ cols.T``, with one matrix per axis
+that has a few non-zero weights per row. Averages of overlapping windows, flips and a final resize are such matrices
+too, so the same functions apply to all of them, and only tiles of the product are ever computed.
 
-Upsampling is separable: class k of the full-resolution logits is ``rows @ z[k] @ cols.T`` with a matrix of a
-few non-zero weights a row for each axis. Averages of overlapping windows, flips and a final resize are such
-matrices too, so one function serves them all, and only tiles of the product are ever formed.
+Glossary: B batch, K classes, h w patch grid, H W pixels, R C rows and columns of one tile, n outputs along an axis,
+m inputs (patches of all windows), T taps, the inputs of one output.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,22 +26,24 @@ from meanshifter.errors import InputError
 
 Size = tuple[int, int]
 Axes = tuple[tuple[int, int, int], tuple[int, int, int]]
-"""For rows and columns: patches, the pixels they are upsampled to, and how many of those are kept."""
+"""For rows and columns: patches, the pixels they are upsampled to, and the number of pixels that are kept."""
 _CPU_TILE, _GPU_TILE = 1 << 18, 1 << 24
-"""Logits of one tile: what caches hold, and what keeps a GPU busy."""
+"""Logits per tile, which fit into CPU caches or keep a GPU busy."""
+NEVER = -1e30
+"""The logit of padding classes in the CPU kernels, whose softmax is 0."""
 
 
 def tile_side(K: int, device: torch.device) -> int:
-    """The side of tiles in pixels, so that those of K classes stay small whatever the image."""
+    """Return the side of tiles in pixels, which depends on K but not on the image size."""
     return max(math.isqrt((_CPU_TILE if device.type == "cpu" else _GPU_TILE) // K), 8)
 
 
 def bilinear_matrix(
     n_in: int, padded: int, n_out: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "n_out n_in"]:
-    """The weights that take `n_in` values to `padded` by bilinear upsampling, cropped to the first `n_out`.
+    """Return the weights that upsample `n_in` values bilinearly to `padded`, cropped to the first `n_out`.
 
-    Positions are half-pixel centred and clamped at the borders (``align_corners=False`` of
+    Pixel centers are at half-integers and clamped at the borders (``align_corners=False`` of
     `torch.nn.functional.interpolate`, without antialiasing). Computed in float64, returned in `dtype`.
 
     Raises:
@@ -57,13 +64,21 @@ def bilinear_matrix(
 def _check_axis(n_in: int, padded: int, n_out: int) -> None:
     if n_in < 1 or not 1 <= n_out <= padded:
         raise InputError(
-            f"size: {n_in} values to {n_out} of {padded}; sizes start at 1 and the crop must fit into the padded size"
+            f"size: {n_in} values to {n_out} of {padded}; sizes are at least 1, and the crop at most the padded size"
         )
+
+
+class View(NamedTuple):
+    """Patch logits and the matrices that upsample them to pixels: class k is ``rows @ z[k] @ cols.T``."""
+
+    z: Float[Tensor, "K h w"]
+    rows: Float[Tensor, "H h"]
+    cols: Float[Tensor, "W w"]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One rectangle of pixels, and the part of the patch grid that it depends on."""
+    """A rectangle of pixels, and the part of the patch grid that it depends on."""
 
     out_rows: slice
     out_cols: slice
@@ -71,15 +86,15 @@ class Tile:
     in_cols: slice
 
     def upsample(self, z: Tensor, rows: Tensor, cols: Tensor) -> Float[Tensor, "K R C"]:
-        """The tile of ``rows @ z[k] @ cols.T`` from the whole z (K, h, w), rows (H, h) and cols (W, w).
+        """Compute the tile of ``rows @ z[k] @ cols.T`` from the full z (K, h, w), rows (H, h) and cols (W, w).
 
-        One equal product per class (bmm over classes), so that classes with equal logits stay equal to the bit.
+        Every class has the same product (bmm over classes), so that classes with equal logits stay bit-equal.
         """
         down, across = self._matrices(rows, cols, len(z))
         return _between(down, z[:, self.in_rows, self.in_cols], across.mT)
 
     def fold(self, pixels: Tensor, rows: Tensor, cols: Tensor) -> Float[Tensor, "K r c"]:
-        """The transpose of `upsample`: from pixels (K, R, C) to the part of the patch grid they depend on."""
+        """Apply the transpose of `upsample`, from pixels (K, R, C) to the part of the patch grid they depend on."""
         down, across = self._matrices(rows, cols, len(pixels))
         return _between(down.mT, pixels, across)
 
@@ -89,7 +104,7 @@ class Tile:
 
 
 def _between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
-    """``left @ x @ right`` of each class for weights of at least 0; one of 0 takes nothing, even of NaN or infinity."""
+    """``left @ x @ right`` per class for non-negative weights, where 0 times NaN or infinity is 0."""
     with torch.autocast(x.device.type, enabled=False):
         finite = x.isfinite()
         if finite.all():
@@ -102,11 +117,9 @@ def _between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
 
 
 def tiles(rows: Tensor, cols: Tensor, side: int) -> Iterator[Tile]:
-    """Rectangles of at most side × side pixels that cover the output of rows (H, h) and cols (W, w)."""
-    down, across = _spans(rows, side), _spans(cols, side)
-    for out_rows, in_rows in down:
-        for out_cols, in_cols in across:
-            yield Tile(out_rows, out_cols, in_rows, in_cols)
+    """Yield rectangles of at most side × side pixels that cover the output of rows (H, h) and cols (W, w)."""
+    for (out_rows, in_rows), (out_cols, in_cols) in product(_spans(rows, side), _spans(cols, side)):
+        yield Tile(out_rows, out_cols, in_rows, in_cols)
 
 
 def _spans(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
@@ -121,27 +134,60 @@ def _spans(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
 
 
 def upsampling_axes(logits: Tensor, size: Sequence[int], padded_size: Sequence[int]) -> Axes:
-    """From the grid of `logits` (B, K, h, w) to `padded_size`, of which `size` is kept.
+    """Describe upsampling from the grid of `logits` (B, K, h, w) to `padded_size`, of which `size` is kept.
 
     Raises:
-        InputError: a size below 1, or one that does not fit into the padded one.
+        InputError: a size below 1, or above the padded one.
     """
     down, across = zip(logits.shape[-2:], padded_size, size, strict=True)
-    for n_in, whole, n_out in (down, across):
-        _check_axis(n_in, whole, n_out)
+    for n_in, padded, n_out in (down, across):
+        _check_axis(n_in, padded, n_out)
     return down, across
 
 
 def axis_matrices(axes: Axes, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The row and column matrices, on the device of `like` and of its precision, at least float32."""
+    """Return the row and column matrices on the device of `like` and in its precision, at least float32."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     rows, cols = (bilinear_matrix(*axis, dtype).to(like.device) for axis in axes)
     return rows, cols
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse anything but floating-point logits (B, K, h, w)."""
+    """Raise unless `logits` are floats of shape (B, K, h, w)."""
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
         raise InputError(
             f"logits: shape {tuple(logits.shape)} of {logits.dtype}; expected floats (B, K, h, w) with K, h, w >= 1"
         )
+
+
+SPAN = 32
+"""Maximum outputs per run, so that a cell's scores fit into the L1 cache."""
+
+
+class Taps(NamedTuple):
+    """Output i of an axis is the sum of ``weight[t, i] * x[inputs[i, t]]``; the weights of each output sum to 1."""
+
+    inputs: npt.NDArray[np.int32]
+    """(n, T), ascending; if an output has fewer than T inputs, its last one is repeated with weight 0."""
+    weight: npt.NDArray[np.float32]
+    """(T, n)."""
+    starts: npt.NDArray[np.int32]
+    """Start of each run of outputs with the same inputs, and n at the end."""
+
+
+def axis_taps(matrix: Tensor) -> Taps:
+    """Convert a dense matrix (n, m) of non-negative weights to taps."""
+    dense = matrix.detach().cpu().numpy()
+    row, column = dense.nonzero()
+    count = np.bincount(row, minlength=len(dense))
+    place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    widest = int(count.max())
+    last = column[np.cumsum(count) - 1]
+    index = np.repeat(last[:, None], widest, axis=1).astype(np.int32)
+    index[row, place] = column
+    weight = np.zeros((widest, len(dense)), dtype=np.float32)
+    weight[place, row] = dense[row, column]
+    changed = np.flatnonzero((index[1:] != index[:-1]).any(1)) + 1
+    edges = np.concatenate([[0], changed, [len(index)]])
+    runs = [np.arange(start, stop, SPAN) for start, stop in pairwise(edges)]
+    return Taps(index, weight, np.concatenate([*runs, [len(index)]]).astype(np.int32))

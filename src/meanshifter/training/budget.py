@@ -1,94 +1,97 @@
-"""`minutes`: how many steps fit into a time, measured on the first steps of the training.
+"""Training for a number of `minutes`: derive the number of steps from timing the first ones.
 
-These are run, timed and undone; then the training begins with a number of steps, which config.yaml holds from there
-on. So its schedule is exact, `--resume` keeps it, and its config.yaml trains the same weights again.
+The timed steps are undone. Training then starts with a fixed number of steps, which is written to config.yaml. The
+learning rate schedule is therefore exact, `--resume` keeps it, and config.yaml reproduces the same weights.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from meanshifter.documents import parse_yaml, read_text
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import count_images
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.display import WARM_UP
-from meanshifter.training.recipe import TrainConfig
-from meanshifter.training.scoring import image_seconds
-from meanshifter.training.session import Session
+from meanshifter.training.parsing import read_run_config
+from meanshifter.training.setup import Setup
 from meanshifter.training.state import Progress
+from meanshifter.utils.distributed import Processes
 
 MEASURED: Final = (3, 200)
-"""Fewest and most steps that are timed."""
+"""Minimum and maximum number of timed steps."""
 MEASURING_SHARE, MOST_MEASURING = 0.05, 20.0
-"""Share of the time, and seconds, that measuring takes where steps are short."""
+"""Share of the time budget, and seconds, after which timing ends if steps are short."""
 EVALUATION_SHARE: Final = 0.25
-"""Share of the time that evaluations may take."""
-
-
-def planned_before(config: TrainConfig, stored: Mapping[str, Any]) -> TrainConfig:
-    """The recipe of a run with `minutes` that is resumed: the number of steps that its config.yaml holds stays.
-
-    The same recipe where the run was stopped before they were known.
-    """
-    if config.minutes is None or stored.get("minutes") is not None:
-        return config
-    evaluation, optimizer = stored["evaluation"], stored["optimizer"]
-    return replace(
-        config,
-        minutes=None,
-        steps=stored["steps"],
-        log_every=stored["log_every"],
-        save_every=stored["save_every"],
-        evaluation=replace(config.evaluation, every=evaluation["every"], limit=evaluation["limit"]),
-        optimizer=replace(config.optimizer, warmup=optimizer["warmup"]),
-    )
+"""Maximum share of the time budget for evaluations."""
 
 
 def read_plan(config: TrainConfig) -> TrainConfig:
-    """`planned_before` with the config.yaml of the run folder; what is wrong with that is said where it is resumed."""
+    """The configuration of a run with `minutes` that is resumed, with the number of steps from its config.yaml.
+
+    Unchanged if the run stopped before timing ended, or if config.yaml is invalid, which is reported later.
+    """
+    if config.minutes is None:
+        return config
     try:
-        return planned_before(config, parse_yaml(read_text(f"{config.out}/config.yaml"), str(config.out)))
+        stored = read_run_config(str(config.out))
+        if stored.get("minutes") is not None:
+            return config
+        evaluation, optimizer = stored["evaluation"], stored["optimizer"]
+        return replace(
+            config,
+            minutes=None,
+            steps=stored["steps"],
+            log_every=stored["log_every"],
+            save_every=stored["save_every"],
+            evaluation=replace(config.evaluation, interval=evaluation["interval"], limit=evaluation["limit"]),
+            optimizer=replace(config.optimizer, warmup=optimizer["warmup"]),
+        )
     except (InputError, KeyError, TypeError, AttributeError):
         return config
 
 
-def plan(session: Session, config: TrainConfig, step: Callable[[int], None]) -> tuple[TrainConfig, float]:
-    """The recipe with the number of steps that fits into `minutes`, and the seconds of one evaluation.
+def plan(
+    config: TrainConfig, setup: Setup, step: Callable[[int], None], image_seconds: Callable[[], float]
+) -> tuple[TrainConfig, float]:
+    """The configuration with the number of steps that fits into `minutes`, and the seconds of one evaluation.
 
     Args:
-        session: at step 0, where it is afterwards.
         config: with `minutes`.
-        step: trains step number n (from 0).
+        setup: at step 0; it is restored to that state.
+        step: performs training step n (from 0).
+        image_seconds: measures the evaluation time per image.
     """
     began = time.perf_counter()
-    before = {name: value.clone() for name, value in session.model.state_dict().items()}
-    step_seconds = _time_steps(session, config, step)
-    session.model.load_state_dict(before)
-    if session.average is not None:
-        session.average.average.load_state_dict(before)
-    session.optimizer.state.clear()  # not load_state_dict, which would leave Fabric's wrapper with the old groups
-    session.progress = Progress()
+    learner, val_set = setup.learner, setup.val_set
+    state, processes = learner.state, learner.processes
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    step_seconds = _time_steps(config, processes, step)
+    state.model.load_state_dict(before)
+    if state.average is not None:
+        state.average.average.load_state_dict(before)
+    state.optimizer.state.clear()  # not load_state_dict, which would leave Fabric's wrapper with the old groups
+    state.progress = Progress()
 
     def decide() -> tuple[TrainConfig, float]:
-        images = math.ceil(count_images(session.val_set, config.evaluation.limit) / session.processes.count)
-        seconds = image_seconds(session, config)
+        images = math.ceil(count_images(val_set, config.evaluation.limit) / processes.count)
+        seconds = image_seconds()
         fitting = fit(config, step_seconds, seconds, images, spent=time.perf_counter() - began)
-        scored = count_images(session.val_set, fitting.evaluation.limit)
-        return fitting, seconds * math.ceil(scored / session.processes.count)
+        scored = count_images(val_set, fitting.evaluation.limit)
+        return fitting, seconds * math.ceil(scored / processes.count)
 
-    fitting, evaluation = session.processes.from_first(decide)
-    session.begin_feed(fitting)
-    if session.processes.first:
-        session.run.write_config(fitting)
+    fitting, evaluation = processes.broadcast(decide)
+    setup.feed.begin(fitting, state.progress.step)
+    if processes.is_main:
+        setup.run.write_config(fitting)
     return fitting, evaluation
 
 
-def _time_steps(session: Session, config: TrainConfig, step: Callable[[int], None]) -> float:
-    """Seconds of a step: the mean of those after the first, which the first process takes the time of."""
+def _time_steps(config: TrainConfig, processes: Processes, step: Callable[[int], None]) -> float:
+    """Seconds per step, as timed by the first process: the mean over the steps after the warm-up."""
     whole = 60 * (0.0 if config.minutes is None else config.minutes)
     fewest, most = MEASURED
     began = warm = time.perf_counter()
@@ -99,38 +102,34 @@ def _time_steps(session: Session, config: TrainConfig, step: Callable[[int], Non
             warm = now
         ready = timed >= fewest and now - began >= min(MEASURING_SHARE * whole, MOST_MEASURING)
         late = timed >= 1 and now - began >= 2 * MEASURING_SHARE * whole
-        if session.processes.from_first(lambda enough=ready or late: enough):  # type: ignore[misc]
+        if processes.broadcast(lambda enough=ready or late: enough):  # type: ignore[misc]
             break
     return (time.perf_counter() - warm) / timed
 
 
 def fit(config: TrainConfig, step_seconds: float, image_seconds: float, images: int, *, spent: float) -> TrainConfig:
-    """The recipe with as many steps as fit into its minutes, less the seconds that are spent, and one or more.
+    """The configuration with the number of steps, at least 1, that fits into its minutes after `spent` seconds.
 
-    Evaluations take up to a quarter of the time: as many as the recipe has, or fewer; where not even one over all
-    `images` of a process fits, the last one scores the first so many. What the recipe counts in steps becomes smaller
-    where too few are left.
+    Evaluations take at most a quarter of the time: as many as configured, or fewer. If not even one evaluation of all
+    `images` per process fits, a single one covers the first images only. Warm-up, logging and saving intervals shrink
+    if there are few steps.
     """
     whole = 60 * (0.0 if config.minutes is None else config.minutes)
     evaluation, share = config.evaluation, EVALUATION_SHARE * whole
     affordable = int(share / max(image_seconds, 1e-9))
     if affordable < images:
         images, count = max(affordable, 1), 1
-        evaluation = replace(evaluation, limit=images * _processes(config))
+        evaluation = replace(evaluation, limit=images * config.num_processes)
     else:
-        wanted = math.ceil(config.steps / evaluation.every) if evaluation.every else 1
+        wanted = math.ceil(config.steps / evaluation.interval) if evaluation.interval else 1
         count = max(1, min(wanted, affordable // max(images, 1)))
     steps = max(1, int((whole - spent - count * images * image_seconds) / step_seconds))
     return replace(
         config,
         minutes=None,
         steps=steps,
-        evaluation=replace(evaluation, every=0 if count == 1 else math.ceil(steps / count)),
+        evaluation=replace(evaluation, interval=0 if count == 1 else math.ceil(steps / count)),
         optimizer=replace(config.optimizer, warmup=min(config.optimizer.warmup, steps // 10)),
         log_every=min(config.log_every, max(steps // 10, 1)),
         save_every=min(config.save_every, max(steps // 5, 1)),
     )
-
-
-def _processes(config: TrainConfig) -> int:
-    return config.crops_per_step // (config.batch_size * config.accumulate)

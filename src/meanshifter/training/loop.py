@@ -1,4 +1,8 @@
-"""The training loop, readable from top to bottom.
+"""The training loop, readable from top to bottom: `train`, `fit`, evaluation, and one optimizer step.
+
+A step's crops are split over processes, over `accumulate` passes, and into smaller parts if memory runs out. The loss
+of each part is divided by the total of the step (labeled pixels, or all pixels), so that every split gives the same
+gradient up to rounding.
 
 Glossary: B crops in a batch, K classes, H W pixels of a crop, h w its patch grid.
 """
@@ -7,314 +11,429 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from meanshifter.errors import InputError, RunError
-from meanshifter.evaluation.evaluate import count_images
-from meanshifter.evaluation.result import Result
-from meanshifter.files import write_text
+from meanshifter.data.datasets import Dataset, Sample
+from meanshifter.data.labels import Labels
+from meanshifter.errors import InputError, RunError, is_out_of_memory, one_line, summarize_error
+from meanshifter.evaluation.diagnostics import RADII, boundary_figures, diagnose_model, near_boundaries
+from meanshifter.evaluation.evaluate import check_classes, count_images, protocol_of, sum_counts
+from meanshifter.evaluation.result import Confusion, Result, confusion_matrix
+from meanshifter.inference.predictor import Predictor
+from meanshifter.model.segmenter import Segmenter
+from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.ops.losses import loss_count
 from meanshifter.training.budget import plan, read_plan
-from meanshifter.training.display import Display, Meter, Pace
-from meanshifter.training.interrupt import Interrupt, Stopped
-from meanshifter.training.optimizer import set_learning_rate
-from meanshifter.training.recipe import TrainConfig
-from meanshifter.training.scoring import image_seconds, score, step_figures
-from meanshifter.training.session import Session, prepare, resolve
-from meanshifter.training.step import Crops, next_crops, take_gradient
-from meanshifter.training.stochastic_depth import step_seed
-from meanshifter.training.summary import advice, summary
+from meanshifter.training.config import TrainConfig
+from meanshifter.training.data import Batch
+from meanshifter.training.display import Display, Interrupt, Log, Pace, Stopped, advice, summary
+from meanshifter.training.optimizer import set_learning_rate, step_seed
+from meanshifter.training.parsing import config_of
+from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve
+from meanshifter.training.state import RunFolder
+from meanshifter.utils.distributed import Processes
 
-HOW_TO_GO_ON = "the same command with --resume continues"
-CLASSES: Final = "per_class.md"
-"""The scores per class of the newest evaluation, in the run folder."""
+RESUME_HINT = "resume with the same command and --resume"
+PROBE = 3
+"""Images that are scored to time an evaluation."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished training leaves."""
+    """The outcome of a finished training run."""
 
     path: Path
     """The run folder; `load_model(path)` reads its best checkpoint."""
     result: Result
-    """The score of the last weights on the validation split."""
+    """Scores of the final weights on the validation split."""
     best: float
-    """The best mIoU of all evaluations, that of checkpoints/best."""
+    """Best mIoU of all evaluations, that of checkpoints/best."""
     seconds: float
-    """Wall time of this process's part of the run, preparation and evaluations included."""
-    first: bool
-    """Whether this process wrote the run folder; of several, one does."""
+    """Wall time of this process, including preparation and evaluations; without earlier, resumed parts of the run."""
+    is_main_process: bool
+    """Whether this process wrote the run folder."""
 
 
-def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> Trained:
-    """Train a model into the run folder `config.out`.
+def train(
+    data: str | Path | Mapping[str, Any] | TrainConfig | None = None,
+    *,
+    recipe: str | Path = "folder",
+    resume: bool = False,
+    quiet: bool = False,
+    **fields: Any,
+) -> Trained:
+    """Train a model into a run folder: `train("DIR", recipe="folder", out="runs/mine", steps=2000)`.
 
-    With several devices every process runs this function, and Fabric starts those that are missing by running the
-    program again.
+    With several devices, every process runs this function; Fabric starts missing processes by running the program
+    again.
 
     Args:
-        config: the recipe; `parse_recipe` makes one.
-        resume: continue the run in that folder, to the weights it would have reached without a stop.
-        quiet: show nothing.
+        data: the data set folder (`data.root`), a mapping of fields of that section, or a complete `TrainConfig`
+            instead of recipe and fields.
+        recipe: a name listed by `meanshifter train --list`, or a YAML file.
+        resume: continue the run in the run folder, to the same weights as without the interruption.
+        quiet: show no progress.
+        **fields: override fields of the recipe; sections are mappings: `optimizer={"lr": 0.1}`.
 
     Raises:
-        InputError: a wrong configuration or wrong data, before anything is trained; a run folder in use.
-        RunError: a loss that is not finite; checkpoints/last holds the last good weights. A full disk; the
-            checkpoint before is whole. No memory for a single crop.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and saved.
+        InputError: the configuration or the data are invalid, or the run folder is in use; raised before training.
+        RunError: the loss is not finite (checkpoints/last holds the last good weights), the disk is full (the previous
+            checkpoint is intact), or not even a single crop fits into memory.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the current step is done and saved.
     """
     began = time.perf_counter()
+    config = data if isinstance(data, TrainConfig) else config_of(data, recipe, fields)
     asked = config.minutes
     config = resolve(read_plan(config) if resume else config)
-    session = prepare(config, resume=resume)
-    kept = (
-        None
-        if asked is None or config.minutes is not None
-        else f"minutes {asked:g}: steps stay as config.yaml has them"
-    )
+    setup = prepare(config, resume=resume)
+    main = setup.learner.processes.is_main
+    planned = asked is not None and config.minutes is None
+    notes = [f"minutes {asked:g}: using the number of steps in config.yaml"] if planned else []
     try:
-        result = _train(session, config, kept, quiet=quiet or not session.processes.first)
+        result = fit(config, setup, Display(setup.run.path.name, quiet=quiet or not main), notes)
     finally:
-        session.run.release()
-    seconds = time.perf_counter() - began
-    return Trained(session.run.path, result, session.progress.best, seconds, session.processes.first)
+        setup.run.release()
+    return Trained(setup.run.path, result, setup.learner.state.progress.best, time.perf_counter() - began, main)
 
 
-def _train(session: Session, config: TrainConfig, kept: str | None, *, quiet: bool) -> Result:
-    progress, result = session.progress, None
-    display = Display(session.run.path.name, quiet=quiet)
-    with Log(session) as log, Interrupt(speaks=session.processes.first) as interrupt, display:
-        display.introduce([*summary(session, config), *([] if kept is None else [kept])])
-        config, evaluation = _planned(session, config, log, interrupt, display)
-        progress = session.progress
-        display.begin(config.steps, progress.step, evaluate_every=config.evaluation.every, evaluation=evaluation)
-        if not progress.scored:
-            result = score_step(session, config, log, interrupt, display)
-        for step in range(progress.step, config.steps):
-            rate, crops = take_step(session, config, step, log, _saving(session, config, interrupt), interrupt.asked)
-            done, stop = progress.step, crops.stop or (session.processes.count == 1 and interrupt.asked)
-            # one process alone stops at once; of several, all stop after the next step
-            show_progress(session, config, log, display)
+def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str] = ()) -> Result:
+    """Train the remaining steps, with evaluations and checkpoints; returns the final scores."""
+    run, learner, feed, val_set, _ = setup
+    state, processes, result = learner.state, learner.processes, None
+    with Log(run, state, processes) as log, Interrupt(is_main=processes.is_main) as interrupt, display:
+        for line in (*summary(config, setup), *notes):
+            display.say(one_line(line))
+        config, seconds = _planned(config, setup, log, interrupt, display)
+        display.begin(config.steps, state.progress.step, evaluate_every=config.evaluation.interval, evaluation=seconds)
+
+        def evaluate() -> Result:
+            return evaluate_step(config, setup, log, interrupt, display)
+
+        if not state.progress.scored:  # the run stopped between a checkpoint and its evaluation
+            result = evaluate()
+        for step in range(state.progress.step, config.steps):
+            waiting = _saved_while_waiting(config, run, learner, interrupt)
+            lr, crops = take_step(config, run, learner, feed, step, log, waiting, requested=bool(interrupt.requested))
+            done = state.progress.step
+            # a single process stops immediately; several processes stop together after the next step
+            stop = crops.stop or (processes.count == 1 and bool(interrupt.requested))
+            _show_progress(config, learner, val_set, log, display)
             if is_due(done, config.log_every, config.steps):
-                display.say_numbers(done, log.write(rate))
-            if is_due(done, config.evaluation.every, config.steps):
-                result = score_step(session, config, log, interrupt, display)
+                display.say_numbers(done, log.write(lr))
+            if is_due(done, config.evaluation.interval, config.steps):
+                result = evaluate()
             elif stop or is_due(done, config.save_every, config.steps):
-                session.save()
+                run.save_last(state, processes)
                 log.meter.restart()
             if stop and done < config.steps:
-                interrupt.leave(f"stopped after step {done} of {config.steps}; {HOW_TO_GO_ON}")
-    return score(session, config).result if result is None else result  # None: resumed when nothing was left to do
+                interrupt.stop(f"stopped after step {done} of {config.steps}; {RESUME_HINT}")
+    if result is None:  # the resumed run was already complete
+        result, _ = score(config, state.evaluated, val_set, processes)
+    return result
 
 
 def take_step(
-    session: Session,
     config: TrainConfig,
+    run: RunFolder,
+    learner: Learner,
+    feed: Feed,
     step: int,
     log: Log,
-    waiting: AbstractContextManager[object],
-    asked: int,
+    waiting: AbstractContextManager[object] | None = None,
+    *,
+    requested: bool = False,
 ) -> tuple[float, Crops]:
-    """Train step number `step` (from 0), waiting for its crops within `waiting`; its learning rate and crops."""
-    torch.manual_seed(step_seed(config.seed, step))  # stochastic depth follows the step, so that a run resumes
-    rate = set_learning_rate(session.optimizer, config.optimizer, step, config.steps)
-    with log.meter.waiting(), waiting:
-        crops = next_crops(session, config, asked=bool(asked))
-    log.add(learn(session, config, crops), config.crops_per_step)
-    return rate, crops
+    """Perform training step `step` (from 0), fetching its crops within `waiting`; returns learning rate and crops.
+
+    Raises:
+        RunError: loss or gradient is not finite; raised before the weights change, and the crops are kept.
+    """
+    torch.manual_seed(step_seed(config.seed, step))  # stochastic depth depends on the step, so that runs can resume
+    lr = set_learning_rate(learner.optimizer, config.optimizer, step, config.steps)
+    with log.meter.waiting(), waiting or nullcontext():
+        crops = next_crops(config, learner, feed, requested=requested)
+    loss = take_gradient(config, learner, crops)
+    check_finite(run, learner, "loss", loss, crops)
+    max_norm = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
+    norm = learner.fabric.clip_gradients(
+        learner.network, learner.optimizer, max_norm=max_norm, error_if_nonfinite=False
+    )
+    if config.precision != "fp16":  # loss scaling skips steps whose gradient is not finite
+        check_finite(run, learner, "gradient", norm, crops)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    state = learner.state
+    if state.average is not None:
+        state.average.update(state.model.parameters(), state.progress.step)
+    state.progress.step += 1
+    log.add(loss, config.crops_per_step)
+    return lr, crops
+
+
+def is_due(done: int, every: int, steps: int) -> bool:
+    """Whether something is due every `every` steps (0: never), and after the last step."""
+    return done == steps or (every > 0 and done % every == 0)
 
 
 @contextmanager
-def _saving(session: Session, config: TrainConfig, interrupt: Interrupt) -> Iterator[None]:
-    """While crops are waited for, which may take long, a signal saves and ends the run; of several processes, later."""
-    if session.processes.count > 1:
+def _saved_while_waiting(config: TrainConfig, run: RunFolder, learner: Learner, interrupt: Interrupt) -> Iterator[None]:
+    """Let a signal save and end the run while it waits for crops; several processes stop after the step instead."""
+    if learner.processes.count > 1:
         yield
         return
+    done = learner.state.progress.step
     try:
-        with interrupt.at_once(f"stopped after step {session.progress.step} of {config.steps}; {HOW_TO_GO_ON}"):
+        with interrupt.immediately(f"stopped after step {done} of {config.steps}; {RESUME_HINT}"):
             yield
     except Stopped:
-        session.save()
+        run.save_last(learner.state, learner.processes)
         raise
 
 
 def _planned(
-    session: Session, config: TrainConfig, log: Log, interrupt: Interrupt, display: Display
+    config: TrainConfig, setup: Setup, log: Log, interrupt: Interrupt, display: Display
 ) -> tuple[TrainConfig, float | None]:
-    """The recipe with the number of steps that `minutes` asks for, and the seconds of an evaluation where measured."""
+    """The configuration with the number of steps for `minutes`, and the seconds per evaluation if measured."""
     if config.minutes is None:
         return config, None
+    run, learner, feed, val_set, _ = setup
 
     def step(number: int) -> None:
-        take_step(session, config, number, log, nullcontext(), 0)
+        take_step(config, run, learner, feed, number, log)
 
-    display.say("measuring the first steps, which are then undone …")
-    with interrupt.at_once("stopped while the first steps were measured; the same command with --resume begins again"):
-        planned, seconds = plan(session, config, step)
+    display.say("timing the first steps, which are then undone …")
+    with interrupt.immediately("stopped while timing the first steps; start again with the same command and --resume"):
+        planned, seconds = plan(config, setup, step, lambda: image_seconds(config, learner, val_set))
     log.meter.restart()
     limit = planned.evaluation.limit
-    scored = "" if limit == config.evaluation.limit else f", of the first {limit:,} images: all would take too long"
-    count = Pace(planned.steps, planned.evaluation.every).evaluations(planned.steps)
+    scored = "" if limit == config.evaluation.limit else f" of the first {limit:,} images: all would take too long"
+    count = Pace(planned.steps, planned.evaluation.interval).evaluations(planned.steps)
     display.say(
         f"minutes {config.minutes:g}: {planned.steps:,} steps fit, and {count} evaluation{'s' * (count > 1)}{scored}"
     )
     return planned, seconds
 
 
-def show_progress(session: Session, config: TrainConfig, log: Log, display: Display) -> None:
-    """Move the bar; once steps have become regular, say how long all of it takes."""
-    done = session.progress.step
-    display.step(done)
-    display.say_early(done, config.log_every)
+def _show_progress(config: TrainConfig, learner: Learner, val_set: Dataset, log: Log, display: Display) -> None:
+    """Update the bar; once step times are regular, print the estimated total time."""
+    done = learner.state.progress.step
+    display.step(done, config.log_every)
     if not display.estimates or done == config.steps:
         return
     planned, resumed = display.pace.evaluation is not None, done > display.pace.seen
     if not planned:
-        images = count_images(session.val_set, config.evaluation.limit)
-        display.evaluated(image_seconds(session, config) * math.ceil(images / session.processes.count))
+        images = count_images(val_set, config.evaluation.limit)
+        seconds = image_seconds(config, learner, val_set)
+        display.evaluated(seconds * math.ceil(images / learner.processes.count))
         log.meter.restart()
     display.say_estimate(done)
-    hint = None if planned or resumed else advice(session, config, display.pace.whole(done))
+    hint = None if planned or resumed else advice(config, learner.state.model.device, display.pace.whole(done))
     if hint is not None:
         display.say(hint)
 
 
-def learn(session: Session, config: TrainConfig, crops: Crops) -> Tensor:
-    """One optimiser step; returns this process's part of its loss."""
-    loss = take_gradient(session, config, crops)
-    refuse_nonfinite(session, "loss", loss, crops)
-    limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
-    norm = session.fabric.clip_gradients(session.network, session.optimizer, max_norm=limit, error_if_nonfinite=False)
-    if config.precision != "fp16":  # its loss scaling skips steps whose gradient is not finite
-        refuse_nonfinite(session, "gradient", norm, crops)
-    session.optimizer.step()
-    session.optimizer.zero_grad()
-    if session.average is not None:
-        session.average.update(session.model.parameters(), session.progress.step)
-    session.progress.step += 1
-    return loss
-
-
-def score_step(session: Session, config: TrainConfig, log: Log, interrupt: Interrupt, display: Display) -> Result:
-    """The evaluation that is due; the state before it is saved, so that a run which stops here begins with it."""
-    progress = session.progress
+def evaluate_step(config: TrainConfig, setup: Setup, log: Log, interrupt: Interrupt, display: Display) -> Result:
+    """Run an evaluation. The state before it is saved, so that a run which stops here resumes with the evaluation."""
+    run, learner, _, val_set, _ = setup
+    state, processes, progress = learner.state, learner.processes, learner.state.progress
     progress.scored = False
-    session.save()
+    run.save_last(state, processes)
     began = time.perf_counter()
-    with interrupt.at_once(f"stopped after step {progress.step} of {config.steps}, before its score; {HOW_TO_GO_ON}"):
-        scores = score(session, config)
-        figures = step_figures(session, config) if session.processes.first else {}
-    result, seconds = scores.result, time.perf_counter() - began
+    hint = f"stopped after step {progress.step} of {config.steps}, before its evaluation; {RESUME_HINT}"
+    with interrupt.immediately(hint):
+        result, boundary = score(config, state.evaluated, val_set, processes)
+        figures = step_figures(config, state.evaluated, val_set) if processes.is_main else {}
+    seconds = time.perf_counter() - began
     display.say(f"step {progress.step}: mIoU {result.mIoU:.2f}, mAcc {result.mAcc:.2f}, aAcc {result.aAcc:.2f}")
-    log.record(
-        mIoU=result.mIoU,
-        mAcc=result.mAcc,
-        aAcc=result.aAcc,
-        **scores.boundary,
-        IoU={name: score.IoU for name, score in result.per_class.items()},
-        **figures,
-    )
+    scores = {name: getattr(result, name) for name in ("mIoU", "mAcc", "aAcc")}
+    log.record(**scores, **boundary, IoU={name: score.IoU for name, score in result.per_class.items()}, **figures)
     log.write_classes(result)
-    session.keep_best(result.mIoU)
+    run.save_best(state, result.mIoU, processes)
     progress.scored = True
-    session.save()
+    run.save_last(state, processes)
     log.meter.restart()
     display.evaluated(seconds)
     return result
 
 
-def is_due(done: int, every: int, steps: int) -> bool:
-    """After each `every` steps (0: never) and after the last."""
-    return done == steps or (every > 0 and done % every == 0)
+def score(
+    config: TrainConfig, model: Segmenter, val_set: Dataset, processes: Processes, limit: int | None = None
+) -> tuple[Result, dict[str, float]]:
+    """Scores on the first `limit` validation images (None: the configured limit), preprocessed as configured.
+
+    Also returns boundary_3 and boundary_9: mIoU in percent of the pixels within 3 and 9 of another class.
+    """
+    limit = config.evaluation.limit if limit is None else limit
+    predictor, space = _predictor(config, model), val_set.label_space
+    check_classes(model.label_space, space, f"{val_set.name} {val_set.split}")
+    layers, K, ignore = predictor.mean_shift_layers, space.num_classes, space.ignore
+
+    def count(sample: Sample, maps: list[Labels]) -> Confusion:
+        near = near_boundaries(sample.labels, maps, K, ignore)[0]
+        return np.concatenate([confusion_matrix(sample.labels, maps[0], K, ignore=ignore)[None], near])
+
+    shape = (1 + len(RADII), K, K)
+    totals, ignored = sum_counts(predictor, val_set, [layers], shape, count, limit=limit, processes=processes)
+    result = Result(totals[0], space.names, protocol_of(predictor, val_set, limit=limit), ignored=ignored)
+    return result, boundary_figures(totals[1:])
 
 
-def refuse_nonfinite(session: Session, what: str, value: Tensor | None, crops: Crops) -> None:
-    """Stop before a loss or gradient that is not finite reaches the weights, and keep the crops that made it."""
-    if value is None or torch.isfinite(value):
-        return
-    step, run = session.progress.step + 1, session.run
-    kept = run.keep_batch(step, crops.parts, session.processes.rank)
-    last = run.checkpoint("last")
-    weights = f"last good weights in {last}" if last.exists() else "no checkpoint was written yet"
-    raise RunError(
-        f"step {step}: the {what} is {value.item()}; stopped before the weights took it in. Batch kept in {kept}, "
-        f"{weights}; lower optimizer.lr, set optimizer.clip_norm, or use precision fp32"
+def image_seconds(config: TrainConfig, learner: Learner, val_set: Dataset) -> float:
+    """Seconds per image of an evaluation in this process alone; the first image is not timed."""
+    model, count = learner.state.evaluated, min(PROBE, count_images(val_set, config.evaluation.limit))
+    score(config, model, val_set, Processes(), limit=1)
+    began = time.perf_counter()
+    score(config, model, val_set, Processes(), limit=count)
+    return (time.perf_counter() - began) / count
+
+
+def step_figures(config: TrainConfig, model: Segmenter, val_set: Dataset) -> dict[str, float]:
+    """Diagnostics of the mean shift steps on two validation images, such as step1/neighbors; empty without steps."""
+    if not model.has_steps:
+        return {}
+    predictor = _predictor(config, model)
+    rows = diagnose_model(predictor, val_set, predictor.mean_shift_layers, images=2, limit=config.evaluation.limit)
+    named = {f"step{n}/{name}": value for n, row in enumerate(rows) for name, value in row.items()}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
+
+
+def _predictor(config: TrainConfig, model: Segmenter) -> Predictor:
+    return Predictor(model, precision=config.precision, **config.evaluation.reading)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One process's crops of a step."""
+
+    parts: list[Batch]
+    """One batch per accumulation pass."""
+    total: float
+    """Divisor of the step's summed loss, over all processes."""
+    stop: bool
+    """Whether any process was asked to stop after this step."""
+
+
+def next_crops(config: TrainConfig, learner: Learner, feed: Feed, *, requested: bool) -> Crops:
+    """Fetch the crops of the next step; `requested`: whether this process was asked to stop."""
+    parts, count, failure = [], 0.0, None
+    try:
+        for _ in range(config.accumulate):
+            parts.append(next(feed))
+            count += _count(config, learner, parts[-1][1])
+    except (InputError, RunError) as error:
+        failure = error
+    facts = torch.tensor([count, float(requested), float(failure is not None)], dtype=torch.float64)
+    total, stop, failed = learner.processes.sum(facts).tolist()
+    if failed:
+        learner.processes.all_agree(failure)
+    return Crops(parts, total, stop > 0)
+
+
+def take_gradient(config: TrainConfig, learner: Learner, crops: Crops) -> Tensor:
+    """Compute the gradient of the step; returns this process's part of the loss.
+
+    If memory runs out, parts are halved for the rest of the run, and the step starts again.
+    """
+    learner.drop_path.draw(config.crops_per_step)
+    while True:
+        loss, failure = None, None
+        try:
+            loss = _forward_and_backward(config, learner, crops)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = summarize_error(error)
+        if not learner.processes.sum(torch.tensor(int(failure is not None))):
+            break
+        learner.optimizer.zero_grad()
+        _halve(config, learner, failure)
+    assert loss is not None  # no process ran out of memory
+    learner.processes.sum_gradients(learner.state.model.parameters())
+    return loss
+
+
+def _forward_and_backward(config: TrainConfig, learner: Learner, crops: Crops) -> Tensor:
+    """Forward and backward pass of this process's crops, part by part; returns the summed loss."""
+    fabric, device = learner.fabric, learner.state.model.device
+    total = torch.zeros((), device=device)
+    for part, offset in _parts(config, learner, crops):
+        images, labels = fabric.to_device(part)
+        learner.drop_path.use(slice(offset, offset + len(images)), device)
+        share = 0.0 if crops.total == 0 else _count(config, learner, part[1]) / crops.total
+        with fabric.no_backward_sync(learner.network):  # gradients are reduced once, when all processes are done
+            loss = crop_loss(learner.network(images), labels, config, learner) * share
+            fabric.backward(loss)
+        total += loss.detach()
+    return total
+
+
+def _parts(config: TrainConfig, learner: Learner, crops: Crops) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
+    """Images and labels in parts of at most `learner.crops_at_once`, each with its offset in the step."""
+    for number, (images, labels, _) in enumerate(crops.parts):
+        place = (number * learner.processes.count + learner.processes.rank) * config.batch_size
+        for start in range(0, len(images), learner.crops_at_once):
+            some = slice(start, start + learner.crops_at_once)
+            yield (images[some], labels[some]), place + start
+
+
+def _halve(config: TrainConfig, learner: Learner, failure: str | None) -> None:
+    if learner.state.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    before = learner.crops_at_once
+    if before == 1:
+        reason = "another process" if failure is None else failure
+        raise RunError(
+            f"out of memory with a single crop of {config.augment.crop} ({reason}); use a smaller augment.crop, "
+            "precision bf16, or a device with more memory"
+        )
+    learner.crops_at_once = -(-before // 2)
+    if learner.processes.is_main:
+        warnings.warn(
+            f"out of memory with {before} crops per pass: continuing with {learner.crops_at_once} crops per pass and "
+            "the same gradient",
+            stacklevel=2,
+        )
+
+
+def _count(config: TrainConfig, learner: Learner, labels: Tensor) -> float:
+    """Divisor of the summed loss of these labels."""
+    space = learner.state.model.label_space
+    weight = torch.ones(space.num_classes) if learner.class_weight is None else learner.class_weight
+    count = loss_count(labels, weight.to(labels.device), ignore_index=space.ignore, reduction=config.loss.reduction)
+    return float(count)
+
+
+def crop_loss(logits: Tensor, labels: Tensor, config: TrainConfig, learner: Learner) -> Tensor:
+    """Cross-entropy of patch logits (B, K, h, w) against labels (B, H, W), as configured."""
+    model = learner.state.model
+    return upsampled_cross_entropy(
+        logits,
+        labels,
+        padded_size=(logits.shape[-2] * model.output_stride, logits.shape[-1] * model.output_stride),
+        ignore_index=model.label_space.ignore,
+        reduction=config.loss.reduction,
+        weight=learner.class_weight,
+        label_smoothing=config.loss.label_smoothing,
     )
 
 
-class Log:
-    """Figures of the steps, to metrics.jsonl and TensorBoard; the first of several processes writes them."""
-
-    def __init__(self, session: Session) -> None:
-        self.session, self.meter = session, Meter()
-        self.board: SummaryWriter | None = None
-        if session.processes.first:
-            step = session.progress.step
-            self.board = SummaryWriter(str(session.run.path), purge_step=step + 1 if step else None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.board is not None:
-            with suppress(OSError):  # a full disk has been spoken of already
-                self.board.close()
-
-    def add(self, loss: Tensor, images: int) -> None:
-        """Count one step: this process's part of its loss, and the crops of all."""
-        total, count = self.session.progress.tally
-        self.session.progress.tally = (total + loss.item(), count + 1)
-        self.meter.images += images
-
-    def write(self, rate: float) -> dict[str, float]:
-        """Record the means since the last call: loss, learning rate, images per second, share of time waiting."""
-        speed, wait = self.meter.read()
-        total, count = self.session.progress.tally
-        total = float(self.session.processes.sum(torch.tensor(total, dtype=torch.float64)))
-        loss = total / count if count else math.nan
-        self.session.progress.tally = (0.0, 0)
-        values = {"loss": loss, "lr": rate, "images_per_second": speed, "data_wait": wait}
-        self.record(**values)
-        return values
-
-    def record(self, **values: float | Mapping[str, float]) -> None:
-        """Write figures of the step that is done; JSON has no NaN, so that it becomes null there."""
-        if self.board is None:
-            return
-        line: dict[str, Any] = {"step": self.session.progress.step}
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                line[name] = {key: self._finite(f"{name}/{key}", part) for key, part in value.items()}
-            else:
-                line[name] = self._finite(name, value)
-        self.session.run.log(line)
-
-    def _finite(self, name: str, value: float) -> float | None:
-        """Show a figure on the board; None where it is not finite."""
-        if not math.isfinite(value):
-            return None
-        if self.board is not None:
-            self.board.add_scalar(name, value, self.session.progress.step)
-        return value
-
-    def write_classes(self, result: Result) -> None:
-        """Write the scores per class of the step that is done, over those of the evaluation before.
-
-        Raises:
-            RunError: they cannot be written.
-        """
-        if self.board is None:
-            return
-        text = f"Step {self.session.progress.step}\n\n{result.table()}\n"
-        try:
-            write_text(self.session.run.path / CLASSES, text)
-        except InputError as error:
-            reason = str(error).split(";")[0]
-            raise RunError(f"{reason}; the run has stopped; make space and go on with --resume") from error
+def check_finite(run: RunFolder, learner: Learner, what: str, value: Tensor | None, crops: Crops) -> None:
+    """Stop before a loss or gradient that is not finite changes the weights, and keep the crops that caused it."""
+    if value is None or torch.isfinite(value):
+        return
+    step, last = learner.state.progress.step + 1, run.checkpoint("last")
+    kept = run.keep_batch(step, crops.parts, learner.processes.rank)
+    weights = f"last good weights in {last}" if last.exists() else "no checkpoint was written yet"
+    raise RunError(
+        f"step {step}: the {what} is {value.item()}; stopped before updating the weights. Batch saved to {kept}, "
+        f"{weights}; lower optimizer.lr, set optimizer.clip_norm, or use precision fp32"
+    )

@@ -1,31 +1,33 @@
-"""Optimiser, schedule and running average of the weights."""
+"""Optimizer, learning rate schedule, weight averaging and stochastic depth.
+
+Source of stochastic depth: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016; scaled as in timm's
+`DropPath`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Final
 
 import torch
-from torch import Tensor
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.training.recipe import OptimizerConfig
+from meanshifter.training.config import OptimizerConfig
 
 UNDECAYED = ("bias", "pos_embed", "cls_token", "reg_token", "dist_token", "class_embeddings")
-"""How names end that are not decayed whatever their shape: the bias of pixel_shift is a grid of them."""
+"""Suffixes of parameter names that are never decayed; the bias of pixel_shift is not a vector."""
 
 
 def create_optimizer(model: Segmenter, config: OptimizerConfig) -> Optimizer:
-    """SGD or AdamW over up to four groups: {encoder, head} × {decayed, not decayed}, each with its `base_lr`."""
+    """SGD or AdamW with up to four groups: {encoder, head} × {decayed, not decayed}, each with its `base_lr`."""
     groups = []
     head_lr = config.lr if config.head_lr is None else config.head_lr
-    for part, lr in (("encoder.", config.lr), ("", head_lr)):
-        named = [
-            (name, parameter)
-            for name, parameter in model.named_parameters()
-            if name.startswith("encoder.") == (part == "encoder.")
-        ]
+    for encoder, lr in ((True, config.lr), (False, head_lr)):
+        named = [(name, p) for name, p in model.named_parameters() if name.startswith("encoder.") == encoder]
         for decayed in (True, False):
             parameters = [p for name, p in named if _is_decayed(name, p) == decayed]
             if parameters:
@@ -41,7 +43,7 @@ def _is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 def set_learning_rate(optimizer: Optimizer, config: OptimizerConfig, step: int, steps: int) -> float:
-    """Set every group to its rate at `step` (from 0) of `steps`; returns the first group's."""
+    """Set each group's learning rate at `step` (from 0) of `steps`; returns that of the first group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, group["base_lr"], step, steps)
     rate: float = optimizer.param_groups[0]["lr"]
@@ -49,7 +51,7 @@ def set_learning_rate(optimizer: Optimizer, config: OptimizerConfig, step: int, 
 
 
 def learning_rate(config: OptimizerConfig, base: float, step: int, steps: int) -> float:
-    """Linear warm-up, then poly (as in DeepLab, arXiv 1606.00915, section 4.1) or cosine decay to `min_lr`."""
+    """Linear warm-up, then poly (DeepLab, arXiv 1606.00915, section 4.1) or cosine decay to `min_lr`."""
     if config.schedule == "poly":
         factor: float = (1 - step / steps) ** config.power
     else:
@@ -59,9 +61,9 @@ def learning_rate(config: OptimizerConfig, base: float, step: int, steps: int) -
 
 
 class WeightAverage:
-    """A running average of a model's weights, in another model: average ← d·average + (1 - d)·weights.
+    """Exponential moving average of a model's weights in a second model: average ← d·average + (1 - d)·weights.
 
-    The decay warms up as (1 + n) / (10 + n), so that the random start does not linger.
+    The decay d warms up as (1 + n) / (10 + n), so that the random initialization is forgotten quickly.
     """
 
     def __init__(self, average: Segmenter, decay: float) -> None:
@@ -69,6 +71,54 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, weights: Iterable[Tensor], step: int) -> None:
-        """Take in the weights after optimiser step number `step` (from 0)."""
+        """Update with the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in weights], 1 - decay)
+
+
+SPREAD: Final = 0x9E3779B1
+"""2³² over the golden ratio, odd: it keeps the steps of different seeds apart (Knuth, TAOCP vol. 3, section 6.4)."""
+
+
+class SampledDropPath(nn.Module):
+    """Drops a residual branch for the samples where `keep` is 0; `keep` must be set before each pass."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keep = torch.ones(1)
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """`branch` (B, N, D) with dropped samples set to zero and the others scaled up."""
+        if not self.training:
+            return branch
+        factor = self.keep.to(branch.dtype) / (1 - self.rate)
+        return branch * factor[:, None, None]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Random seed of a step, in 32 bits, since torch's CPU generator ignores all others."""
+    return (step + seed * SPREAD) % 2**32
+
+
+class SampledDropPaths:
+    """Stochastic depth drawn for all crops of a step in advance; replaces timm's modules in the model."""
+
+    def __init__(self, model: Segmenter) -> None:
+        self.paths: list[SampledDropPath] = []
+        self.drawn: list[Tensor] = []
+        for block in model.encoder.vit.blocks.children():
+            for name in ("drop_path1", "drop_path2"):
+                path = getattr(block, name, None)
+                if isinstance(path, DropPath) and path.drop_prob > 0:
+                    self.paths.append(SampledDropPath(float(path.drop_prob)))
+                    setattr(block, name, self.paths[-1])
+
+    def draw(self, crops: int) -> None:
+        """Draw for all crops of a step, from torch's CPU generator."""
+        self.drawn = [torch.empty(crops).bernoulli_(1 - path.rate) for path in self.paths]
+
+    def use(self, crops: slice, device: torch.device) -> None:
+        """Use the draws of these crops of the step in the next pass."""
+        for path, drawn in zip(self.paths, self.drawn, strict=True):
+            path.keep = drawn[crops].to(device, non_blocking=True)

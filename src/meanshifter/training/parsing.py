@@ -1,81 +1,294 @@
-"""From a recipe's name or file and fields on the command line to a checked TrainConfig."""
+"""Parsing of recipes and the command line: shorthands such as `size`, tuples, nested blocks, and unknown names."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from meanshifter.documents import LARGEST_YAML, parse_yaml, read_text
-from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
-from meanshifter.training.fields import SIZE, field_names, join_tuples, members, nearest, spread_numbers, with_size
-from meanshifter.training.recipe import TrainConfig, of_model
+from meanshifter.errors import InputError, did_you_mean, summarize_error
+from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShiftConfig
+from meanshifter.model.migration import FORMER, migrate_recipe
+from meanshifter.model.presets import SHIFTS
+from meanshifter.training.config import TrainConfig, of_model
+from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text
 
-FORMAT_VERSION = 1
+SIZE: Final = "size"
+SIZE_HELP: Final = (
+    "Image size S in pixels for training and evaluation; sets augment.crop S S, augment.resize_base 4·S S, "
+    "model.image_size null (the crop), evaluation.window S, window_stride 15/16·S, short_side S, long_side 4·S. Fields "
+    "that the recipe sets to null stay null, and each field can be overridden; config.yaml records the result."
+)
+BLOCKS: Final = {"mean_shift": MeanShiftConfig, "pixel_shift": PixelShiftConfig}
+KINDS: Final = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "Path": "a path",
+    "dict": "a mapping",
+    "NoneType": "null",
+    "MeanShiftConfig": "a mapping of its fields",
+    "PixelShiftConfig": "a mapping of its fields",
+}
+"""Types of fields, as messages name them."""
+ENCODER_ARGS: Final = "model.encoder_args"
+"""The field whose keys are not checked."""
+
+
+def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any], type]]:
+    """Dotted name, type, field and class of each field of a dataclass, followed by those of nested dataclasses."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        yield f"{prefix}{field.name}", hints[field.name], field, cls
+        for member in members(hints[field.name]):
+            if dataclasses.is_dataclass(member):
+                yield from _fields(typing.cast(type, member), f"{prefix}{field.name}.")
+
+
+def field_names(cls: type) -> Iterator[str]:
+    """Dotted names of the fields of a dataclass, including those of nested dataclasses."""
+    return (name for name, *_ in _fields(cls))
+
+
+def field_help() -> str:
+    """One line per field of a recipe, with its meaning, type and default."""
+    entries = [(SIZE, SIZE_HELP, "int | null", "null")]
+    for name, hint, field, owner in _fields(TrainConfig):
+        if dataclasses.is_dataclass(hint):
+            continue  # a section
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = {} if field.default_factory is dict else None
+        shown = "null" if default is None else str(list(default) if isinstance(default, tuple) else default)
+        entries.append((name, _meanings(owner).get(field.name, ""), _spelled_type(hint), shown))
+    width = max(len(name) for name, *_ in entries)
+    return "\n".join(f"--{name:<{width}}  {text} ({kind}; default {default})" for name, text, kind, default in entries)
+
+
+@cache
+def _meanings(cls: type) -> dict[str, str]:
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parse_from_object(cls).params}
+
+
+def _spelled_type(hint: Any) -> str:
+    if len(members(hint)) > 1:
+        return " | ".join(_spelled_type(member) for member in members(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return ", ".join(_spelled_type(member) for member in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    return str(getattr(typing.get_origin(hint) or hint, "__name__", hint))
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter for Literal[…] | None
+    return typing.get_args(hint) if union else (hint,)
+
+
+def tuples() -> dict[str, tuple[int, bool]]:
+    """Fields that are tuples: their length, and whether a single number stands for all elements (sizes)."""
+    found = {}
+    for name, hint, *_ in _fields(TrainConfig):
+        for member in members(hint):
+            if typing.get_origin(member) is tuple:
+                parts = typing.get_args(member)
+                found[name] = (len(parts), set(parts) == {int})
+    return found
+
+
+def join_tuples(items: Sequence[str]) -> list[str]:
+    """The command line with tuples such as `--augment.crop 256 256` or `256` joined to `--augment.crop=[256, 256]`."""
+    known, joined, place = tuples(), [], 0
+    while place < len(items):
+        word = items[place]
+        name, equals, value = word.removeprefix("--").partition("=")
+        place += 1
+        if not word.startswith("--") or name not in known:
+            joined.append(word)
+            continue
+        values = [value] if equals else []
+        while not equals and place < len(items) and not items[place].startswith("--"):
+            values.append(items[place])
+            place += 1
+        joined.append(f"--{name}={_as_list(values, *known[name])}" if values else word)
+    return joined
+
+
+def _as_list(values: list[str], count: int, alike: bool) -> str:
+    text = " ".join(values).strip()
+    if text in ("null", "None") or text.startswith("["):
+        return text
+    numbers = re.split(r"[\s,]+", text.removeprefix("(").removesuffix(")").strip())
+    return f"[{', '.join(numbers * count if alike and len(numbers) == 1 else numbers)}]"
+
+
+def spread_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a recipe file, with single numbers repeated where a size has several elements."""
+    known = tuples()
+    spread: dict[str, Any] = {}
+    for key, value in values.items():
+        count, alike = known.get(f"{prefix}{key}", (1, False))
+        if isinstance(value, Mapping):
+            spread[key] = spread_numbers(value, f"{prefix}{key}.")
+        else:
+            spread[key] = [value] * count if alike and type(value) is int else value
+    return spread
+
+
+def with_size(values: Mapping[str, Any], size: Any, *, wins: bool) -> dict[str, Any]:
+    """The values of a recipe, nested as in its file, with all fields that follow from `size` in pixels.
+
+    With `wins`, these override the recipe, except null; without, values of the recipe take precedence.
+    """
+    try:
+        side = int(size) if isinstance(size, str) else size
+    except ValueError:
+        side = None
+    if type(side) is not int or side < 1:
+        raise InputError(f"size: {size!r} is not a number of pixels of at least 1, such as 256")
+    following: dict[str, dict[str, Any]] = {
+        "augment": {"crop": [side, side], "resize_base": [4 * side, side]},
+        "evaluation": {
+            "window": side,
+            "window_stride": max(side * 15 // 16, 1),
+            "short_side": side,
+            "long_side": 4 * side,
+        },
+    }
+    if (values.get("evaluation") or {}).get("window", side) is not None:  # whole images have a size of their own
+        following["model"] = {"image_size": None}
+    out = dict(values)
+    for group, fields in following.items():
+        own = out.get(group)
+        if own is not None and not isinstance(own, Mapping):
+            continue  # invalid, which is reported with the other fields
+        own = dict(own or {})
+        given = {name for name, value in own.items() if value is None or not wins}
+        out[group] = {**own, **{name: value for name, value in fields.items() if name not in given}}
+    return out
+
+
+def nearest(name: str) -> str:
+    """A question that suggests similar field names, or "": those with the same last part come first."""
+    known = sorted({SIZE, *field_names(TrainConfig)})
+    last = name.rpartition(".")[2]
+    same = [field for field in known if field.rpartition(".")[2] == last]
+    if len(same) > 1:
+        same = get_close_matches(name, same, n=1, cutoff=0.75) or same[:3]
+    near = same or get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:
+        parts = {field.rpartition(".")[2]: field for field in known}
+        near = [parts[part] for part in get_close_matches(last, parts, n=1, cutoff=0.6)]
+    near = near or get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def read_run_config(run: str | Path) -> Any:
+    """The `config.yaml` of a run folder, with current field names; an InputError if it is missing or not YAML."""
+    path = Path(run) / "config.yaml"
+    values = parse_yaml(read_text(path), run)
+    former = isinstance(values, Mapping) and values.get("format_version") == FORMER
+    return migrate_recipe(values, path) if former else values
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Names of the built-in recipes."""
     folder = resources.files("meanshifter") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
-    """A training configuration.
+    """Create a training configuration from a recipe.
 
     Args:
-        recipe: a name of `recipe_names()`, a YAML file, or a data folder (then the recipe `folder_ti16` on it).
+        recipe: one of `recipe_names()`, a YAML file, or a data folder, on which the recipe `folder` is used.
         fields: command-line overrides, such as `["--model.mean_shift.layers", "2"]`.
 
     Raises:
-        InputError: an unknown recipe or field (with the nearest valid name), or a value of another type.
+        InputError: the recipe or a field is unknown (with the nearest valid name), or a value is invalid.
     """
     name, text, preset_fields = _find(str(recipe))
     values = parse_yaml(text, recipe)
     if not isinstance(values, Mapping):
-        raise InputError(f"{recipe}: holds {type(values).__name__}; a recipe is a mapping of fields")
+        raise InputError(f"{recipe}: expected a mapping of fields, got {type(values).__name__}")
     values = spread_numbers(values)
+    if values.get("format_version") == FORMER:
+        values = migrate_recipe(values, recipe)
     if (version := values.pop("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         raise InputError(f"{recipe}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}")
     _refuse_unknown(_leaves(values), str(recipe))
-    given = join_tuples([*preset_fields, *map(_with_underscores, fields)])
-    _refuse_unknown((_field_of(item) for item in given if item.startswith("--")), "command line")
+    dashes = re.compile(r"^--[^=]+")  # in option names, where fields have underscores
+    words = (dashes.sub(lambda option: "--" + option[0][2:].replace("-", "_"), field) for field in fields)
+    given = join_tuples([*preset_fields, *words])
+    _refuse_unknown((item[2:].split("=", 1)[0] for item in given if item.startswith("--")), "command line")
     values, given = _without_shorthands(values, given)
+    values, given = _merge_blocks(values, given)
     config, wrong = _parse(values, given, str(recipe))
     if nulls := list(_nulls(config)):
-        raise InputError(f"{recipe}: {', '.join(nulls)}: null; give a value, or leave the field out")
+        raise InputError(f"{recipe}: {', '.join(nulls)}: null; set a value, or leave the field out")
     config.out = f"runs/{name}" if config.out is None else config.out
     if wrong := [*config.violations(), *wrong]:
         raise InputError("; ".join(wrong))
     return config
 
 
+def config_of(
+    data: str | Path | Mapping[str, Any] | None, recipe: str | Path, fields: Mapping[str, Any]
+) -> TrainConfig:
+    """Create a training configuration from a recipe and the keywords of `train`.
+
+    Args:
+        data: the data set folder, or a mapping of fields of the section `data`; None: as in the recipe and `fields`.
+        recipe: as in `parse_recipe`.
+        fields: overrides: `{"steps": 10, "optimizer": {"lr": 0.1}, "model.preset": "segmenter-s16"}`.
+
+    Raises:
+        InputError: as `parse_recipe`.
+    """
+    sections = TrainConfig()
+    if isinstance(data, Mapping):
+        data, fields = None, {"data": data, **fields}
+    words = [] if data is None else ["--data.root", str(data)]
+    for name, value in fields.items():
+        section = isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(sections, name, None))
+        inner = value.items() if section else [(None, value)]
+        for key, part in inner:
+            plain = str(part) if isinstance(part, Path) else part
+            words += [
+                f"--{name}" if key is None else f"--{name}.{key}",
+                json.dumps(plain) if not isinstance(plain, str) else plain,
+            ]
+    return parse_recipe(recipe, words)
+
+
 @cache
-def _parser() -> ArgumentParser:
-    """Every field of TrainConfig as an option."""
+def _parser(fields: type) -> ArgumentParser:
+    """Every field of a dataclass as an option."""
     built = ArgumentParser(prog="meanshifter train RECIPE", exit_on_error=False, add_help=False)
-    built.add_class_arguments(TrainConfig)
+    built.add_class_arguments(fields)
     return built
 
 
 def _without_shorthands(values: dict[str, Any], given: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """A recipe's values and a command line with the fields that `size` stands for; of `minutes` and `steps`, one.
-
-    Raises:
-        InputError: both on the command line, or a size that is none.
-    """
-    minutes, steps = _take(list(given), "minutes")[0], _take(list(given), "steps")[0]
+    """Expand `size` in the values and the command line, and let `steps` of the command line replace `minutes`."""
+    minutes, steps = _take(given, "minutes")[0], _take(given, "steps")[0]
     if minutes not in (None, "null") and steps is not None:
-        raise InputError(f"command line: --minutes {minutes} stands beside --steps {steps}; give one of them")
+        raise InputError(f"command line: --minutes {minutes} conflicts with --steps {steps}; give one of them")
     if steps is not None:
         values.pop("minutes", None)
     if (size := values.pop(SIZE, None)) is not None:
@@ -84,37 +297,103 @@ def _without_shorthands(values: dict[str, Any], given: list[str]) -> tuple[dict[
     return (values if size in (None, "null") else with_size(values, size, wins=True)), given
 
 
-def _take(given: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of a field on the command line, the last where it is given twice, and the command line without it."""
-    value, left, place = None, [], 0
+def _merge_blocks(values: dict[str, Any], given: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Move the blocks of the command line into the values, since jsonargparse cannot merge fields into a dataclass.
+
+    Fields of the command line override the recipe's block, which overrides the preset's.
+    """
+    model = values.get("model")
+    model = dict(model) if isinstance(model, Mapping) else {}
+    asked = _take(given, "model.preset")[0]
+    family = str(model.get("preset") if asked is None else asked).rpartition("-")[0].removesuffix("-mask")
+    for name in BLOCKS:
+        words, given = _take_block(given, f"model.{name}")
+        block = model.get(name)
+        for field, text in words:
+            value = parse_yaml(text, f"--model.{name}")
+            block = value if field is None else {**(block if isinstance(block, Mapping) else {}), field: value}
+        if words:
+            model[name] = block
+        if name == "mean_shift" and isinstance(block, Mapping) and family in SHIFTS:
+            model[name] = {**dataclasses.asdict(SHIFTS[family]), **block}
+    return {**values, "model": model} if model else values, given
+
+
+def _take_block(given: list[str], name: str) -> tuple[list[tuple[str | None, str]], list[str]]:
+    """The values of a block and its fields on the command line (None: the complete block), and the other words."""
+    taken: list[tuple[str | None, str]] = []
+    left, place = [], 0
     while place < len(given):
         word, place = given[place], place + 1
-        if word.startswith(f"--{name}="):
-            value = word.partition("=")[2]
-        elif word == f"--{name}" and place < len(given):
-            value, place = given[place], place + 1
-        else:
+        option, equals, text = word.partition("=")
+        if option != f"--{name}" and not option.startswith(f"--{name}."):
             left.append(word)
-    return value, left
+            continue
+        if not equals:
+            if place == len(given):
+                raise InputError(f"command line: {option} has no value")
+            text, place = given[place], place + 1
+        taken.append((option[len(name) + 3 :] or None, text))
+    return taken, left
+
+
+def _take(given: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value of a field on the command line, and the other words."""
+    taken, left = _take_block(given, name)
+    return (taken[-1][1] if taken else None), left
 
 
 def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> tuple[TrainConfig, list[str]]:
-    """The configuration without blocks that are out of range, and what is said of those."""
-    options = _parser()
+    """The configuration without invalid blocks, and the messages about those."""
+    options = _parser(TrainConfig)
     try:
-        base = options.parse_object(dict(values), defaults=True)
+        base = options.parse_object(_with_blocks(values), defaults=True)
         parsed = options.parse_args(list(fields), namespace=base)
         wrong = _drop_wrong_blocks(parsed.model)
         return TrainConfig(**vars(options.instantiate(parsed))), wrong
     except (ArgumentError, TypeError, ValueError) as error:
-        message = re.sub(r'^Parser key "(.+?)": ', r"\1: ", _one_line(error))
-        raise InputError(f"{source}: {message}") from error
+        raise InputError(f"{source}: {_of_parser(error)}") from error
+
+
+def _of_parser(error: Exception) -> str:
+    """jsonargparse's error in one line: the field, the value, and what is expected in place of types of Python."""
+    found = re.fullmatch(r'Parser key "(?P<key>.+?)":\s+(?P<rest>.*)', str(error), re.S)
+    if found is None:
+        return summarize_error(error)
+    single = re.fullmatch(r"Expected an? (?P<kind>.+)\. Got value: (?P<value>.*)", found["rest"], re.S)
+    several = re.search(r"Subtypes: \[(?P<kind>.*?)\]\n.*Given value: (?P<value>.*)", found["rest"], re.S)
+    stated = single or several
+    if stated is None:
+        return f"{found['key']}: {summarize_error(Exception(found['rest']))}"
+    return f"{found['key']}: {stated['value']!r:.80} is not {_kinds(stated['kind'])}"
+
+
+def _kinds(stated: str) -> str:
+    choices = re.findall(r"Literal\[(.*?)\]", stated + "]")
+    kinds = [KINDS.get(name.rpartition(".")[2], name) for name in re.findall(r"<class '(.*?)'>", stated)]
+    return " or ".join([f"one of {part.replace(chr(39), '')}" for part in choices] + kinds) or stated
+
+
+def _with_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse the values of blocks on their own, since jsonargparse names no field within an optional dataclass."""
+    found = dict(values)
+    if not isinstance(found.get("model"), Mapping):
+        return found
+    found["model"] = dict(found["model"])
+    for name, block in BLOCKS.items():
+        given = found["model"].get(name)
+        if isinstance(given, Mapping):
+            try:
+                found["model"][name] = _parser(block).parse_object(dict(given), defaults=True).as_dict()
+            except (ArgumentError, TypeError, ValueError) as error:
+                raise ValueError(f"model.{name}.{_of_parser(error)}") from error
+    return found
 
 
 def _drop_wrong_blocks(model: Namespace) -> list[str]:
-    """Take out the blocks whose fields are out of range, so that the other fields can be looked at too."""
+    """Remove blocks with invalid fields, so that the other fields can be checked as well."""
     wrong = []
-    for name, block in (("mean_shift", MeanShiftConfig), ("pixel_shift", PixelShiftConfig)):
+    for name, block in BLOCKS.items():
         if isinstance(model[name], Namespace):
             try:
                 block(**vars(model[name]))
@@ -130,34 +409,21 @@ def _find(recipe: str) -> tuple[str, str, list[str]]:
     if recipe in recipe_names():
         return recipe, _packaged(recipe), []
     if path.is_dir():
-        return path.resolve().name, _packaged("folder_ti16"), ["--data.root", str(path)]
+        return path.resolve().name, _packaged("folder"), ["--data.root", str(path)]
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path.stem, read_text(path, LARGEST_YAML), []
-    near = get_close_matches(recipe, recipe_names(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(recipe_names())}"
-    raise InputError(f"{recipe}: no recipe, YAML file or data folder of that name; {hint}; it comes before the fields")
+    hint = did_you_mean(recipe, recipe_names(), f"recipes are {', '.join(recipe_names())}")
+    raise InputError(f"{recipe}: not a recipe, YAML file or data folder, which comes before any fields; {hint}")
 
 
 def _packaged(name: str) -> str:
     return (resources.files("meanshifter") / "recipes" / f"{name}.yaml").read_text("utf-8")
 
 
-def _with_underscores(item: str) -> str:
-    """`--num-nodes=2` as `--num_nodes=2`: no field has a dash in its name."""
-    if not item.startswith("--"):
-        return item
-    name, equals, value = item.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
-
-
-def _field_of(item: str) -> str:
-    return item.removeprefix("--").split("=", 1)[0]
-
-
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in _free_fields():
+        if isinstance(value, Mapping) and name != ENCODER_ARGS:
             yield from _leaves(value, f"{name}.")
         else:
             yield name
@@ -165,18 +431,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _refuse_unknown(names: Iterator[str], source: str) -> None:
     known = {SIZE, *field_names(TrainConfig)}
-    wrong = [name for name in names if name not in known and not name.startswith(tuple(_free_fields(".")))]
+    wrong = [name for name in names if name not in known and not name.startswith(f"{ENCODER_ARGS}.")]
     if wrong:
         hints = [f"unknown field {name!r}{nearest(name)}" for name in wrong]
         raise InputError(f"{source}: {'; '.join(hints)}")
 
 
-def _free_fields(suffix: str = "") -> list[str]:
-    return [f"model.backbone_args{suffix}"]
-
-
 def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
-    """Fields without a value that must have one, which the parser lets pass."""
+    """Fields that are null but must have a value, which the parser accepts."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -184,7 +446,3 @@ def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{field.name}"
         elif dataclasses.is_dataclass(value):
             yield from _nulls(value, f"{prefix}{field.name}.")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

@@ -1,10 +1,13 @@
-"""The run folder: configuration, metrics, checkpoints, and what a run needs to continue.
+"""The run folder: configuration, metrics, checkpoints, and everything needed to resume.
 
 config.yaml · data.json · metrics.jsonl · events.* · checkpoints/{last,best}/{model.safetensors, config.json}
-checkpoints/last/training.safetensors    raw weights, optimiser state, step and best score
+checkpoints/last/training.safetensors    raw weights, optimizer state, step and best score
 
-Files are renamed into place one by one. Resuming reads training.safetensors alone, predicting the other two, so that
-each always finds a whole checkpoint, whenever the run was killed.
+Files are replaced atomically, one by one. Resuming reads training.safetensors only, and prediction the other two, so
+that each finds a complete checkpoint whenever the run is killed.
+
+A sample is a function of (seed, position) over the ordered list of names, so a run cannot resume with another list.
+The content of the files is not compared.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import yaml
@@ -24,16 +28,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from meanshifter.documents import dump_json, parse_yaml, read_text
-from meanshifter.errors import InputError, RunError
-from meanshifter.files import write_text
-from meanshifter.model.checkpoint import CONFIG, WEIGHTS, save_model, save_tensors
+from meanshifter.data.datasets import Dataset
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError, RunError, summarize_error
+from meanshifter.model.config import FORMAT_VERSION
+from meanshifter.model.migration import migrate_tensors
+from meanshifter.model.saving import CONFIG, WEIGHTS, save_model, save_tensors
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.training.batches import Batch
-from meanshifter.training.data_record import RECORD, DataRecord
-from meanshifter.training.lock import Lock
-from meanshifter.training.parsing import FORMAT_VERSION
-from meanshifter.training.recipe import TrainConfig
+from meanshifter.training.config import EvaluationConfig, TrainConfig
+from meanshifter.training.data import Batch
+from meanshifter.training.optimizer import WeightAverage
+from meanshifter.training.parsing import read_run_config
+from meanshifter.utils.distributed import Processes
+from meanshifter.utils.files import Lock, dump_json, parse_json, read_text, write_text
 
 STATE = "training.safetensors"
 FREE = (
@@ -51,7 +58,7 @@ class Progress:
     """Steps that are done."""
     best: float = -math.inf
     """Best mIoU so far."""
-    tally: tuple[float, int] = (0.0, 0)
+    loss_sum: tuple[float, int] = (0.0, 0)
     """Sum and number of the losses since the last line of the log."""
     scored: bool = True
     """Whether the evaluation that is due after `step` is done."""
@@ -60,87 +67,119 @@ class Progress:
     def from_json(cls, text: str) -> Progress:
         """The inverse of `json.dumps(asdict(progress))`."""
         facts = json.loads(text)
-        total, count = facts["tally"]
+        total, count = facts["loss_sum"] if "loss_sum" in facts else facts["tally"]  # its name in format 1
         best, scored = float(facts["best"]), bool(facts.get("scored", True))
         return cls(int(facts["step"]), best, (float(total), int(count)), scored)
 
 
+@dataclass
+class TrainState:
+    """What a checkpoint holds of a training, and what resuming restores."""
+
+    model: Segmenter
+    """The raw model, whose weights are trained."""
+    optimizer: Optimizer
+    average: WeightAverage | None
+    progress: Progress
+
+    @property
+    def evaluated(self) -> Segmenter:
+        """The model that is evaluated and saved: the running average if there is one."""
+        return self.model if self.average is None else self.average.average
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Raw weights, optimizer state and average as flat tensors."""
+        packed = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            for name, value in entry.items():
+                if value is not None:
+                    packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        if self.average is not None:
+            packed |= {f"average.{name}": value for name, value in self.average.average.state_dict().items()}
+        return packed
+
+    def load(self, packed: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; raises torch's errors if they do not fit."""
+        self.model.load_state_dict(_part_of(packed, "model."))
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in _part_of(packed, "optimizer.").items():
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        if self.average is not None:
+            self.average.average.load_state_dict(_part_of(packed, "average."))
+
+
+def _part_of(packed: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in packed.items() if key.startswith(prefix)}
+
+
 class RunFolder:
-    """One training run on disk. Every file is written beside and renamed into place."""
+    """A training run on disk. Every file is written atomically."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = Lock(path / ".lock")
 
     def check(self, config: TrainConfig, data: DataRecord, *, resume: bool) -> None:
-        """See whether a run can begin there, or with `resume` go on; nothing is written.
+        """Check, without writing, that a run can start in the folder, or with `resume` continue from it.
 
         Raises:
-            InputError: the folder is taken (without `resume`), holds no run to continue or another one, has lost its
-                newest checkpoint, or its data have changed.
+            InputError: the folder exists (without `resume`), holds no run or a different one, lacks its newest
+                checkpoint, or the data have changed.
         """
         if resume:
             stored = self._check_same(config)
             self._check_data(data)
             self._check_whole(stored)
         elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
-            raise InputError(f"{self.path}: already exists; --resume continues it, --out DIR starts another run")
+            raise InputError(f"{self.path}: already exists; continue it with --resume, or start another run with --out")
 
     def claim(self, config: TrainConfig, data: DataRecord, *, resume: bool) -> None:
-        """Make the folder this process's own until it ends, or `release`.
-
-        Raises:
-            InputError: as `check`, and where another process is training there.
-        """
-        self.lock.take(f"{self.path}: another process is training there")
+        """Lock the folder for this process until it exits or calls `release`, and `check` it."""
+        self.lock.take(f"{self.path}: another process is training in this folder")
         with ExitStack() as undo:
             undo.callback(self.release)
             self.check(config, data, resume=resume)
-            for left in self.path.rglob(".*.tmp"):  # half-written files of a process that was killed
+            for left in self.path.rglob(".*.tmp"):  # partial files of a process that was killed
                 left.unlink()
             self.write_config(config)
             if resume:
-                self._tell_what_is_missing()
+                self._warn_missing()
             if not (self.path / RECORD).exists():
                 write_text(self.path / RECORD, data.to_json())
             undo.pop_all()
 
     def write_config(self, config: TrainConfig) -> None:
-        """Write config.yaml, over an old one.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write config.yaml, replacing an old one."""
         text = yaml.safe_dump({"format_version": FORMAT_VERSION, **config.to_dict()}, sort_keys=False)
         write_text(self.path / "config.yaml", text)
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Release the lock."""
         self.lock.drop()
 
     def _check_same(self, config: TrainConfig) -> dict[str, Any]:
         try:
-            stored = parse_yaml(read_text(self.path / "config.yaml"), self.path)
+            stored = read_run_config(self.path)
             if not isinstance(stored, dict):
-                raise InputError("no mapping")
+                raise InputError("not a mapping")
         except InputError as error:
-            raise InputError(
-                f"{self.path}: holds no run to resume (no readable config.yaml); leave --resume out"
-            ) from error
+            raise InputError(f"{self.path}: no run to resume (no readable config.yaml); leave --resume out") from error
         changed = [found for found in _differences(stored, config.to_dict()) if not found[0].startswith(FREE)]
         changed.sort(key=lambda found: found[0] != "steps")
-        told = "; ".join(f"{name} is {new!r:.60}, but the run began with {old!r:.60}" for name, old, new in changed[:3])
+        listed = "; ".join(f"{name} is {new!r:.60}, but was {old!r:.60} at the start" for name, old, new in changed[:3])
         if "steps" in (name for name, _, _ in changed):
             raise InputError(
-                f"{self.path}: {told}; the learning rate of each step follows from their number, so --resume keeps "
-                f"it: train longer with --model.start {self.path} --out DIR, which begins another run with its weights"
+                f"{self.path}: {listed}; the learning rate schedule depends on it. To train longer, start another run "
+                f"from these weights with --model.init_from {self.path} --out DIR"
             )
         if changed:
-            raise InputError(f"{self.path}: {told}; resume with the same fields, or start another run with --out DIR")
+            raise InputError(f"{self.path}: {listed}; resume with the same fields, or start another run with --out DIR")
         if (crops := _crops_per_step(stored)) != config.crops_per_step:
             raise InputError(
-                f"{self.path}: batch_size × accumulate × devices × num_nodes is {config.crops_per_step}, but the run "
-                f"began with {crops} crops a step; keep the product, or start another run with --out"
+                f"{self.path}: batch_size × accumulate × devices × num_nodes is {config.crops_per_step}, but was "
+                f"{crops} at the start; keep the product the same, or start another run with --out"
             )
         return stored
 
@@ -150,102 +189,128 @@ class RunFolder:
         if changes:
             more = "" if len(changes) <= 3 else f"; and {len(changes) - 3} more"
             raise InputError(
-                f"{self.path}: the data are not those of the run: {'; '.join(changes[:3])}{more}; put them back, or "
-                f"start another run with --out DIR, and with --model.start {self.path} to begin with its weights"
+                f"{self.path}: the data have changed since the run started: {'; '.join(changes[:3])}{more}; restore "
+                f"them, or start another run with --out DIR, from the same weights with --model.init_from {self.path}"
             )
 
     def _check_whole(self, stored: Mapping[str, Any]) -> None:
-        """Refuse a run whose newest checkpoint is gone: one that begins again would write over what is left."""
+        """Reject a run whose newest checkpoint is missing: starting at step 0 would overwrite the rest."""
         path = self.checkpoint("last") / STATE
         if path.is_file():
             return
         left = [self.checkpoint(name) for name in ("best", "last") if self.has(name)]
         first, logged = _first_save(stored), [_entry(line) for line in self._lines()]
         proof = [step for step, scored in logged if scored or step > first]
-        if left:
+        if left or proof:
+            found = f"{left[0]} exists" if left else f"metrics.jsonl reaches step {max(proof)}"
+            weights = f", from the weights that are left with --model.init_from {left[0]}" if left else ""
             raise InputError(
-                f"{path}: missing, though {left[0]} is there; restore it from a copy, or start another run with "
-                f"--out DIR, and with --model.start {left[0]} to begin with these weights"
-            )
-        if proof:
-            raise InputError(
-                f"{path}: missing, though metrics.jsonl has got to step {max(proof)}; restore it from a copy, or start "
-                "another run with --out DIR"
+                f"{path}: missing, though {found}; restore it from a copy, or start another run with --out DIR{weights}"
             )
 
-    def _tell_what_is_missing(self) -> None:
-        if not (self.path / RECORD).exists():
-            warnings.warn(
-                f"{self.path / RECORD}: missing, so whether the data are still those of the run was not compared; "
-                "from here on it will be",
-                stacklevel=2,
-            )
+    def _warn_missing(self) -> None:
+        if not (path := self.path / RECORD).exists():
+            warnings.warn(f"{path}: missing; created without checking whether the data have changed", stacklevel=2)
         if not (self.checkpoint("last") / STATE).is_file() and self._lines():
-            warnings.warn(f"{self.path}: stopped before its first checkpoint; it begins again at step 0", stacklevel=2)
+            warnings.warn(f"{self.path}: stopped before its first checkpoint; restarting at step 0", stacklevel=2)
 
     def checkpoint(self, name: str) -> Path:
         """The folder of checkpoint "last" or "best"."""
         return self.path / "checkpoints" / name
 
     def has(self, name: str) -> bool:
-        """Whether files of a model are in checkpoint "last" or "best"."""
+        """Whether checkpoint "last" or "best" has any model file."""
         return any((self.checkpoint(name) / file).exists() for file in (CONFIG, WEIGHTS))
 
     def save(self, name: str, model: Segmenter, state: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
-        """Write a checkpoint over the old one of that name, each file whole before it replaces another.
-
-        Raises:
-            RunError: it cannot be written; the old one is as it was.
-        """
+        """Replace a checkpoint, file by file; a RunError if it cannot be written, and the old one is kept."""
         folder = self.checkpoint(name)
         try:
             if state is not None:
                 save_tensors(folder / STATE, state, {"facts": json.dumps(facts)})
             save_model(model, folder)
         except (InputError, OSError) as error:
-            kept = "the checkpoint before it is whole" if (folder / CONFIG).is_file() else "no checkpoint is there yet"
+            kept = "the previous checkpoint is intact" if (folder / CONFIG).is_file() else "there is no checkpoint yet"
             reason = str(error).split(";")[0]
-            raise RunError(f"{reason}; the run has stopped and {kept}; make space and go on with --resume") from error
+            raise RunError(f"{reason}; training stopped, {kept}: free some space, then resume with --resume") from error
 
-    def load_state(self) -> tuple[dict[str, Tensor], Progress] | None:
-        """Tensors and progress of the checkpoint that a run continues from; None: there is none.
+    def save_last(self, state: TrainState, processes: Processes) -> None:
+        """Write checkpoints/last with everything needed to resume; all processes call it, the main process writes."""
+        total, count = state.progress.loss_sum
+        total = float(processes.sum(torch.tensor(total, dtype=torch.float64)))
+        if processes.is_main:
+            facts = asdict(replace(state.progress, loss_sum=(total, count)))
+            self.save("last", state.evaluated, state.tensors(), **facts)
+
+    def save_best(self, state: TrainState, score: float, processes: Processes) -> None:
+        """Write checkpoints/best if no evaluation scored higher."""
+        if score >= state.progress.best:
+            state.progress.best = score
+            if processes.is_main:
+                self.save("best", state.evaluated)
+
+    def restore(self, state: TrainState, *, is_main: bool) -> None:
+        """Load the newest checkpoint into `state`; unchanged if the run stopped before its first checkpoint.
+
+        If checkpoints/best is missing, the best of the remaining evaluations becomes the best; `is_main` warns.
 
         Raises:
-            InputError: a checkpoint that is damaged.
+            InputError: the checkpoint is damaged or does not fit.
         """
+        loaded = self.load_state()
+        if loaded is None:
+            return
+        tensors, state.progress = loaded
+        try:
+            state.load(tensors)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{self.checkpoint('last')}: does not fit this configuration ({summarize_error(error)}); start another "
+                "run with --out"
+            ) from error
+        if state.progress.best > -math.inf and not self.has("best"):
+            if is_main:
+                warnings.warn(
+                    f"{self.checkpoint('best')}: missing, though an evaluation scored {state.progress.best:.2f}; "
+                    "replaced by the best of the remaining evaluations",
+                    stacklevel=2,
+                )
+            state.progress.best = -math.inf
+
+    def load_state(self) -> tuple[dict[str, Tensor], Progress] | None:
+        """Tensors and progress of the newest checkpoint; None if there is none, an InputError if it is damaged."""
         path = self.checkpoint("last") / STATE
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
                 progress = Progress.from_json((file.metadata() or {})["facts"])
-                return {key: file.get_tensor(key) for key in file.keys()}, progress  # noqa: SIM118 (no mapping)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+                return migrate_tensors(tensors), progress
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            text = " ".join(str(error).split())
-            raise InputError(
-                f"{path}: damaged ({text}); restore it from a copy, or start another run with --out"
-            ) from error
+            remedy = "restore it from a copy, or start another run with --out"
+            raise InputError(f"{path}: damaged ({summarize_error(error)}); {remedy}") from error
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Append one line to metrics.jsonl; a RunError if it cannot be written."""
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(dump_json(line) + "\n")
         except OSError as error:
+            reason = summarize_error(error)
             raise RunError(
-                f"{path}: cannot be written ({error.strerror}); the run has stopped; make space and go on with --resume"
+                f"{path}: cannot be written ({reason}); training stopped: free some space, then resume with --resume"
             ) from error
 
     def forget_after(self, progress: Progress) -> None:
-        """Drop the lines of metrics.jsonl that a run which goes on from there will write again."""
-        lines = self._lines()
-        kept = [line for line in lines if _is_before(line, progress)]
-        if kept != lines:
+        """Drop the lines of metrics.jsonl that a run resumed at `progress` writes again, and incomplete ones."""
+        lines, kept = self._lines(), []
+        for line in lines:
+            step, scored = _entry(line)
+            if 0 <= step < progress.step or (step == progress.step and (progress.scored or not scored)):
+                kept.append(line)
+        if len(kept) < len(lines):
             write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
@@ -253,7 +318,7 @@ class RunFolder:
         return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def keep_batch(self, step: int, parts: Sequence[Batch], rank: int) -> Path:
-        """Write the crops with which loss or gradient were not finite; the file is named after step and process."""
+        """Save the crops of a loss or gradient that is not finite, in a file named after step and process."""
         name = f"step_{step}.safetensors" if rank == 0 else f"step_{step}_process_{rank}.safetensors"
         path = self.path / "nonfinite" / name
         images, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1))  # type: ignore[misc]
@@ -263,26 +328,20 @@ class RunFolder:
 
 
 def recipe_reading(path: str | Path) -> dict[str, Any]:
-    """How the run in folder `path` read images out for its scores, as arguments of `Predictor`; empty for no run."""
+    """The preprocessing of a run's evaluations, as arguments of `Predictor`; empty if `path` is not a run folder."""
     try:
-        stored = parse_yaml(read_text(Path(path) / "config.yaml"), path)
-        reading = {name: stored["evaluation"][name] for name in ("window", "stride", "short_side", "long_side")}
+        stored = read_run_config(path)
+        reading = {name: stored["evaluation"][name] for name in EvaluationConfig().reading}
     except (InputError, KeyError, TypeError):
         return {}
     for name, value in reading.items():
         if value is not None and not isinstance(value, int):
-            raise InputError(f"{path}: evaluation.{name} of its config.yaml is {value!r:.40}, no number of pixels")
+            raise InputError(f"{path}: evaluation.{name} in config.yaml is {value!r:.40}; expected a number of pixels")
     return reading
 
 
-def _is_before(line: str, progress: Progress) -> bool:
-    """Whether a line of metrics.jsonl stays; one that a kill cut off does not."""
-    step, scored = _entry(line)
-    return 0 <= step < progress.step or (step == progress.step and (progress.scored or not scored))
-
-
 def _entry(line: str) -> tuple[int, bool]:
-    """Step of a line of metrics.jsonl, and whether it is an evaluation's; step -1 for a line that a kill cut off."""
+    """Step of a line of metrics.jsonl, and whether it is an evaluation; step -1 for an incomplete line."""
     try:
         values = json.loads(line)
         return int(values["step"]), "mIoU" in values
@@ -291,13 +350,10 @@ def _entry(line: str) -> tuple[int, bool]:
 
 
 def _first_save(stored: Mapping[str, Any]) -> float:
-    """The step after which a run with this config.yaml has written its first checkpoint."""
+    """The step of the first checkpoint of a run with this config.yaml."""
     evaluation = stored.get("evaluation")
-    every = [
-        stored.get("save_every"),
-        stored.get("steps"),
-        evaluation.get("every") if isinstance(evaluation, dict) else 0,
-    ]
+    interval = evaluation.get("interval") if isinstance(evaluation, dict) else 0
+    every = (stored.get("save_every"), stored.get("steps"), interval)
     return min((count for count in every if isinstance(count, int) and count > 0), default=math.inf)
 
 
@@ -312,34 +368,122 @@ def _crops_per_step(stored: Any) -> int | None:
 
 
 def _differences(stored: Any, ours: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Name, stored and own value of each field that differs."""
+    """Name, stored value and new value of each field that differs."""
     if isinstance(stored, dict) and isinstance(ours, dict):
-        keys = [*stored, *(key for key in ours if key not in stored)]
         return [
             found
-            for key in keys
+            for key in {**stored, **ours}
             for found in _differences(stored.get(key), ours.get(key), f"{prefix}.{key}".lstrip("."))
         ]
     return [] if stored == ours else [(prefix, stored, ours)]
 
 
-def pack(model: Segmenter, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Raw weights and optimiser state as flat tensors."""
-    packed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, entry in optimizer.state_dict()["state"].items():
-        for name, value in entry.items():
-            if value is not None:
-                packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    return packed
+RECORD: Final = "data.json"
+RECORD_VERSION: Final = 1
+LARGEST: Final = 2**30
+"""Bytes; ten million names."""
+DAMAGED: Final = "restore it from a copy, or remove it to resume without comparing the data"
 
 
-def unpack(packed: Mapping[str, Tensor], model: Segmenter, optimizer: Optimizer) -> None:
-    """The inverse of `pack`."""
-    weights = {key.removeprefix("model."): value for key, value in packed.items() if key.startswith("model.")}
-    model.load_state_dict(weights)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in packed.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+@dataclass(frozen=True)
+class SplitRecord:
+    """One split: its label space, and its sample names in reading order."""
+
+    label_space: LabelSpace
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The training and validation data of a run."""
+
+    train: SplitRecord
+    val: SplitRecord
+
+    @classmethod
+    def of(cls, train_set: Dataset, val_set: Dataset) -> DataRecord:
+        """The record of two data sets; reads no samples."""
+        train, val = (SplitRecord(data.label_space, tuple(data.names)) for data in (train_set, val_set))
+        return cls(train, val)
+
+    def to_json(self) -> str:
+        """The format of `read`; without the colors of label maps, which do not affect weights."""
+        splits = {"train": _plain(self.train), "val": _plain(self.val)}
+        return json.dumps({"format_version": RECORD_VERSION, **splits}) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> DataRecord:
+        """The inverse of `to_json`; an InputError if the file is missing, damaged, or of another version."""
+        stored = parse_json(read_text(path, LARGEST), path)
+        try:
+            version = stored["format_version"]
+            splits = [_split(stored[name]) for name in ("train", "val")] if version == RECORD_VERSION else []
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise InputError(f"{path}: not a record of a run's data ({error}); {DAMAGED}") from error
+        if not splits:
+            raise InputError(
+                f"{path}: format_version {version!r:.20}; this version of meanshifter reads {RECORD_VERSION}; {DAMAGED}"
+            )
+        return cls(*splits)
+
+    def changes(self, now: DataRecord) -> list[str]:
+        """The differences of `now`, one phrase each; empty if the data are the same."""
+        labels = [
+            *_label_changes(self.train.label_space, now.train.label_space),
+            *_label_changes(self.val.label_space, now.val.label_space),
+        ]
+        return [
+            *dict.fromkeys(labels),  # both splits usually have the same classes
+            *_name_changes("train", self.train.names, now.train.names),
+            *_name_changes("val", self.val.names, now.val.names),
+        ]
+
+
+def _plain(split: SplitRecord) -> dict[str, Any]:
+    labels = {key: value for key, value in split.label_space.to_dict().items() if key != "palette"}
+    return {"labels": labels, "names": split.names}
+
+
+def _split(stored: Any) -> SplitRecord:
+    names = stored["names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are not a list of strings")
+    return SplitRecord(LabelSpace.from_dict({**stored["labels"], "palette": ()}), tuple(names))
+
+
+def _label_changes(then: LabelSpace, now: LabelSpace) -> Iterator[str]:
+    for k, (old, new) in enumerate(zip_longest(then.names, now.names)):
+        if old is None:
+            yield f"class {k}, {new!r}, is new"
+        elif new is None:
+            yield f"class {k}, {old!r}, is gone"
+        elif old != new:
+            yield f"class {k} was {old!r} and is {new!r}"
+    if then.ignore != now.ignore:
+        yield f"the ignored train id was {then.ignore} and is {now.ignore}"
+    was, is_now = _meanings(then), _meanings(now)
+    for source in {**was, **is_now}:
+        old, new = was.get(source, "no class"), is_now.get(source, "no class")
+        if old != new:
+            yield f"{source} was {old} and is {new}"
+
+
+def _meanings(label_space: LabelSpace) -> dict[str, str]:
+    """The meaning of each mask value and color; masks without `raw` hold train ids."""
+    ignore, ids = label_space.ignore, range(label_space.num_classes)
+    raw = {**{k: k for k in ids}, ignore: ignore} if label_space.raw is None else label_space.raw
+    sources = {f"mask value {value}": k for value, k in raw.items()}
+    sources |= {f"mask color {color}": k for color, k in (label_space.colors or {}).items()}
+    return {source: "ignored" if k == ignore else repr(label_space.names[k]) for source, k in sources.items()}
+
+
+def _name_changes(split: str, then: Sequence[str], now: Sequence[str]) -> Iterator[str]:
+    if then == now:
+        return
+    before, after = set(then), set(now)
+    for names, others, what in ((now, before, "new"), (then, after, "gone")):
+        if other := [name for name in names if name not in others]:
+            yield f"{len(other):,} {split} image{'' if len(other) == 1 else 's'} {what}, such as {other[0]!r}"
+    if before == after:
+        place, pair = next((k, pair) for k, pair in enumerate(zip_longest(then, now)) if pair[0] != pair[1])
+        yield f"{split} images are in a different order: number {place} was {pair[0]!r} and is {pair[1]!r}"

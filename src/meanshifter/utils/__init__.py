@@ -1,1 +1,1 @@
-"""What every part of the package may use, one idea a file."""
+"""Helpers for every part of the package."""

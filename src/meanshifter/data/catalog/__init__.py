@@ -1,15 +1,14 @@
-"""Public data sets, one small file each, and how to open one by name."""
+"""Public data sets, one file each, and `open_dataset`, which opens one by name."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Final
 
 from meanshifter.data.datasets import Dataset, Folder, unlabeled
 from meanshifter.data.layout import USUAL, FolderLayout
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, did_you_mean
 
 HOMES: Final = {
     "folder": ("meanshifter.data.datasets", "Folder"),
@@ -24,13 +23,13 @@ HOMES: Final = {
 def open_dataset(
     name: str, root: str | Path | None, split: str, layout: FolderLayout = USUAL, *, labeled: bool = True
 ) -> Dataset:
-    """A split of the data set of that name; a folder's path in place of the name opens it as a `Folder`.
+    """Open a split of a data set by name; the path of a folder in place of the name opens it as a `Folder`.
 
-    With `labeled=False` a split whose labels are withheld, such as ADE20K's "test", is opened too.
+    With `labeled=False`, splits whose labels are withheld, such as ADE20K's "test", can be opened too.
 
     Raises:
-        InputError: an unknown name, a layout for a data set that has its own, a split without labels, and as the data
-            set itself.
+        InputError: the name is unknown, a layout is given for a data set that has its own, the split has no labels,
+            and as the data set itself.
     """
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", name
@@ -47,13 +46,14 @@ def open_dataset(
 
 
 def require_usual(name: str, layout: FolderLayout) -> None:
-    """Refuse a layout for a data set that is no folder of one's own; raises InputError."""
+    """Raise an InputError if a layout is given for a data set other than a folder."""
     if layout != USUAL:
-        raise InputError(f"{layout.options().strip()}: for a folder of images and masks; {name} has its own layout")
+        raise InputError(
+            f"{layout.options().strip()}: accepted for a folder of images and masks only; {name} has its own layout"
+        )
 
 
 def unknown_dataset(name: str) -> InputError:
-    """What is said of a name that is none."""
-    near = get_close_matches(name.lower(), HOMES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(HOMES)}, or a folder that exists"
+    """The error about an unknown data set."""
+    hint = did_you_mean(name.lower(), HOMES, f"expected one of {', '.join(HOMES)}, or an existing folder")
     return InputError(f"data set {name!r} is unknown; {hint}")

@@ -1,17 +1,17 @@
-"""ADE20K as the scene parsing challenge of 2016 set it (Zhou et al., 2017): 150 classes."""
+"""ADE20K with the 150 classes of the scene parsing challenge of 2016 (Zhou et al., 2017)."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from meanshifter.data.catalog.public import About, PublicDataset, SubmissionFormat, hex_colors
+from meanshifter.data.catalog.public import About, PublicDataset, SubmissionFormat
 from meanshifter.data.download import Archive
-from meanshifter.data.labels import LabelSpace
-from meanshifter.data.listing import Listing, find_files, list_folders
-from meanshifter.documents import read_text
+from meanshifter.data.labels import LabelSpace, hex_colors
+from meanshifter.data.layout import Listing, find_files, list_folders
+from meanshifter.utils.files import read_text
 
-# The first of the synonyms that the challenge's objectInfo150 gives each class.
+# the first of the synonyms in the challenge's objectInfo150
 NAMES = """
 wall; building; sky; floor; tree; ceiling; road; bed; windowpane; grass; cabinet; sidewalk; person;
 earth; door; table; mountain; plant; curtain; chair; car; water; painting; sofa; shelf; house; sea;
@@ -49,12 +49,12 @@ LABELS = LabelSpace(
 class ADE20K(PublicDataset):
     """`images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`.
 
-    Raw 0 ("other") is ignored, raw k is train id k-1. The split "test" is `release_test/testing/*.jpg`, images without
-    labels that `release_test/list.txt` names. Arguments and errors as PublicDataset.
+    Raw 0 ("other") is ignored, and raw k is train id k-1. The split "test" has no labels: it is the images
+    `release_test/testing/*.jpg` that `release_test/list.txt` names. Arguments and errors are those of PublicDataset.
     """
 
     space = LABELS
-    splits: ClassVar = {"train": "training", "val": "validation", "test": "testing"}
+    splits: ClassVar = {"train": "images/training", "val": "images/validation", "test": "testing"}
     inside = ("ADEChallengeData2016", "release_test", "ADEChallengeData2016/release_test", "images")
     withheld = frozenset({"test"})
     about = About(
@@ -80,31 +80,22 @@ class ADE20K(PublicDataset):
                 folder="release_test",
             )
         },
-        submission=SubmissionFormat(),  # as release_test/readme.txt asks: values 1 to 150, NAME.png of the image's size
+        submission=SubmissionFormat(),  # see release_test/readme.txt: values 1 to 150, NAME.png of the image's size
     )
 
     @classmethod
-    def marker(cls, split: str) -> str:
-        """`images/training` and `images/validation`, but `testing`, which is in `release_test`."""
-        return split if split == "testing" else f"images/{split}"
-
-    @classmethod
     def find(cls, folder: Path, split: str) -> Listing:
-        """Images and masks of one name; of the test split images alone, those of the list where there is one."""
-        if split == "testing":
-            return _list_test(folder)
-        return list_folders(folder / "images" / split, folder / "annotations" / split)
-
-
-def _list_test(folder: Path) -> Listing:
-    """The images of `testing`; names of `list.txt` without an image are lost, and images that it lacks passed over."""
-    images, twice, passed = find_files(folder / "testing", (".jpg",), "images")
-    path = folder / "list.txt"
-    if not path.is_file():
-        return Listing(folder / "testing", images, {}, tuple(twice), passed=passed)
-    named = {PurePosixPath(name).stem: name for name in read_text(path).split()}
-    lost = tuple(name for stem, name in named.items() if stem not in images)
-    if others := len(images.keys() - named.keys()):
-        passed["images that list.txt does not name"] += others
-    listed = {stem: images[stem] for stem in named if stem in images}
-    return Listing(path, listed, {}, tuple(double for double in twice if double[0] in named), lost, passed)
+        """Images and masks of the same names; for the test split, the images in `list.txt`, or all without a list."""
+        if split != "test":
+            images = folder / cls.splits[split]
+            return list_folders(images, folder / "annotations" / images.name)
+        found, twice, passed = find_files(folder / "testing", (".jpg",), "images")
+        path = folder / "list.txt"
+        if not path.is_file():
+            return Listing(folder / "testing", found, {}, tuple(twice), passed=passed)
+        named = {PurePosixPath(name).stem: name for name in read_text(path).split()}
+        lost = tuple(name for stem, name in named.items() if stem not in found)
+        if others := len(found.keys() - named.keys()):
+            passed["images that list.txt does not name"] += others
+        listed = {stem: found[stem] for stem in named if stem in found}
+        return Listing(path, listed, {}, tuple(double for double in twice if double[0] in named), lost, passed)

@@ -5,38 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from meanshifter.data.catalog.public import About, PublicDataset, hex_colors
+from meanshifter.data.catalog.public import About, PublicDataset
 from meanshifter.data.download import Archive
-from meanshifter.data.labels import LabelSpace
-from meanshifter.data.listing import Listing, list_folders
+from meanshifter.data.labels import LabelSpace, hex_colors
+from meanshifter.data.layout import Listing, list_folders
 
-NAMES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
-)
-# SegNet's palette; its road-marking colour is not used, as road markings are road here
+NAMES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+# SegNet's palette without its color of road markings, which are road here
 PALETTE = hex_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0")
 LABELS = LabelSpace(NAMES, PALETTE, raw={**{k: k for k in range(11)}, 11: 255})
 COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
 
 
 class CamVid(PublicDataset):
-    """`train/NAME.png` (or .jpg) beside `trainannot/NAME.png`, likewise val and test; raw 11 is unlabelled.
+    """`train/NAME.png` (or .jpg) and `trainannot/NAME.png`, and the same for val and test; raw 11 is unlabeled.
 
-    The validation split is one clip of seven seconds. Arguments and errors as PublicDataset.
+    The validation split is one clip of seven seconds. Arguments and errors are those of PublicDataset.
     """
 
     space = LABELS
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits: ClassVar = {"train": "trainannot", "val": "valannot", "test": "testannot"}
     inside = ("CamVid",)
     about = About(
         name="camvid",
@@ -55,11 +43,6 @@ class CamVid(PublicDataset):
     )
 
     @classmethod
-    def marker(cls, split: str) -> str:
-        """`trainannot`, and so on."""
-        return f"{split}annot"
-
-    @classmethod
     def find(cls, folder: Path, split: str) -> Listing:
-        """Images and masks of one name."""
-        return list_folders(folder / split, folder / f"{split}annot")
+        """Images and masks of the same names."""
+        return list_folders(folder / split, folder / cls.splits[split])

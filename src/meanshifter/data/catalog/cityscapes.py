@@ -1,44 +1,27 @@
-"""Cityscapes (Cordts et al., 2016): fine annotations, 19 of 34 classes are trained and scored."""
+"""Cityscapes (Cordts et al., 2016): fine annotations; 19 of 34 classes are trained and scored."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
 
-from meanshifter.data.catalog.public import About, PublicDataset, SubmissionFormat, hex_colors
-from meanshifter.data.labels import LabelSpace
-from meanshifter.data.listing import Listing, find_files
+from meanshifter.data.catalog.public import About, PublicDataset, SubmissionFormat
+from meanshifter.data.labels import LabelSpace, hex_colors
+from meanshifter.data.layout import Listing, find_files
 
 NAMES = (
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
+    "road; sidewalk; building; wall; fence; pole; traffic light; traffic sign; vegetation; terrain; sky; person; "
+    "rider; car; truck; bus; train; motorcycle; bicycle"
 )
 PALETTE = hex_colors(
     "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 00008e 000046 "
     "003c64 005064 0000e6 770b20"
 )
 RAW_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""Raw id of each train id, as `labels.py` of cityscapesScripts lists them."""
-# The licence plate, -1, is not drawn into the PNGs; tools that did draw it left 255.
+"""Raw id of each train id, as in `labels.py` of cityscapesScripts."""
+# the license plate, -1, is not drawn in the PNGs; tools that did draw it left 255
 LABELS = LabelSpace(
-    NAMES,
+    tuple(NAMES.split("; ")),
     PALETTE,
     raw={**dict.fromkeys((-1, *range(34), 255), 255), **{raw: k for k, raw in enumerate(RAW_IDS)}},
 )
@@ -48,12 +31,12 @@ IMAGE, MASK = "_leftImg8bit", "_gtFine_labelIds"
 class Cityscapes(PublicDataset):
     """`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`.
 
-    The test split is images alone: the files that stand for its annotations ignore every pixel. Arguments and errors as
-    PublicDataset.
+    The test split has no labels: the files in place of its annotations ignore every pixel. Arguments and errors are
+    those of PublicDataset.
     """
 
     space = LABELS
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits: ClassVar = {split: f"leftImg8bit/{split}" for split in ("train", "val", "test")}
     withheld = frozenset({"test"})
     inside = ("cityscapes",)
     about = About(
@@ -63,13 +46,8 @@ class Cityscapes(PublicDataset):
         images={"train": 2975, "val": 500, "test": 1525},
         terms="non-commercial use, after registration",
         home="https://www.cityscapes-dataset.com/downloads/ (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)",
-        submission=SubmissionFormat(),  # files are found by their names' beginning, CITY_SEQUENCE_FRAME
+        submission=SubmissionFormat(),  # the server finds files by the start of their names, CITY_SEQUENCE_FRAME
     )
-
-    @classmethod
-    def marker(cls, split: str) -> str:
-        """`leftImg8bit/train`, and so on."""
-        return f"leftImg8bit/{split}"
 
     @classmethod
     def find(cls, folder: Path, split: str) -> Listing:

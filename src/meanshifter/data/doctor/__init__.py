@@ -1,9 +1,7 @@
-"""The doctor: all that is wrong with a data set, told at once; a repaired copy; a quick look before a training."""
+"""Find everything that is wrong with a data set, write a repaired copy, and check a sample before training."""
 
-from meanshifter.data.doctor.check import check
-from meanshifter.data.doctor.findings import KINDS, Finding, Kind
+from meanshifter.data.doctor.check import SampleReport, check, check_sample
+from meanshifter.data.doctor.findings import KINDS, Finding, Kind, Report
 from meanshifter.data.doctor.repair import Repair, repair
-from meanshifter.data.doctor.report import Report
-from meanshifter.data.doctor.sample import Look, check_sample
 
-__all__ = ["KINDS", "Finding", "Kind", "Look", "Repair", "Report", "check", "check_sample", "repair"]
+__all__ = ["KINDS", "Finding", "Kind", "Repair", "Report", "SampleReport", "check", "check_sample", "repair"]

@@ -1,0 +1,1 @@
+"""What is made to be read: studies, comparisons, the demo, and their pages."""

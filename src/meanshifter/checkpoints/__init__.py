@@ -1,0 +1,1 @@
+"""Load models by name or path, and convert checkpoints from and to other tools."""

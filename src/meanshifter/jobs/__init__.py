@@ -1,0 +1,1 @@
+"""Labeling archives: inputs, results, and the workers in between."""

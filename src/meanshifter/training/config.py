@@ -1,0 +1,286 @@
+"""TrainConfig: every setting of a training run. The defaults reproduce the standard recipe.
+
+One dataclass per concern; the docstring under each field is also its `--help`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from math import inf
+from operator import attrgetter
+from typing import Any, Final, Literal
+
+from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.layout import FolderLayout
+from meanshifter.errors import InputError
+from meanshifter.model.config import LARGEST, MeanShiftConfig, ModelConfig, PixelShiftConfig
+
+
+@dataclass
+class DataConfig:
+    """Training and validation data."""
+
+    name: str = "folder"
+    """Data set: folder, camvid, ade20k, pascal_voc, cityscapes or shapes."""
+    root: str | None = None
+    """Data set folder."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "val"
+    """Split to validate on."""
+    val_pattern: str | None = None
+    """Exclude training images whose names match this pattern, such as 0006R0_*, to use them for model selection;
+    null: exclude none."""
+    images: str | None = None
+    """Image folder inside a custom data set folder, such as JPEGImages; null: images."""
+    masks: str | None = None
+    """Mask folder, such as SegmentationClass; null: masks. With a mask_suffix it may be the image folder."""
+    mask_suffix: str | None = None
+    """Suffix that a mask adds to its image's name, such as _mask in a_mask.png for a.jpg; null: none."""
+    val_share: float | None = None
+    """Share of the images held out as val if the folder has no val split; null: about 0.15."""
+    workers: int = 2
+    """Data loader worker processes; 0 loads data in the main process."""
+    cache: int = 0
+    """Megabytes of decoded training images to keep in memory, divided evenly among the workers; 0: no cache."""
+    gpu_cache: bool = False
+    """Keep all training images on the training device and crop and augment batches there, without workers."""
+
+    @property
+    def layout(self) -> FolderLayout:
+        """Where a data set folder keeps its images and masks."""
+        return FolderLayout(self.images, self.masks, self.mask_suffix, self.val_share)
+
+
+@dataclass
+class ModelRecipe:
+    """The model and its initial weights."""
+
+    init_from: str | None = None
+    """Model to start from, MeanShifter's or another tool's; replaces all fields below but drop_path; null: new."""
+    preset: str = "segmenter-ti16"
+    """Preset, as listed by `meanshifter models`. A segmenter preset accepts a mean_shift or pixel_shift block."""
+    mean_shift: MeanShiftConfig | None = None
+    """Mean shift block, such as {layers: 1, channels: 192}; null: none, or the preset's."""
+    pixel_shift: PixelShiftConfig | None = None
+    """Mean shift from pixels, such as {layers: 1, factor: 4}; null: none, or the preset's."""
+    decoder_layers: int = 2
+    """Transformer layers in the mask decoder."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) of the position embeddings in pixels; null: the crop size."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the encoder."""
+    encoder: str | None = None
+    """Plain timm ViT that replaces the preset's encoder."""
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    """Extra arguments for timm.create_model, such as {depth: 4, embed_dim: 96}."""
+    encoder_weights: str | None = None
+    """.safetensors or .pth file with timm's names, "timm" to download the weights of encoder's tag, or null."""
+    average_corners: bool = False
+    """Set the position embeddings of corner patches in encoder_weights to the mean of their neighbors'. Without it, new
+    heads trained for a few hundred steps mislabel the corners of images."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of RGB in 0..1; null: timm's value for its weights, else 0.5."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of RGB in 0..1; null: timm's value for its weights, else 0.5."""
+
+    def violations(self) -> list[str]:
+        """The fields that `ModelConfig` rejects; blocks were checked when they were created."""
+        optional = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        given: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+        try:
+            ModelConfig(
+                encoder="" if self.encoder is None else self.encoder,
+                decoder_layers=self.decoder_layers,
+                drop_path=self.drop_path,
+                encoder_args=self.encoder_args,
+                **given,
+            )
+        except InputError as error:
+            return [of_model(str(error))]
+        return []
+
+
+def of_model(message: str) -> str:
+    """`message` about a model configuration, with the field names of a recipe."""
+    names = "|".join(item.name for item in fields(ModelRecipe))
+    return re.sub(rf"(^|; )(?=({names})[.:])", r"\1model.", message)
+
+
+@dataclass
+class LossConfig:
+    """Cross-entropy of the upsampled logits."""
+
+    reduction: Literal["mean_valid", "mean_all"] = "mean_all"
+    """Divide by the labeled pixels (mean_valid), or by all pixels of the crop as MMSegmentation does (mean_all)."""
+    class_weight_power: float = 0.0
+    """Weight classes by (1 / share of training pixels) to this power; 0: equal weights, 0.5: boost rare classes."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer and its learning rate schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 1e-3
+    """Initial learning rate."""
+    head_lr: float | None = None
+    """Learning rate of the mean shift block and the decoder; null: lr."""
+    momentum: float = 0.9
+    """Momentum (SGD)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas (AdamW)."""
+    weight_decay: float = 0.0
+    """Weight decay of weight matrices; biases, norms and embeddings are never decayed."""
+    clip_norm: float | None = None
+    """Maximum gradient norm; null: no clipping."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """Polynomial or cosine decay from lr to min_lr over all steps."""
+    power: float = 0.9
+    """Power of the polynomial decay."""
+    min_lr: float = 1e-4
+    """Final learning rate."""
+    warmup: int = 0
+    """Steps of linear learning rate warm-up."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation during training, and the preprocessing of validation images."""
+
+    interval: int = 16_000
+    """Steps between evaluations; 0: evaluate at the end only."""
+    window: int | None = 512
+    """Side of the sliding window in pixels; null: whole images."""
+    window_stride: int = 480
+    """Stride of the sliding window in pixels."""
+    short_side: int | None = 512
+    """Resize images to fit (short_side, long_side), keeping their aspect ratio; null: original size."""
+    long_side: int = 2048
+    """See short_side."""
+    limit: int | None = None
+    """Evaluate only the first N images; null: all."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The preprocessing, as arguments of `Predictor` and fields of `ModelConfig`."""
+        return {name: getattr(self, name) for name in ("window", "window_stride", "short_side", "long_side")}
+
+
+@dataclass
+class TrainConfig:
+    """A training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data."""
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    """Model."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    out: str | None = None
+    """Run folder; null: runs/NAME with the name of the recipe."""
+    steps: int = 160_000
+    """Optimizer steps."""
+    minutes: float | None = None
+    """Train for this many minutes, evaluations included, instead of a number of steps. The first steps are timed, and
+    config.yaml records the resulting steps. null: train for steps."""
+    batch_size: int = 8
+    """Crops per forward pass on one device."""
+    accumulate: int = 1
+    """Gradient accumulation: forward passes per optimizer step, equivalent to one larger batch."""
+    ema: float | None = None
+    """Decay of the exponential moving average of the weights, which is then evaluated and saved; null: no average."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Precision of forward and backward passes; weights stay float32. auto: bf16 where the hardware supports it."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    accelerator: str = "auto"
+    """auto, cpu, cuda or mps."""
+    devices: int | None = None
+    """Devices per node, each with its own batch; null: the number that torchrun or SLURM started, else 1."""
+    num_nodes: int | None = None
+    """Nodes; null: the number that torchrun or SLURM started, else 1."""
+    seed: int = 0
+    """Random seed."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 1_000
+    """Steps between writes of checkpoints/last, which evaluations write too."""
+
+    def check(self) -> None:
+        """Raise an InputError that lists every field that is out of range."""
+        if wrong := self.violations():
+            raise InputError("; ".join(wrong))
+
+    def violations(self) -> list[str]:
+        """One phrase per field that is out of range or contradicts another."""
+        values = {name: attrgetter(name)(self) for name in [*_RULES, *(name for pair in _LIMITS for name in pair)]}
+        bad = {name: rule for name, (accepts, rule) in _RULES.items() if not accepts(values[name])}
+        wrong = [f"{name}: {values[name]} is not {rule}" for name, rule in bad.items()]
+        for name, other in _LIMITS:
+            value, most = values[name], values[other]
+            # a field that is already listed would only be listed twice
+            if value is not None and most is not None and value > most and not {name, other} & bad.keys():
+                wrong.append(f"{name}: {value} is above {other} {most}; lower it")
+        return [*wrong, *self.augment.violations(), *self.model.violations()]
+
+    @property
+    def num_processes(self) -> int:
+        """Number of devices on all nodes."""
+        return (1 if self.devices is None else self.devices) * (1 if self.num_nodes is None else self.num_nodes)
+
+    @property
+    def crops_per_step(self) -> int:
+        """Crops per optimizer step on all devices together."""
+        return self.batch_size * self.accumulate * self.num_processes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for YAML."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, f"a number from 1 to {LARGEST}")
+_FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, f"a number from 0 to {LARGEST}")
+_NOT_NEGATIVE: Final[_Rule] = (lambda value: value >= 0, "a number of at least 0")
+_BELOW_ONE: Final[_Rule] = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+_RULES: Final[dict[str, _Rule]] = {
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "save_every", "devices", "num_nodes"), _COUNT),
+    **dict.fromkeys(("evaluation.window_stride", "evaluation.window", "evaluation.short_side"), _COUNT),
+    **dict.fromkeys(("evaluation.long_side", "evaluation.limit"), _COUNT),
+    **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval"), _FROM_ZERO),
+    "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
+    "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
+    "ema": (lambda value: value is None or 0 <= value < 1, "null or a number of at least 0 and below 1"),
+    "data.workers": (lambda value: 0 <= value <= 1024, "a number from 0 to 1024"),
+    "optimizer.lr": (lambda value: 0 < value < inf, "a number above 0"),
+    "optimizer.head_lr": (lambda value: value is None or 0 <= value < inf, "null or a number of at least 0"),
+    "optimizer.min_lr": (lambda value: 0 <= value < inf, "a number of at least 0"),
+    "optimizer.momentum": _BELOW_ONE,
+    "optimizer.betas": (lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers of at least 0 and below 1"),
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": (lambda value: value is None or value > 0, "null or a number above 0"),
+    "loss.class_weight_power": _NOT_NEGATIVE,
+    "loss.label_smoothing": _BELOW_ONE,
+}
+"""What each field must satisfy, and how to say it."""
+_LIMITS: Final = (
+    ("optimizer.min_lr", "optimizer.lr"),
+    ("optimizer.min_lr", "optimizer.head_lr"),
+    ("evaluation.window_stride", "evaluation.window"),
+    ("evaluation.short_side", "evaluation.long_side"),
+)
+"""Fields that must not exceed another field."""

@@ -1,0 +1,228 @@
+"""Preparation of a run before the first step: data, model, optimizer and run folder, on their devices."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from meanshifter.checkpoints.load import load_segmenter
+from meanshifter.data.catalog import open_dataset
+from meanshifter.data.datasets import Cached, Dataset, Subset
+from meanshifter.data.doctor import check_sample
+from meanshifter.data.labels import LabelSpace
+from meanshifter.errors import InputError
+from meanshifter.evaluation.evaluate import is_unnamed
+from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
+from meanshifter.model.presets import create_model
+from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
+from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
+from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
+from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, create_optimizer
+from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
+from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
+
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass
+class Learner:
+    """Everything an optimizer step needs: the network on its device, its state, loss weights and random draws."""
+
+    fabric: Fabric
+    processes: Processes
+    network: Any
+    """The model of `state`, compiled and wrapped by Fabric."""
+    optimizer: Any
+    """The optimizer of `state`, wrapped by Fabric."""
+    state: TrainState
+    drop_path: SampledDropPaths
+    class_weight: Tensor | None
+    """(K,) loss weight per class."""
+    crops_at_once: int
+    """Crops per pass: the batch size, or less after memory ran out."""
+
+
+class Feed:
+    """The batches of this process, starting at any step."""
+
+    def __init__(self, stream: SampleStream, device: torch.device, share: Share) -> None:
+        self.stream, self._device, self._share = stream, device, share
+        self._batches: Iterator[Batch] = iter(())
+
+    def begin(self, config: TrainConfig, step: int) -> None:
+        """Start at a step; the number of steps may differ from before."""
+        self.close()
+        start, stop = step * config.accumulate, config.steps * config.accumulate
+        span: dict[str, Any] = {"batch_size": config.batch_size, "start": start, "stop": stop, "share": self._share}
+        if config.data.gpu_cache:
+            self._batches = gpu_cached_batches(self.stream, self._device, **span)
+        else:
+            self._batches = batches(self.stream, workers=config.data.workers, **span)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+
+class Setup(NamedTuple):
+    """A prepared run."""
+
+    run: RunFolder
+    learner: Learner
+    feed: Feed
+    val_set: Dataset
+    label_origin: str
+    """Where the class names come from, and the share of ignored pixels, as a phrase."""
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with machine-dependent fields filled in."""
+    config.check()
+    devices, num_nodes = process_counts(config.devices, config.num_nodes)
+    config = replace(config, devices=devices, num_nodes=num_nodes)
+    device = _fabric(replace(config, precision="fp32")).device
+    if config.precision == "fp16" and device.type == "cpu":
+        raise InputError("precision: 'fp16' training is not supported on a CPU; use 'auto', 'bf16' or 'fp32'")
+    return replace(config, precision=resolve_precision(config.precision, device))
+
+
+def prepare(config: TrainConfig, *, resume: bool) -> Setup:
+    """Open the data and build model and run folder; with `resume`, restore the run.
+
+    Other processes are launched late, so that errors are reported only once.
+
+    Raises:
+        InputError: the configuration or the data are invalid, or the run folder is taken; raised before writing.
+    """
+    fabric = _fabric(config)
+    train_set, val_set = _open_data(config)
+    data = DataRecord.of(train_set, val_set)
+    run = RunFolder(Path(str(config.out)))
+    run.check(config, data, resume=resume)
+    model = build_model(config, train_set.label_space)
+    processes = launch(fabric)
+    look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
+    fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
+    optimizer = create_optimizer(model, config.optimizer)
+    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    if config.model.init_from is None:
+        _calibrate(model, stream, config.crops_per_step)
+    average = None
+    if config.ema is not None:
+        average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
+    tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
+    size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": tokens}
+    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
+    model.encoder.set_attention(fused=pays)
+    drop_path = SampledDropPaths(model)
+    weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
+    processes.broadcast(lambda: run.claim(config, data, resume=resume))
+    state = TrainState(model, optimizer, average, Progress())
+    if resume:
+        try:
+            run.restore(state, is_main=processes.is_main)
+        except InputError:
+            run.release()
+            raise
+    if processes.is_main:
+        run.forget_after(state.progress)
+    else:
+        state.progress.loss_sum = (0.0, state.progress.loss_sum[1])  # the main process has the sum over all processes
+    compiled = cast(nn.Module, torch.compile(model)) if config.compile else model
+    network, wrapped = fabric.setup(compiled, optimizer)
+    feed = Feed(stream, fabric.device, (processes.rank, processes.count))
+    feed.begin(config, state.progress.step)
+    class_weight = None if weight is None else fabric.to_device(weight)
+    learner = Learner(fabric, processes, network, wrapped, state, drop_path, class_weight, config.batch_size)
+    return Setup(run, learner, feed, val_set, look.origin)
+
+
+def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The training and validation sets."""
+    data = config.data
+    train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
+    if data.val_pattern is not None:
+        train_set = Subset(train_set, data.val_pattern, matching=False)
+    return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
+
+
+def _check_command(data: DataConfig) -> str:
+    if data.name == "folder" and data.root is not None:
+        return f"meanshifter data check {data.root}{data.layout.options()}"
+    return f"meanshifter data check {data.name}" + ("" if data.root is None else f" --root {data.root}")
+
+
+def _calibrate(model: Segmenter, stream: SampleStream, count: int) -> None:
+    """Set the bandwidth of the mean shift block as configured, from the first crops of the run."""
+    if model.mean_shift is None or model.config.mean_shift is None or model.config.mean_shift.init_neighbors is None:
+        return
+    images = torch.stack([stream.sample(position)[0] for position in range(count)])
+    with torch.no_grad():
+        tokens, grid = model.eval().encode(images.to(model.device))
+        model.mean_shift.calibrate(model.mean_shift_input(tokens), grid)
+    model.train()
+
+
+def _fabric(config: TrainConfig) -> Fabric:
+    return create_fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        precision=PRECISIONS[config.precision],
+    )
+
+
+def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
+    """Build the model of a configuration, with the preprocessing of its evaluations as the model's default.
+
+    Raises:
+        InputError: model fields contradict each other, or the model to start from cannot be read.
+    """
+    torch.manual_seed(config.seed)
+    if config.model.init_from is None:
+        skipped = ("init_from", "preset", "image_size")
+        settings = {f.name: getattr(config.model, f.name) for f in fields(config.model) if f.name not in skipped}
+        size = config.augment.crop if config.model.image_size is None else config.model.image_size
+        model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
+    else:
+        model = _started(config.model.init_from, config.model, label_space)
+    model.config = replace(model.config, **config.evaluation.reading)
+    return model.train()
+
+
+def _started(name: str, recipe: ModelRecipe, label_space: LabelSpace) -> Segmenter:
+    """The model `name` with the classes of the data; if their number differs, the layers that depend on it are new."""
+    given = [field for field in ("mean_shift", "pixel_shift") if getattr(recipe, field) is not None]
+    if given:
+        raise InputError(f"model.{given[0]}: conflicts with model.init_from, whose model has its own; leave one out")
+    source = load_segmenter(name)
+    model = replace_classes(source, label_space, drop_path=recipe.drop_path)
+    if layers := reinitialized(source, model):
+        warnings.warn(
+            f"model.init_from: {name} has {source.label_space.num_classes} classes, and the data have "
+            f"{label_space.num_classes}; these layers were re-initialized: {', '.join(layers)}",
+            stacklevel=2,
+        )
+    elif source.label_space.names != label_space.names and not is_unnamed(source.label_space):
+        pairs = enumerate(zip(source.label_space.names, label_space.names, strict=True))
+        k, (theirs, ours) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
+        warnings.warn(
+            f"model.init_from: class {k} is {theirs!r} in {name} but {ours!r} in the data, and others may differ; if "
+            "this is unintended, list the classes of the data in the model's order",
+            stacklevel=2,
+        )
+    return model
