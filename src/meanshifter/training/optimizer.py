@@ -12,12 +12,14 @@ from typing import Final
 
 import torch
 from timm.layers.drop import DropPath
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.config import OptimizerConfig
 
+TIMM_NAMES: Final = {"sgd": "momentum", "adamw": "adamw"}  # timm's "sgd" is Nesterov's
 UNDECAYED = ("bias", "pos_embed", "cls_token", "reg_token", "dist_token", "class_embeddings")
 """Suffixes of parameter names that are never decayed; the bias of pixel_shift is not a vector."""
 
@@ -33,9 +35,8 @@ def create_optimizer(model: Segmenter, config: OptimizerConfig) -> Optimizer:
             if parameters:
                 decay = config.weight_decay if decayed else 0.0
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
-    if config.name == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum)
-    return AdamW(groups, lr=config.lr, betas=config.betas)
+    options = {"momentum": config.momentum} if config.name == "sgd" else {"betas": config.betas}
+    return create_optimizer_v2(groups, TIMM_NAMES[config.name], lr=config.lr, weight_decay=0.0, **options)
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
