@@ -63,7 +63,7 @@ def preview(config: TrainConfig, path: str | Path, num_images: int = 16, *, over
         image, labels, name = stream.sample(position)
         shown.append(labels.numpy())
         tiles.append(_pair(position, name, _pixels(image, mean, std), shown[-1], train_set.label_space))
-    rows = [sum(tiles[start : start + COLUMNS], []) for start in range(0, num_images, COLUMNS)]
+    rows = [[tile for pair in tiles[at : at + COLUMNS] for tile in pair] for at in range(0, num_images, COLUMNS)]
     save_png(path, draw_strip(_heading(config), rows, classes_in(shown, train_set.label_space)))
     return path
 

@@ -37,12 +37,7 @@ def run(args: argparse.Namespace) -> int | None:
     if args.list_options:
         echo(*parsing.field_help().split("\n"))
         return 0
-    if args.preview is None:
-        for option, given in (("--num-images", args.num_images is not None), ("--overwrite", args.overwrite)):
-            if given:
-                raise InputError(f"{option}: only for --preview FILE.png; leave it out, or add --preview")
-    elif args.resume:
-        raise InputError("--preview: conflicts with --resume, since nothing is trained; leave one out")
+    _check_preview(args)
     if args.recipe is None:
         raise InputError(f"recipe: missing; give a folder, a YAML file or one of {', '.join(parsing.recipe_names())}")
     config = parsing.parse_recipe(args.recipe, args.fields)
@@ -67,3 +62,15 @@ def run(args: argparse.Namespace) -> int | None:
     echo("", f"{trained.path}: best mIoU {trained.best:.2f}, {trained.seconds / 60:.1f} minutes")
     echo(f"next: meanshifter predict {trained.path} IMAGE… --out DIR")
     return 0
+
+
+def _check_preview(args: argparse.Namespace) -> None:
+    """Refuse options of --preview without it, and what contradicts it."""
+    from meanshifter.errors import InputError
+
+    given = {"--num-images": args.num_images is not None, "--overwrite": args.overwrite}
+    if args.preview is None and any(given.values()):
+        option = next(option for option in given if given[option])
+        raise InputError(f"{option}: only for --preview FILE.png; leave it out, or add --preview")
+    if args.preview is not None and args.resume:
+        raise InputError("--preview: conflicts with --resume, since nothing is trained; leave one out")

@@ -65,13 +65,13 @@ def mixed(crop: Crop, other: Crop, partner: Partner, ignore: int) -> Crop:
     if partner.how == "copy_paste":
         part = (other.labels == partner.rare_class) & ~crop.outside
     elif partner.how == "cutmix":
-        part = rectangle(crop.labels.shape, partner.mask_rng)
+        part = rectangle(crop.labels.shape, partner.mask_rng) & ~other.outside
     else:
         part = half_of_classes(other, partner.mask_rng, ignore)
     return Crop(
         np.where(part[..., None], other.pixels, crop.pixels),
         np.where(part, other.labels, crop.labels),
-        np.where(part, other.outside, crop.outside),
+        crop.outside & ~part,
     )
 
 

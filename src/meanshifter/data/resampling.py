@@ -76,6 +76,8 @@ def rotate(
 ) -> tuple[Pixels, Labels, npt.NDArray[np.bool_]]:
     """A region of `shape` (h, w) of the resized image, rotated about the center of `box`: one affine resampling.
 
+    Pillow rounds the pixels of affine maps down, so that they are half a level of 255 darker on average.
+
     Args:
         image: (H, W, 3); it may be smaller than its labels if both show the same scene.
         labels: (H, W), resampled to the nearest neighbor.
