@@ -19,7 +19,7 @@ from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream
 from meanshifter.training.setup import open_data
 
-SIDE = 320
+SIDE = 384
 """Maximum of the longer side of a picture, in pixels."""
 COLUMNS = 2
 """Samples per row, each with two pictures."""

@@ -22,33 +22,41 @@ from meanshifter.errors import InputError, did_you_mean, summarize_error
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Color = tuple[int, int, int]
-TRIALS: Final = 6
+TRIALS: Final = 4
 """Crops on which a transform is tried; one that changes sizes at random may show it later, which is an error then."""
 EXAMPLE: Final = "[{name: RandomSolarize, threshold: 128}]"
 
 
 def check_transforms(specs: Sequence[Any], crop: tuple[int, int]) -> Iterator[str]:
     """What is wrong with transforms, as `[i]…: …`: names, arguments, and what they do to a crop of this size."""
+    if min(crop) < 1:
+        return
     for number, spec in enumerate(specs):
-        try:
-            transform = _created(spec, (0, 0, 0), 255)
-        except InputError as error:
+        if (error := _wrong(json.dumps(spec, sort_keys=True, default=repr), crop)) is not None:
             yield f"[{number}]{error}"
-            continue
-        pixels = np.random.default_rng(0).integers(0, 256, (*crop, 3), dtype=np.uint8)
-        parts = pixels, np.zeros(crop, np.uint8), np.zeros(crop, np.bool_)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # what leaves masks as they are warns
-                for seed in range(TRIALS if min(crop) >= 1 else 0):
-                    _apply(transform, *parts, seed=seed)
-        except InputError as error:
-            yield f"[{number}].name: {spec['name']} {error}"
-        except Exception as error:  # any of torchvision's
-            yield (
-                f"[{number}].name: {spec['name']} does not work on a uint8 image and its mask "
-                f"({summarize_error(error)}); leave it out"
-            )
+
+
+@lru_cache(maxsize=64)
+def _wrong(text: str, crop: tuple[int, int]) -> str | None:
+    """What is wrong with a transform, given as JSON; None: nothing."""
+    spec = json.loads(text)
+    try:
+        transform = _created(spec, (0, 0, 0), 255)
+    except InputError as error:
+        return str(error)
+    pixels = np.random.default_rng(0).integers(0, 256, (*crop, 3), dtype=np.uint8)
+    parts = pixels, np.zeros(crop, np.uint8), np.zeros(crop, np.bool_)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what leaves masks as they are warns
+            for seed in range(TRIALS):
+                _apply(transform, *parts, seed=seed)
+    except InputError as error:
+        return f".name: {spec['name']} {error}"
+    except Exception as error:  # any of torchvision's
+        reason = summarize_error(error)
+        return f".name: {spec['name']} does not work on a uint8 image and its mask ({reason}); leave it out"
+    return None
 
 
 def apply_transforms(

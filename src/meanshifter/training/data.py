@@ -63,7 +63,8 @@ PR_SET_PDEATHSIG = 1
 class SampleStream(TorchDataset[Sampled | InputError]):
     """An endless stream of augmented samples: one shuffle of the data set after another.
 
-    The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process.
+    The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process. With
+    `augment.rare_crops`, some samples are of other images than the shuffle's.
     """
 
     def __init__(
@@ -95,8 +96,11 @@ class SampleStream(TorchDataset[Sampled | InputError]):
 
     def chosen(self, position: int) -> tuple[int, int | None]:
         """Data set index of the sample at `position`, and the class that its crop shows; None: any."""
+        return self._chosen(self._shuffled(position), self.generator(position))
+
+    def _shuffled(self, position: int) -> int:
         epoch, turn = divmod(position, len(self.dataset))
-        return self._chosen(_order(len(self.dataset), self.seed, epoch)[turn], self.generator(position))
+        return _order(len(self.dataset), self.seed, epoch)[turn]
 
     def _chosen(self, place: int, rng: np.random.Generator) -> tuple[int, int | None]:
         if self._rare is None or not occurs(self.config.rare_crops, rng, "rare_crops"):
