@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from meanshifter.analysis import preview as module
+from meanshifter.analysis.figures import draw_strip
+from meanshifter.analysis.html import ignored_color
 from meanshifter.analysis.preview import preview
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError
@@ -54,8 +56,12 @@ def test_the_pictures_are_the_samples_of_the_stream(tmp_path: Path, monkeypatch:
     size = np.asarray(Shapes(split="train")[0].image).shape
     assert size[0] >= 48
     rows: list[Any] = []
-    draw = module.draw_strip
-    monkeypatch.setattr(module, "draw_strip", lambda *given: (rows.extend(given[1]), draw(*given))[1])
+
+    def draw(heading: str, tiles: Any, legend: Any) -> Image.Image:
+        rows.extend(tiles)
+        return draw_strip(heading, tiles, legend)
+
+    monkeypatch.setattr(module, "draw_strip", draw)
     path = preview(config, tmp_path / "a.png", 3)
     with Image.open(path) as sheet:
         assert sheet.width > 4 * 64
@@ -70,7 +76,7 @@ def test_the_pictures_are_the_samples_of_the_stream(tmp_path: Path, monkeypatch:
         pixels = np.rint((image.numpy() * 0.5 + 0.5) * 255).transpose(1, 2, 0).clip(0, 255)
         np.testing.assert_allclose(picture.pixels[::factor, ::factor], pixels, atol=1)
         ignored = (labels.numpy() == 255).repeat(factor, 0).repeat(factor, 1)
-        stripes = (overlay.pixels == module.ignored_color(Shapes(split="train").label_space)).all(2)
+        stripes = (overlay.pixels == ignored_color(Shapes(split="train").label_space)).all(2)
         assert not stripes[~ignored].any()
         assert 0.3 < stripes[ignored].mean() < 0.7
 

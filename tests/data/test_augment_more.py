@@ -187,7 +187,8 @@ def test_blur_noise_and_jpeg_change_the_image_alone() -> None:
     image, labels = scene(48, 64)
     plain = augment(image, labels, PLAIN, np.random.default_rng(0), **HALF)
     for name in ("blur", "noise", "jpeg"):
-        out, target = augment(image, labels, replace(PLAIN, **{name: 1.0}), np.random.default_rng(0), **HALF)
+        fields: dict[str, Any] = {name: 1.0}
+        out, target = augment(image, labels, replace(PLAIN, **fields), np.random.default_rng(0), **HALF)
         np.testing.assert_array_equal(target, plain[1])
         off = levels(out) - levels(plain[0])
         assert np.abs(off).max() > 2, name

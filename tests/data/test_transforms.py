@@ -89,7 +89,7 @@ def test_labels_follow_and_the_outside_is_ignored(spec: dict[str, Any]) -> None:
 
 def test_the_generators_of_torch_and_numpy_are_left_as_they_were() -> None:
     image, labels = np.zeros((40, 50, 3), np.uint8), np.zeros((40, 50), np.uint8)
-    transforms = [{"name": "RandomPerspective"}, {"name": "ColorJitter", "hue": 0.2}]
+    transforms: list[dict[str, Any]] = [{"name": "RandomPerspective"}, {"name": "ColorJitter", "hue": 0.2}]
     config = AugmentConfig(CROP, transforms=transforms, blur=1.0, noise=1.0)
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -47,7 +48,8 @@ class Painted(Dataset):
     def __getitem__(self, index: int) -> Sample:
         self.read.append(index)
         labels = self.read_labels(index)
-        image = np.stack([labels * 20, np.full_like(labels, 12 * index), np.zeros_like(labels)], 2)
+        planes = [labels * 20, np.full_like(labels, 12 * index), np.zeros_like(labels)]
+        image: npt.NDArray[np.uint8] = np.stack(planes, 2).astype(np.uint8)
         return Sample(image, labels, self.names[index])
 
     def read_labels(self, index: int) -> Labels:
@@ -80,7 +82,8 @@ def test_samples_depend_on_seed_and_position_alone() -> None:
 def test_labels_follow_the_pixels_of_both_images(field: str) -> None:
     """Every labeled pixel shows the color of its class, from whatever image it comes."""
     data = Painted()
-    config = AugmentConfig((64, 64), None, (1, 1), 1, 0.5, False, **{field: 1.0})
+    config = AugmentConfig((64, 64), None, (1, 1), 1, 0.5, False)
+    setattr(config, field, 1.0)
     images = set()
     for position in range(12):
         image, labels, _ = stream(config, dataset=data).sample(position)
@@ -154,7 +157,7 @@ def test_batches_made_on_the_device_are_those_of_the_workers() -> None:
         quarter_turns=0.7, erasing=0.5, rare_crops=0.5,
     )  # fmt: skip
     assert not config.host_only
-    span = {"batch_size": 8, "start": 0, "stop": 2}
+    span: dict[str, Any] = {"batch_size": 8, "start": 0, "stop": 2}
     ours = list(batches(stream(config), workers=0, **span))
     device = list(gpu_cached_batches(stream(config), torch.device("cpu"), **span))
     for one, other in zip(ours, device, strict=True):

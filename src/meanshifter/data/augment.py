@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -237,9 +237,8 @@ class Plan:
 
     def oriented(self, crop: Array) -> Array:
         """A crop (h, w, …) flipped and turned, as a view."""
-        crop = crop[:, ::-1] if self.mirrored else crop
-        crop = crop[::-1] if self.upside_down else crop
-        return np.rot90(crop, self.turns) if self.turns else crop
+        rows, cols = (slice(None, None, -1 if flipped else 1) for flipped in (self.upside_down, self.mirrored))
+        return cast(Array, np.rot90(crop[rows, cols], self.turns))
 
 
 def draw(
@@ -309,7 +308,8 @@ def cut(
     if plan.angle:
         before = shape[::-1] if plan.turns % 2 else shape
         parts = rotate(image, labels, plan.size, plan.box, plan.angle, before, fill=fill, ignore=ignore)
-        return Crop(*(plan.oriented(part).copy() for part in parts))  # those of Pillow are read-only
+        pixels, rotated, outside = (plan.oriented(part).copy() for part in parts)  # those of Pillow are read-only
+        return Crop(cast(Pixels, pixels), cast(Labels, rotated), cast(Mask, outside))
     content = plan.oriented(resample(image, plan.size, plan.box))
     target = plan.oriented(nearest(labels, plan.size, plan.box))
     crop = Crop(np.empty((*shape, 3), np.uint8), np.full(shape, ignore, labels.dtype), np.ones(shape, np.bool_))
@@ -397,10 +397,10 @@ def resize_factor(H: int, W: int, config: AugmentConfig, scale: float) -> float:
 
 def draw_aspect(config: AugmentConfig, rng: np.random.Generator) -> float:
     """Draw the factor by which the ratio of width to height changes; its logarithm is uniform."""
-    if config.aspect == (1, 1):
+    low, high = config.aspect
+    if low == high == 1:
         return 1.0
-    low, high = map(math.log, config.aspect)
-    return math.exp(own_generator(rng, "aspect").uniform(low, high))
+    return math.exp(own_generator(rng, "aspect").uniform(math.log(low), math.log(high)))
 
 
 def resized(shape: tuple[int, ...], config: AugmentConfig, scale: float, aspect: float = 1.0) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Glossary: H W pixels of the source, h w of the box.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -102,19 +102,19 @@ def rotate(
         ]
     )
     pixels = _warp(image, rows, size, shape, BILINEAR, fill)
-    target = _warp(labels, rows, size, shape, NEAREST, ignore)
-    inside = _warp(np.ones(labels.shape, np.uint8), rows, size, shape, NEAREST, 0)
-    return pixels, target.astype(labels.dtype, copy=False), inside == 0
+    target = cast(Labels, _warp(labels, rows, size, shape, NEAREST, ignore).astype(labels.dtype, copy=False))
+    outside: npt.NDArray[np.bool_] = _warp(np.ones(labels.shape, np.uint8), rows, size, shape, NEAREST, 0) == 0
+    return pixels, target, outside
 
 
 def _warp(
-    source: npt.NDArray[np.generic],
+    source: npt.NDArray[Any],
     rows: npt.NDArray[np.float64],
     size: tuple[int, int],
     shape: tuple[int, int],
     how: Image.Resampling,
     fill: int | tuple[int, int, int],
-) -> npt.NDArray[np.generic]:
+) -> npt.NDArray[Any]:
     """Resample (H, W, …) by an affine map `rows` (2, 3) of the result's (x, y) to those of the resized source.
 
     A bilinear filter reaches no further than two pixels. If it shrinks the source more than that, blocks of pixels are

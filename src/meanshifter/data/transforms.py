@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
@@ -82,13 +83,15 @@ def apply_transforms(
 
 def _apply(transform: Any, pixels: Pixels, labels: Labels, outside: Mask, *, seed: int) -> tuple[Pixels, Labels, Mask]:
     import torch
-    from torchvision import tv_tensors
 
+    tv_tensors: Any = import_module("torchvision.tv_tensors")
     image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
     kind = np.uint8 if labels.dtype == np.uint8 else np.int32  # torch lacks most operations on uint16
     masks = tv_tensors.Mask(torch.from_numpy(np.stack([labels.astype(kind), outside.astype(kind)])))
     with _seeded(seed):
         out = transform(image, masks)
+    shown: Any
+    found: Any
     shown, found = out if isinstance(out, tuple) and len(out) == 2 else (None, None)
     for part, before in ((shown, image), (found, masks)):
         if not isinstance(part, type(before)) or part.shape != before.shape or part.dtype != before.dtype:
@@ -117,16 +120,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def _composed(specs: str, fill: Color, ignore: int) -> Any:
-    from torchvision.transforms import v2
-
+    v2: Any = import_module("torchvision.transforms.v2")
     return v2.Compose([_created(spec, fill, ignore) for spec in json.loads(specs)])
 
 
 def _created(spec: Any, fill: Color, ignore: int) -> Any:
     """The transform of a mapping of a name and arguments; an InputError whose message begins with `.name` or such."""
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-
+    v2: Any = import_module("torchvision.transforms.v2")
+    tv_tensors: Any = import_module("torchvision.tv_tensors")
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise InputError(f": {spec!r:.80} is not a name with arguments, such as {EXAMPLE}")
     name, given = spec["name"], {key: value for key, value in spec.items() if key != "name"}

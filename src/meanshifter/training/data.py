@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -139,7 +140,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
     def _read(self, place: int, rng: np.random.Generator) -> tuple[Sample, float]:
         """A sample, reduced if it will be resized, and the scale, the first draw from `rng`."""
         scale, aspect = draw_scale(self.config, rng), draw_aspect(self.config, rng)
-        larger = max(aspect, 1 / aspect) ** 0.5  # of the factors of the two sides
+        larger = math.sqrt(max(aspect, 1 / aspect))  # of the factors of the two sides
 
         def factor(height: int, width: int) -> float:
             return resize_factor(height, width, self.config, scale) * larger
