@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from meanshifter.analysis.figures import Tile, classes_in, draw_strip, fitted
@@ -71,8 +70,8 @@ def preview(config: TrainConfig, path: str | Path, num_images: int = 16, *, over
 
 def _pixels(image: Tensor, mean: Triple, std: Triple) -> Pixels:
     """(H, W, 3) uint8 of a normalized image (3, H, W)."""
-    values: npt.NDArray[np.float64] = (image.numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)) * 255
-    return np.rint(values.clip(0, 255)).astype(np.uint8)
+    values = (image.numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)) * 255
+    return np.asarray(np.rint(values.clip(0, 255)), np.uint8)
 
 
 def _pair(position: int, name: str, pixels: Pixels, labels: Labels, label_space: LabelSpace) -> list[Tile]:
