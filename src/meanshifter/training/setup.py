@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
+from meanshifter.data.class_pixels import class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Subset
 from meanshifter.data.doctor import check_sample
 from meanshifter.data.labels import LabelSpace
@@ -108,7 +109,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         InputError: the configuration or the data are invalid, or the run folder is taken; raised before writing.
     """
     fabric = _fabric(config)
-    train_set, val_set = _open_data(config)
+    train_set, val_set = open_data(config)
     data = DataRecord.of(train_set, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
@@ -118,7 +119,9 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
+    normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
+    stream = SampleStream(cached, config.augment, config.seed, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -151,8 +154,12 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     return Setup(run, learner, feed, val_set, look.origin)
 
 
-def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """The training and validation sets."""
+def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The training and validation sets of a configuration.
+
+    Raises:
+        InputError: a data set cannot be opened, or `data.val_pattern` leaves no images.
+    """
     data = config.data
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if data.val_pattern is not None:
