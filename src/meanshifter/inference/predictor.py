@@ -264,7 +264,7 @@ class Predictor:
         H, model = pixels.shape[0], self.model.evaluation_view()
         mirrors = (False, True) if self.flip else (False,)
         ways = product(members_of(model), self.scales, mirrors)
-        readings = [self._read(member, pixels, *way, steps) for member, *way in ways]
+        readings = [self._read(member, pixels, scale, mirrored, steps) for member, scale, mirrored in ways]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
             views = [reading.views(rows.start, rows.stop) for reading in readings]

@@ -67,11 +67,13 @@ class CrossValidation:
 
     def mean(self, measure: str = "mIoU") -> float:
         """Mean of a measure ("mIoU", "mAcc" or "aAcc") over the folds, in percent."""
-        return statistics.fmean(getattr(result, measure) for result in self.folds)
+        values: list[float] = [getattr(result, measure) for result in self.folds]
+        return statistics.fmean(values)
 
     def sd(self, measure: str = "mIoU") -> float:
         """Standard deviation over the folds, with one degree of freedom less than folds, in points."""
-        return statistics.stdev(getattr(result, measure) for result in self.folds)
+        values: list[float] = [getattr(result, measure) for result in self.folds]
+        return statistics.stdev(values)
 
     def table(self) -> str:
         """A Markdown table of the folds, their mean and standard deviation, and the pooled scores with the protocol."""
