@@ -342,6 +342,30 @@ class Subset(_View):
             )
 
 
+class Drawn(_View):
+    """A share of the samples of `dataset`, or with `drawn=False` the others; which, depends on the seed and the names.
+
+    Raises:
+        InputError: all samples or none would be drawn.
+    """
+
+    def __init__(self, dataset: Dataset, share: float, seed: int, *, drawn: bool = True) -> None:
+        names = dataset.names
+        order = sorted(range(len(names)), key=lambda place: _key(names[place], seed))
+        count = round(share * len(names))
+        if not 0 < count < len(names):
+            raise InputError(
+                f"data.train_share: {share:g} of {len(names)} training images is {count}; choose a share that is at "
+                "least one of them and not all"
+            )
+        super().__init__(dataset, sorted(order[:count] if drawn else order[count:]))
+        self.split = f"{dataset.split}, {'' if drawn else 'all but '}{share:g} of it"
+
+
+def _key(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()
+
+
 class Fold(_View):
     """The samples of one fold, or with `held_out=False` those of all other folds.
 

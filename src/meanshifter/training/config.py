@@ -34,6 +34,9 @@ class DataConfig:
     val_pattern: str | None = None
     """Exclude training images whose names match this pattern, such as 0006R0_*, to use them for model selection;
     null: exclude none."""
+    train_share: float | None = None
+    """Train on this share of the training images, which seed and name draw, as if the others had no masks; null: all
+    of them."""
     folds: int | None = None
     """Cross-validation: number of folds that the training images are divided into, by seed and name; null: none. One
     run is trained for each fold, or only that of `fold`."""
@@ -313,6 +316,7 @@ _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("evaluation.long_side", "evaluation.limit", "evaluation.patience"), _COUNT),
     **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval"), _FROM_ZERO),
     "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
+    "data.train_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
     "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
     "ema": (lambda value: value is None or 0 <= value < 1, "null or a number of at least 0 and below 1"),
     "data.workers": (lambda value: 0 <= value <= 1024, "a number from 0 to 1024"),

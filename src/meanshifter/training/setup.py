@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.class_pixels import class_pixels
-from meanshifter.data.datasets import Cached, Dataset, Fold, Subset
+from meanshifter.data.datasets import Cached, Dataset, Drawn, Fold, Subset
 from meanshifter.data.doctor import check_sample
 from meanshifter.data.folds import fold_numbers
 from meanshifter.data.labels import LabelSpace
@@ -181,14 +181,30 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
 def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     """The training set, and the fold that is left out of it, if any."""
     data = config.data
-    train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
-    if data.val_pattern is not None:
-        train_set = Subset(train_set, data.val_pattern, matching=False)
+    train_set = _train_split(data)
+    if data.train_share is not None:
+        train_set = Drawn(train_set, data.train_share, config.seed)
     if data.folds is None or data.fold is None:
         return train_set, None
     numbers = fold_numbers(train_set.names, data.folds, seed=config.seed, groups=data.fold_groups)
     parts = [Fold(train_set, numbers, data.fold, data.folds, held_out=held_out) for held_out in (False, True)]
     return parts[0], parts[1]
+
+
+def open_unused_data(config: TrainConfig) -> Dataset:
+    """The training images that `data.train_share` does not draw.
+
+    Raises:
+        InputError: as `open_data`, or data.train_share is null.
+    """
+    if config.data.train_share is None:
+        raise InputError("data.train_share: null, so that all training images are used; set a share")
+    return Drawn(_train_split(config.data), config.data.train_share, config.seed, drawn=False)
+
+
+def _train_split(data: DataConfig) -> Dataset:
+    train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
+    return train_set if data.val_pattern is None else Subset(train_set, data.val_pattern, matching=False)
 
 
 def _check_command(data: DataConfig) -> str:
