@@ -70,8 +70,8 @@ class Plan:
     pairs: tuple[tuple[str, str], ...] = ()
     """More comparisons: the first row minus the second."""
     self_training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Row → fields such as data.extra_min_confidence. The row is trained twice: a teacher on its data.train_share, which
-    then labels the other images, and with these fields a student, which has them as data.extra_train."""
+    """Row → fields such as data.extra_min_confidence. The row is trained twice: a teacher on its data.train_share
+    labels the other images, and with these fields a student has them as data.extra_train."""
 
     def __post_init__(self) -> None:
         rows = set(self.all_rows)

@@ -28,8 +28,8 @@ def write_tables(
     """Write all results of a study, with plots if matplotlib is installed.
 
     These are `table.md`; `table.csv`, one line per score; `cost.md`, the training of each row; `study.json`; and of
-    `tables` `table_1` (with the trained number of steps) and `table_2` (over L'_ms, for models with steps), each as .md,
-    .csv, .json and .tex.
+    `tables` `table_1` (with the trained number of steps) and `table_2` (over L'_ms, for models with steps), each as
+    .md, .csv, .json and .tex.
 
     Args:
         found: the finished trainings.
