@@ -118,7 +118,7 @@ def cross_entropy(
     """Compute the summed loss of logits (B, K, h, w) and its gradient, which is empty unless requested."""
     from meanshifter.ops.cpu_kernels import cross_entropy_rows
 
-    B, K = logits.shape[:2]
+    K = logits.shape[1]
     source = _source(logits, labels, axes, ignore_index)
     factors, gradients = _padded(weight), _zeros(source, with_gradient=with_gradient)
 
@@ -128,64 +128,50 @@ def cross_entropy(
         loss = cross_entropy_rows(source.z[b], *source.taps, source.targets[b], *constants, *rows, gradients[b][part])
         return float(loss)
 
-    total = sum(in_parallel(fill, [(b, part) for b in range(B) for part in range(len(source.parts))]))
+    total = sum(in_parallel(fill, source.pieces))
     return torch.tensor(total, dtype=torch.float32), _joined(gradients, K) if with_gradient else logits.new_empty(0)
 
 
-def loss_sums(pixels: Pixels, *, losses: bool, overlap: bool) -> tuple[Tensor, Tensor]:
+def loss_sums(pixels: Pixels, *, losses: bool, overlap: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Collect the `Sums` of `ops.loss_terms`."""
     from meanshifter.ops.cpu_loss_kernels import sum_rows
 
-    source, near = _source(*pixels[:4]), _near(pixels)
-    found = np.zeros(pixels.labels.shape if losses else (len(source.z), 0, 0), dtype=np.float32)
-    width = source.z[0].shape[2] if overlap and source.z else 0
+    source = _source(*pixels[:4])
+    near = _maps(pixels.near, source, np.bool_)
+    found, logsums = (np.zeros(pixels.labels.shape if wanted else _NO_MAP, np.float32) for wanted in (losses, overlap))
+    hard, known = (_maps(torch.from_numpy(several), source) for several in (found, logsums))
+    width = source.z[0].shape[2] if overlap else 0
 
     def fill(b: int, part: int) -> npt.NDArray[np.float64]:
         sums = np.zeros((3, width))
-        rows = source.parts[part]
-        sum_rows(
-            source.z[b], *source.taps, source.targets[b], _IGNORED, near[b], pixels.near_weight, *rows, found[b], sums
-        )
+        counts, rows = (near[b], pixels.near_weight), source.parts[part]
+        sum_rows(source.z[b], *source.taps, source.targets[b], _IGNORED, *counts, *rows, hard[b], known[b], sums)
         return sums
 
-    parts = in_parallel(fill, [(b, part) for b in range(len(source.z)) for part in range(len(source.parts))])
-    sums = np.sum(parts, axis=0)[:, : pixels.logits.shape[1]] if overlap else np.zeros(0)
-    return torch.from_numpy(found), torch.from_numpy(sums)
+    sums = np.sum(in_parallel(fill, source.pieces), axis=0)[:, : pixels.logits.shape[1]]
+    return torch.from_numpy(found), torch.from_numpy(sums), torch.from_numpy(logsums) if overlap else None
 
 
 def weighted_loss(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """Make the second pass of `ops.loss_terms`."""
     from meanshifter.ops.cpu_loss_kernels import loss_rows
 
-    B, K = pixels.logits.shape[:2]
-    source, near = _source(*pixels[:4]), _near(pixels)
-    none = np.zeros((B, 0, 0), dtype=np.float32)
-    hard = none if recipe.hard is None else recipe.hard.numpy()
+    K = pixels.logits.shape[1]
+    source = _source(*pixels[:4])
+    near = _maps(pixels.near, source, np.bool_)
+    hard, known = (_maps(each, source) for each in (recipe.hard, recipe.logsums))
     weight, gradients = _padded(recipe.weight), _zeros(source, with_gradient=with_gradient)
     region = _padded(torch.zeros(2, 0) if recipe.region is None else recipe.region)
     factors = (recipe.smoothing, float(recipe.cross_entropy), float(recipe.focal), recipe.gamma)
 
     def fill(b: int, part: int) -> float:
-        counts = (near[b], pixels.near_weight, hard[b])
-        rows = source.parts[part]
-        loss = loss_rows(
-            source.z[b],
-            *source.taps,
-            source.targets[b],
-            _IGNORED,
-            *counts,
-            weight,
-            K,
-            *factors,
-            region,
-            *rows,
-            gradients[b][part],
-        )
+        counts = (near[b], pixels.near_weight, hard[b], known[b])
+        places = (source.z[b], *source.taps, source.targets[b], _IGNORED)
+        loss = loss_rows(*places, *counts, weight, K, *factors, region, *source.parts[part], gradients[b][part])
         return float(loss)
 
-    total = sum(in_parallel(fill, [(b, part) for b in range(B) for part in range(len(source.parts))]))
-    gradient = _joined(gradients, K) if with_gradient else pixels.logits.new_empty(0)
-    return torch.tensor(total, dtype=torch.float32), gradient
+    total = torch.tensor(sum(in_parallel(fill, source.pieces)), dtype=torch.float32)
+    return total, _joined(gradients, K) if with_gradient else pixels.logits.new_empty(0)
 
 
 class _Source(NamedTuple):
@@ -199,8 +185,14 @@ class _Source(NamedTuple):
     parts: list[tuple[int, int]]
     """Spans of rows, independent of the number of threads, for reproducibility."""
 
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Every image with every part."""
+        return [(b, part) for b in range(len(self.z)) for part in range(len(self.parts))]
+
 
 _IGNORED = -1
+_NO_MAP = (0, 0, 0)
 
 
 def _source(logits: Tensor, labels: Tensor, axes: Axes, ignore_index: int) -> _Source:
@@ -212,9 +204,13 @@ def _source(logits: Tensor, labels: Tensor, axes: Axes, ignore_index: int) -> _S
     return _Source(z, taps, targets, spans(labels.shape[1], max(8 // len(logits), 1)))
 
 
-def _near(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    none = np.zeros((len(pixels.logits), 0, 0), dtype=np.bool_)
-    return none if pixels.near is None else pixels.near.numpy()
+def _maps(
+    values: Tensor | None, source: _Source, dtype: type = np.float32
+) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
+    """One array (H, W) per image, or (0, 0) if there are none."""
+    if values is not None and len(values):
+        return values.numpy()
+    return [np.zeros((0, 0), dtype)] * len(source.z)
 
 
 def _padded(values: Tensor) -> Floats:

@@ -12,6 +12,7 @@ import numpy as np
 from meanshifter.ops.cpu_kernels import (
     _add_pixel,
     _dot,
+    _exp,
     _exponentials,
     _fill_line,
     _fill_pixel,
@@ -29,6 +30,13 @@ def _add_scaled(out: Any, factor: Any, v: Any) -> None:
 
 
 @no_type_check
+@kernel(fast={"contract", "nsz"}, inner=True)
+def _to_probabilities(v: Any, logsum: Any) -> None:
+    for k in range(len(v)):
+        v[k] = _exp(v[k] - logsum)
+
+
+@no_type_check
 @kernel()
 def sum_rows(
     z: Any,
@@ -43,12 +51,14 @@ def sum_rows(
     begin: Any,
     end: Any,
     losses: Any,
+    logsums: Any,
     overlap: Any,
 ) -> None:
-    """Fill the -log q_t of pixel rows begin..end in `losses` (H, W), and add to `overlap` (3, K) as in `Sums`."""
+    """Fill rows begin..end of `losses` and `logsums` (H, W), and add to `overlap` (3, K), as in `Sums`."""
     h, w, K = z.shape
     flat = z.reshape(h, w * K)
     line, v = np.empty(w * K, np.float32), np.empty(K, np.float32)
+    near_count = np.float32(near_weight)
     predicted = np.empty(K if overlap.shape[1] > 0 else 0, np.float32)  # of a row, since float32 is short for an image
     for y in range(begin, end):
         _fill_line(flat, row_index, row_weight, y, line)
@@ -59,11 +69,13 @@ def sum_rows(
                 _fill_pixel(line, col_index, col_weight, x, K, v)
                 top, own = _largest(v), v[target]
                 total = _exponentials(v, top)
+                logsum = top + np.log(total)
                 if len(losses) > 0:
-                    loss = top + np.log(total) - own
-                    losses[y, x] = loss if loss > 0 else np.float32(0)
+                    losses[y, x] = logsum - own if logsum > own else np.float32(0)
+                if len(logsums) > 0:
+                    logsums[y, x] = logsum
                 if overlap.shape[1] > 0:
-                    count = np.float32(near_weight if len(near) > 0 and near[y, x] else 1)
+                    count = near_count if len(near) > 0 and near[y, x] else np.float32(1)
                     _add_scaled(predicted, count / total, v)
                     overlap[0, target] += count * v[target] / total
                     overlap[2, target] += count
@@ -110,6 +122,7 @@ def loss_rows(
     near: Any,
     near_weight: Any,
     hard: Any,
+    logsums: Any,
     class_weight: Any,
     classes: Any,
     smoothing: Any,
@@ -133,6 +146,8 @@ def loss_rows(
     weights = np.float32(0)
     for k in range(K):
         weights += class_weight[k]
+    share, even = np.float32(cross_entropy * (1 - smoothing)), np.float32(cross_entropy * smoothing / classes)
+    scale, near_count = np.float32(focal), np.float32(near_weight)
     loss = 0.0
     with_region = region.shape[1] > 0 and len(gradient) > 0
     for y in range(begin, end):
@@ -141,23 +156,25 @@ def loss_rows(
         for x in range(labels.shape[1]):
             target = labels[y, x]
             part = hard[y, x] if len(hard) > 0 else np.float32(1)
-            if target != ignore and (part > 0 or focal != 0 or with_region):
+            if target != ignore and (part > 0 or scale != 0 or with_region):
                 _fill_pixel(line, col_index, col_weight, x, K, v)
-                count = np.float32(near_weight if len(near) > 0 and near[y, x] else 1)
-                kept = np.float32(cross_entropy) * count * part
-                keep = np.float32(1 - smoothing) * kept * class_weight[target]
-                smooth = kept * np.float32(smoothing / classes)
-                top, own = _largest(v), v[target]
+                count = near_count if len(near) > 0 and near[y, x] else np.float32(1)
+                keep, smooth = share * count * part * class_weight[target], even * count * part
+                own = v[target]
                 mean = _dot(class_weight, v) if smooth > 0 else np.float32(0)
-                total = _exponentials(v, top)
-                logsum = top + np.log(total)
+                if len(logsums) > 0:
+                    logsum, total = logsums[y, x], np.float32(1)
+                    _to_probabilities(v, logsum)
+                else:
+                    top = _largest(v)
+                    total = _exponentials(v, top)
+                    logsum = top + np.log(total)
                 p = v[target] / total
                 loss += keep * (logsum - own) + smooth * (weights * logsum - mean)
-                if focal != 0:
-                    scale = np.float32(focal) * count * class_weight[target]
+                if scale != 0:
                     value, slope_of_own = _focal(logsum - own, p, gamma)
-                    loss += scale * value
-                    keep += scale * slope_of_own
+                    loss += scale * count * class_weight[target] * value
+                    keep += scale * count * class_weight[target] * slope_of_own
                 if len(gradient) > 0:
                     own_region = count * region[1, target] if with_region else np.float32(0)
                     common = keep + smooth * weights

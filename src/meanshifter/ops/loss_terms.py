@@ -145,17 +145,19 @@ def _loss_and_gradient(
     near = None if boundary_weight == 1 else near_boundaries(labels, boundary_radius, ignore_index)
     pixels = Pixels(wide, labels, axes, ignore_index, near, boundary_weight)
     collect, make = _implementation(wide)
-    hard, region, loss = None, None, wide.new_zeros(())
+    hard, region, logsums, loss = None, None, None, wide.new_zeros(())
     if dice or ohem_share is not None:
         sums = collect(pixels, losses=ohem_share is not None, overlap=dice > 0)
         if ohem_share is not None:
             hard = hardest(sums.losses, labels.long() != ignore_index, ohem_share)
         if dice:
             value, region = dice_slopes(sums.overlap, dice)
+            logsums = sums.logsums
             loss = loss + value.to(loss.dtype)
     count = divisor(labels, weight, ignore_index, reduction, near=near, near_weight=boundary_weight)
     share = 1.0 if ohem_share is None else ohem_share
-    recipe = Recipe(weight, label_smoothing, cross_entropy / (share * count), focal / count, focal_gamma, hard, region)
+    factors = (cross_entropy / (share * count), focal / count, focal_gamma)
+    recipe = Recipe(weight, label_smoothing, *factors, hard, region, logsums)
     summed, gradient = make(pixels, recipe, with_gradient=with_gradient)
     return loss + summed, gradient.to(logits.dtype).contiguous()
 
@@ -202,6 +204,8 @@ class Sums(NamedTuple):
     """-log q_t, at least 0, of labeled pixels; empty unless requested."""
     overlap: Float[Tensor, "3 K"]
     """Per class, over labeled pixels: sum of q_k [t = k], sum of q_k, number of pixels [t = k]; else empty."""
+    logsums: Float[Tensor, "B H W"] | None
+    """log sum_k e^logit, which spares the CPU kernels a part of the second pass; None: compute it again."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,8 @@ class Recipe:
     """Share of each pixel that cross-entropy counts; None: all of it."""
     region: Float[Tensor, "2 K"] | None
     """The derivatives of the other terms in a probability q_k: a_k + b_k [t = k]; None: there are none."""
+    logsums: Float[Tensor, "B H W"] | None
+    """As in `Sums`."""
 
 
 def _implementation(logits: Tensor) -> tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]]:
@@ -234,7 +240,7 @@ def _collect(pixels: Pixels, *, losses: bool, overlap: bool) -> Sums:
     """The first pass, tile by tile on any device."""
     z, K = pixels.logits, pixels.logits.shape[1]
     rows, cols = axis_matrices(pixels.axes, z)
-    found = Sums(z.new_zeros(pixels.labels.shape if losses else 0), z.new_zeros((3, K) if overlap else 0))
+    found = Sums(z.new_zeros(pixels.labels.shape if losses else 0), z.new_zeros((3, K) if overlap else 0), None)
     for b in range(len(z)):
         for tile in tiles(rows, cols, tile_side(K, z.device)):
             target, count, _ = _targets(pixels, b, tile)
