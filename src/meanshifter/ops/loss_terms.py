@@ -23,7 +23,7 @@ from meanshifter.errors import InputError
 from meanshifter.ops import cpu
 from meanshifter.ops.argmax import OPERATOR_TAGS, backend
 from meanshifter.ops.losses import Reduction, check_inputs, check_values, divisor, upsampled_cross_entropy
-from meanshifter.ops.pixel_weights import hardest, near_boundaries
+from meanshifter.ops.pixel_weights import boundary_pixels, hardest
 from meanshifter.ops.upsampling import Axes, Size, Tile, axis_matrices, tile_side, tiles, upsampling_axes
 
 
@@ -142,7 +142,7 @@ def _loss_and_gradient(
     check_values(labels, ignore_index, logits.shape[1])
     axes = upsampling_axes(logits, labels.shape[-2:], padded_size)
     wide = logits.to(weight.dtype)
-    near = None if boundary_weight == 1 else near_boundaries(labels, boundary_radius, ignore_index)
+    near = None if boundary_weight == 1 else boundary_pixels(labels, boundary_radius, ignore_index)
     pixels = Pixels(wide, labels, axes, ignore_index, near, boundary_weight)
     collect, make = _implementation(wide)
     hard, region, logsums, loss = None, None, None, wide.new_zeros(())

@@ -37,7 +37,7 @@ def hardest(losses: Float[Tensor, "B H W"], valid: Bool[Tensor, "B H W"], share:
     return losses
 
 
-def near_boundaries(labels: Integer[Tensor, "B H W"], radius: int, ignore_index: int) -> Bool[Tensor, "B H W"]:
+def boundary_pixels(labels: Integer[Tensor, "B H W"], radius: int, ignore_index: int) -> Bool[Tensor, "B H W"]:
     """Whether a pixel of another class lies within `radius` rows and columns; ignored pixels belong to no class."""
     near = torch.empty(labels.shape, dtype=torch.bool, device=labels.device)
     narrow = torch.int16 if labels.element_size() == 1 else torch.int32
