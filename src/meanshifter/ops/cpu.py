@@ -196,8 +196,10 @@ _NO_MAP = (0, 0, 0)
 
 
 def _source(logits: Tensor, labels: Tensor, axes: Axes, ignore_index: int) -> _Source:
-    wide = labels.long()  # 32 bits cannot hold every `ignore_index`
-    targets = wide.masked_fill(wide == ignore_index, _IGNORED).to(torch.int32).contiguous().numpy()
+    targets = np.empty(labels.shape, dtype=np.int32)
+    for one, target in zip(labels, targets, strict=True):
+        wide = one.long()  # 32 bits cannot hold every `ignore_index`
+        target[:] = wide.masked_fill(wide == ignore_index, _IGNORED).numpy()
     down, across = (bilinear_taps(*axis) for axis in axes)
     taps = (down.inputs, down.weight, across.inputs, across.weight)
     z = [_classes_last(image) for image in logits.detach()]

@@ -143,18 +143,19 @@ def _loss_and_gradient(
     axes = upsampling_axes(logits, labels.shape[-2:], padded_size)
     wide = logits.to(weight.dtype)
     near = None if boundary_weight == 1 else boundary_pixels(labels, boundary_radius, ignore_index)
+    count = divisor(labels, weight, ignore_index, reduction, near=near, near_weight=boundary_weight)
     pixels = Pixels(wide, labels, axes, ignore_index, near, boundary_weight)
     collect, make = _implementation(wide)
     hard, region, logsums, loss = None, None, None, wide.new_zeros(())
     if dice or ohem_share is not None:
         sums = collect(pixels, losses=ohem_share is not None, overlap=dice > 0)
         if ohem_share is not None:
-            hard = hardest(sums.losses, labels.long() != ignore_index, ohem_share)
+            valid = torch.stack([one.long() != ignore_index for one in labels])
+            hard = hardest(sums.losses, valid, ohem_share)
         if dice:
             value, region = dice_slopes(sums.overlap, dice)
             logsums = sums.logsums
             loss = loss + value.to(loss.dtype)
-    count = divisor(labels, weight, ignore_index, reduction, near=near, near_weight=boundary_weight)
     share = 1.0 if ohem_share is None else ohem_share
     factors = (cross_entropy / (share * count), focal / count, focal_gamma)
     recipe = Recipe(weight, label_smoothing, *factors, hard, region, logsums)
