@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from speed.timing import Measured, compare
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 import meanshifter as ms
@@ -48,18 +49,24 @@ def main() -> None:
 
 def measure(K: int, crops: int, rounds: int, device: torch.device) -> list[Measured]:
     """One row per loss."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(crops, K, 6, 6, generator=generator)
-    logits = 5 * interpolate(coarse, (32, 32), mode="bicubic")
-    noisy = logits + 2 * torch.randn(logits.shape, generator=generator)
-    labels = torch.stack([ms.ops.upsampled_argmax(one[None], (512, 512))[0] for one in noisy])
-    labels[:, :32] = 255
+    logits, labels = drawn(K, crops)
     logits, labels = logits.to(device).requires_grad_(), labels.to(device)
 
     def run(terms: dict[str, Any]) -> None:
         torch.autograd.grad(ms.ops.upsampled_loss(logits, labels, **terms), logits)
 
     return compare({name: partial(run, terms) for name, terms in LOSSES.items()}, rounds=rounds, device=device)
+
+
+def drawn(K: int, crops: int) -> tuple[Tensor, Tensor]:
+    """Smooth logits (crops, K, 32, 32), and labels (crops, 512, 512) that follow them; the first rows are ignored."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(crops, K, 6, 6, generator=generator)
+    logits = 5 * interpolate(coarse, (32, 32), mode="bicubic")
+    noisy = logits + 2 * torch.randn(logits.shape, generator=generator)
+    labels = torch.stack([ms.ops.upsampled_argmax(one[None], (512, 512))[0] for one in noisy])
+    labels[:, :32] = 255
+    return logits, labels
 
 
 def table(measured: list[Measured]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,11 @@ def test_the_hardest_pixels_are_those_of_a_sort(
     assert 0 < tied[0] <= 1
 
 
+def test_losses_that_are_not_a_number_are_the_hardest() -> None:
+    losses = torch.tensor([[[1.0, -math.nan, 2.0, math.nan]]])
+    assert hardest(losses, torch.ones(1, 1, 4, dtype=torch.bool), 0.75).tolist() == [[[0, 1, 1, 1]]]
+
+
 def test_equally_hard_pixels_share_the_places_that_are_left() -> None:
     logits, labels = torch.zeros(1, 3, 2, 2, requires_grad=True), torch.zeros(1, 8, 8, dtype=torch.uint8)
     loss = ms.ops.upsampled_loss(logits, labels, ohem_share=0.3)
@@ -259,8 +265,9 @@ def test_logits_that_are_not_finite_make_the_loss_not_finite(value: float) -> No
     logits, labels = batch()
     broken = logits.detach().clone()
     broken[0, 1, 2, 2] = value
-    loss = ms.ops.upsampled_loss(broken.requires_grad_(), labels, **TERMS["all"])
-    assert not loss.isfinite()
+    for dtype in (torch.float32, torch.float64):
+        loss = ms.ops.upsampled_loss(broken.to(dtype).requires_grad_(), labels, **TERMS["all"])
+        assert not loss.isfinite()
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

@@ -230,11 +230,18 @@ class Recipe:
 
 def _implementation(logits: Tensor) -> tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]]:
     """The first and the second pass."""
-    return (_collected, cpu.weighted_loss) if backend(logits) == "numba" else (_collect, _make)
+    match backend(logits):
+        case "numba":
+            return _collected_by(cpu.loss_sums), cpu.weighted_loss
+        case "triton":
+            from meanshifter.ops import cuda_losses
+
+            return _collected_by(cuda_losses.loss_sums), cuda_losses.weighted_loss
+    return _collect, _make
 
 
-def _collected(pixels: Pixels, *, losses: bool, overlap: bool) -> Sums:
-    return Sums(*cpu.loss_sums(pixels, losses=losses, overlap=overlap))
+def _collected_by(kernels: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -> Callable[..., Sums]:
+    return lambda pixels, **wanted: Sums(*kernels(pixels, **wanted))
 
 
 def _collect(pixels: Pixels, *, losses: bool, overlap: bool) -> Sums:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
@@ -13,8 +15,9 @@ def hardest(losses: Float[Tensor, "B H W"], valid: Bool[Tensor, "B H W"], share:
 
     That is 1 above the threshold and 0 below; pixels of exactly the threshold share the places that are left, so that
     the parts add up to `share` times the number of valid pixels. The bits of floats from 0 on are ordered as they are,
-    so histograms of 16 bits at a time find the threshold exactly.
+    so histograms of 16 bits at a time find the threshold exactly. NaN counts as infinite.
     """
+    losses.nan_to_num_(nan=math.inf, posinf=math.inf)  # the bits of some NaN are those of negative numbers
     bits = losses.view(torch.int64 if losses.dtype == torch.float64 else torch.int32)
     width = 8 * losses.element_size()
     places, above, found, tied = share * int(valid.sum()), 0, 0, 1
