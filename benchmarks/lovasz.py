@@ -19,7 +19,7 @@ import torch
 from losses import drawn
 from speed.timing import compare
 from torch import Tensor
-from torch.nn.functional import interpolate, one_hot
+from torch.nn.functional import interpolate
 
 import meanshifter as ms
 from meanshifter.utils import environment
@@ -56,14 +56,15 @@ def lovasz(logits: Tensor, labels: Tensor, bins: int | None) -> tuple[float, Ten
     """The mean over present classes and its gradient (B, K, h, w); without `bins` from a sort."""
     z = logits.detach().double().requires_grad_()
     q, t = _probabilities(z, labels)
-    parts = []
-    for k in t.unique().tolist():
+    classes = t.unique().tolist()
+    value, slopes = 0.0, torch.zeros_like(q)
+    for k in classes:
         own = t == k
-        error = torch.where(own, 1 - q[:, k], q[:, k])
-        slope = _sorted(error.detach(), own) if bins is None else _binned(error.detach(), own, bins)
-        parts.append(error @ slope)
-    loss = torch.stack(parts).mean()
-    return loss.item(), torch.autograd.grad(loss, z)[0]
+        error = torch.where(own, 1 - q[:, k].detach(), q[:, k].detach())
+        slope = (_sorted(error, own) if bins is None else _binned(error, own, bins)) / len(classes)
+        value += float(error @ slope)
+        slopes[:, k] = torch.where(own, -slope, slope)
+    return value, torch.autograd.grad(q, z, slopes)[0]
 
 
 def _probabilities(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +86,7 @@ def _sorted(error: Tensor, own: Tensor) -> Tensor:
 def _binned(error: Tensor, own: Tensor, bins: int) -> Tensor:
     """The same with the pixels of a bin in the middle of it, those of the class and the others alike."""
     place = (error * bins).long().clamp(max=bins - 1)
-    hits, others = (one_hot(own.long(), 2).double()[:, i] for i in (1, 0))
-    inside, outside = (torch.zeros(bins, dtype=torch.float64).index_add_(0, place, each) for each in (hits, others))
+    inside, outside = (torch.bincount(place[some], minlength=bins).double() for some in (own, ~own))
     before = [each.flip(0).cumsum(0).flip(0) - each / 2 for each in (inside, outside)]
     union = inside.sum() + before[1]
     return torch.where(own, (1 / union)[place], ((inside.sum() - before[0]) / union**2)[place])
