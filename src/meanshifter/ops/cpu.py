@@ -21,7 +21,7 @@ from torch import Tensor
 from meanshifter.ops.upsampling import NEVER, Axes, Taps, View, axis_taps, bilinear_matrix
 
 if TYPE_CHECKING:
-    from meanshifter.ops.loss_terms import Pixels, Recipe
+    from meanshifter.ops.loss_passes import Pixels, Recipe
 
 Result = TypeVar("Result")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from meanshifter.ops.cuda import LOWEST, _current, _logits, bilinear_axis
 
 if TYPE_CHECKING:
-    from meanshifter.ops.loss_terms import Pixels, Recipe
+    from meanshifter.ops.loss_passes import Pixels, Recipe
 
 
 @no_type_check
