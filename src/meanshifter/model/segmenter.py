@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from meanshifter.model.decoder import LinearDecoder, MaskTransformer
 from meanshifter.model.encoder import Encoder, Grid
 from meanshifter.model.mean_shift import MeanShift, check_layers
 from meanshifter.model.pixel_shift import PixelShift
-from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.ops import LossTerms, upsampled_loss
 from meanshifter.ops.losses import Reduction
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class Segmenter(nn.Module):
         weight: Float[Tensor, " K"] | None = None,
         reduction: Reduction = "mean_valid",
         label_smoothing: float = 0.0,
+        **terms: Unpack[LossTerms],
     ) -> Float[Tensor, "B K h w"] | Output:
         """Compute patch logits of normalized images, h = ceil(H/P), w = ceil(W/P), and with `labels` the loss.
 
@@ -153,9 +154,10 @@ class Segmenter(nn.Module):
             images: normalized floats, zero-padded at the right and bottom to a multiple of P.
             mean_shift_layers: mean shift steps (L'_ms); None is the trained number, 0 no shift.
             labels: train ids, or `label_space.ignore`, of every pixel.
-            weight: class weights in the loss; this and the following as in `ops.upsampled_cross_entropy`.
+            weight: class weights in the loss; this and the following as in `ops.upsampled_loss`.
             reduction: what the loss is divided by.
             label_smoothing: share of the target that is spread over the classes.
+            **terms: other losses, such as `dice=1.0`.
 
         Raises:
             InputError: steps for a model without a mean shift block, or labels that do not match the images.
@@ -163,7 +165,7 @@ class Segmenter(nn.Module):
         logits = self.logits_at(images, [mean_shift_layers])[0]
         if labels is None:
             return logits
-        loss = upsampled_cross_entropy(
+        loss = upsampled_loss(
             logits,
             labels,
             padded_size=(logits.shape[-2] * self.output_stride, logits.shape[-1] * self.output_stride),
@@ -171,6 +173,7 @@ class Segmenter(nn.Module):
             reduction=reduction,
             weight=weight,
             label_smoothing=label_smoothing,
+            **terms,
         )
         return Output(logits, loss)
 

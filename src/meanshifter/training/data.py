@@ -45,10 +45,11 @@ from meanshifter.data.augment import (
 from meanshifter.data.augment_device import augment_batch
 from meanshifter.data.class_pixels import RareClasses, class_pixels
 from meanshifter.data.datasets import Dataset, Sample
-from meanshifter.data.labels import Labels
+from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.mixing import Partner, draw_partners, mixed
-from meanshifter.errors import InputError, RunError, one_line
+from meanshifter.errors import InputError, RunError, did_you_mean, one_line
 from meanshifter.model.config import Triple
+from meanshifter.training.config import LossConfig
 
 Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -252,12 +253,36 @@ def _prepare_worker(_worker: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def class_weights(dataset: Dataset, power: float) -> Tensor | None:
-    """`masks.class_weights` of a data set's labeled pixels, (K,) float32; None for power 0."""
+def class_weights(dataset: Dataset, config: LossConfig) -> Tensor | None:
+    """The weight of each class in the loss, (K,) float32; None: equal weights.
+
+    Raises:
+        InputError: the weights of `loss.class_weights` do not fit the classes.
+    """
+    space, given = dataset.label_space, config.class_weights
+    if isinstance(given, list | dict):
+        return torch.tensor(_given_weights(space, given))
+    power = config.class_weight_power if given is None else given
     if power == 0:
         return None
     counts = class_pixels(dataset).sum(0).astype(np.float64)
     return torch.from_numpy(masks.class_weights(counts, power)).float()
+
+
+def _given_weights(space: LabelSpace, given: list[float] | dict[str, float]) -> list[float]:
+    """One weight per class; classes that a mapping does not name have weight 1."""
+    if isinstance(given, dict):
+        if unknown := [name for name in given if name not in space.names]:
+            hint = did_you_mean(unknown[0], space.names, f"classes are {', '.join(space.names):.200}")
+            raise InputError(f"loss.class_weights: unknown class {unknown[0]!r}; {hint}")
+        given = [given.get(name, 1.0) for name in space.names]
+    if len(given) != space.num_classes:
+        raise InputError(
+            f"loss.class_weights: {len(given)} numbers, but the data have {space.num_classes} classes; give one each"
+        )
+    if not any(given):
+        raise InputError("loss.class_weights: all are 0; give at least one class a weight above 0")
+    return given
 
 
 Read = TypeVar("Read")

@@ -2,7 +2,7 @@
 
 A step's crops are split over processes, over `accumulate` passes, and into smaller parts if memory runs out. The loss
 of each part is divided by the total of the step (labeled pixels, or all pixels), so that every split gives the same
-gradient up to rounding.
+gradient up to rounding. Dice and the hardest pixels refer to the crops of one part, and so depend on the split.
 
 Glossary: B crops in a batch, K classes, H W pixels of a crop, h w its patch grid.
 """
@@ -30,8 +30,9 @@ from meanshifter.evaluation.evaluate import check_classes, count_images, protoco
 from meanshifter.evaluation.result import Confusion, Result, confusion_matrix
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.ops import upsampled_loss
 from meanshifter.ops.losses import loss_count
+from meanshifter.ops.pixel_weights import boundary_pixels
 from meanshifter.training.budget import plan, read_plan
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch
@@ -391,8 +392,9 @@ def _forward_and_backward(config: TrainConfig, learner: Learner, crops: Crops) -
         images, labels = fabric.to_device(part)
         learner.drop_path.use(slice(offset, offset + len(images)), device)
         share = 0.0 if crops.total == 0 else _count(config, learner, part[1]) / crops.total
+        shares = share, len(images) / config.crops_per_step
         with fabric.no_backward_sync(learner.network):  # gradients are reduced once, when all processes are done
-            loss = crop_loss(learner.network(images), labels, config, learner) * share
+            loss = crop_loss(learner.network(images), labels, config, learner, shares)
             fabric.backward(loss)
         total += loss.detach()
     return total
@@ -419,33 +421,47 @@ def _halve(config: TrainConfig, learner: Learner, failure: str | None) -> None:
         )
     learner.crops_at_once = -(-before // 2)
     if learner.processes.is_main:
+        gradient = "the same gradient"
+        if config.loss.is_per_pass:
+            gradient = "loss.dice and loss.ohem_share over those crops; lower batch_size to make runs comparable"
         warnings.warn(
             f"out of memory with {before} crops per pass: continuing with {learner.crops_at_once} crops per pass and "
-            "the same gradient",
+            f"{gradient}",
             stacklevel=2,
         )
 
 
 def _count(config: TrainConfig, learner: Learner, labels: Tensor) -> float:
     """Divisor of the summed loss of these labels."""
-    space = learner.state.model.label_space
+    space, loss = learner.state.model.label_space, config.loss
     weight = torch.ones(space.num_classes) if learner.class_weight is None else learner.class_weight
-    count = loss_count(labels, weight.to(labels.device), ignore_index=space.ignore, reduction=config.loss.reduction)
-    return float(count)
+    settings: dict[str, Any] = {"ignore_index": space.ignore, "reduction": loss.reduction}
+    if loss.boundary_weight != 1 and loss.reduction == "mean_valid":
+        near = boundary_pixels(labels, loss.boundary_radius, space.ignore)
+        settings |= {"near": near, "near_weight": loss.boundary_weight}
+    return float(loss_count(labels, weight.to(labels.device), **settings))
 
 
-def crop_loss(logits: Tensor, labels: Tensor, config: TrainConfig, learner: Learner) -> Tensor:
-    """Cross-entropy of patch logits (B, K, h, w) against labels (B, H, W), as configured."""
-    model = learner.state.model
-    return upsampled_cross_entropy(
+def crop_loss(
+    logits: Tensor, labels: Tensor, config: TrainConfig, learner: Learner, shares: tuple[float, float]
+) -> Tensor:
+    """This part's contribution to the loss of the step, from patch logits (B, K, h, w) and labels (B, H, W).
+
+    Sums over pixels count by the part's share of the step's divisor, Dice by its share of the step's crops.
+    """
+    model, terms, (of_pixels, of_crops) = learner.state.model, config.loss.terms, shares
+    if mixed := config.loss.dice > 0:
+        terms |= {name: terms[name] * of_pixels for name in ("cross_entropy", "focal")}
+        terms["dice"] *= of_crops
+    loss = upsampled_loss(
         logits,
         labels,
         padded_size=(logits.shape[-2] * model.output_stride, logits.shape[-1] * model.output_stride),
         ignore_index=model.label_space.ignore,
-        reduction=config.loss.reduction,
         weight=learner.class_weight,
-        label_smoothing=config.loss.label_smoothing,
+        **terms,
     )
+    return loss if mixed else loss * of_pixels
 
 
 def check_finite(run: RunFolder, learner: Learner, what: str, value: Tensor | None, crops: Crops) -> None:

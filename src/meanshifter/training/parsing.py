@@ -44,8 +44,8 @@ KINDS: Final = {
     "PixelShiftConfig": "a mapping of its fields",
 }
 """Types of fields, as messages name them."""
-ENCODER_ARGS: Final = "model.encoder_args"
-"""The field whose keys are not checked."""
+FREE_FORM: Final = ("model.encoder_args", "loss.class_weights")
+"""Fields whose keys are not checked here."""
 
 
 def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any], type]]:
@@ -371,7 +371,8 @@ def _of_parser(error: Exception) -> str:
 
 def _kinds(stated: str) -> str:
     choices = re.findall(r"Literal\[(.*?)\]", stated + "]")
-    kinds = [KINDS.get(name.rpartition(".")[2], name) for name in re.findall(r"<class '(.*?)'>", stated)]
+    names = re.findall(r"<class '(.*?)'>|\b(list|dict)\[", stated)
+    kinds = [KINDS.get(name.rpartition(".")[2], name) for name in map("".join, names)]
     return " or ".join([f"one of {part.replace(chr(39), '')}" for part in choices] + kinds) or stated
 
 
@@ -424,7 +425,7 @@ def _packaged(name: str) -> str:
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != ENCODER_ARGS:
+        if isinstance(value, Mapping) and name not in FREE_FORM:
             yield from _leaves(value, f"{name}.")
         else:
             yield name
@@ -432,7 +433,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _refuse_unknown(names: Iterator[str], source: str) -> None:
     known = {SIZE, *field_names(TrainConfig)}
-    wrong = [name for name in names if name not in known and not name.startswith(f"{ENCODER_ARGS}.")]
+    free = tuple(f"{field}." for field in FREE_FORM)
+    wrong = [name for name in names if name not in known and not name.startswith(free)]
     if wrong:
         hints = [f"unknown field {name!r}{nearest(name)}" for name in wrong]
         raise InputError(f"{source}: {'; '.join(hints)}")

@@ -133,7 +133,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
-    weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
+    weight = processes.broadcast(lambda: class_weights(train_set, config.loss))
     processes.broadcast(lambda: run.claim(config, data, resume=resume))
     state = TrainState(model, optimizer, average, Progress())
     if resume:

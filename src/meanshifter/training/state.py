@@ -185,6 +185,11 @@ class RunFolder:
                 f"{self.path}: batch_size × accumulate × devices × num_nodes is {config.crops_per_step}, but was "
                 f"{crops} at the start; keep the product the same, or start another run with --out"
             )
+        if config.loss.is_per_pass and (size := stored.get("batch_size")) != config.batch_size:
+            raise InputError(
+                f"{self.path}: batch_size is {config.batch_size}, but was {size} at the start; loss.dice and "
+                "loss.ohem_share depend on the crops of a pass: keep it, and change accumulate or devices"
+            )
         return stored
 
     def _check_data(self, now: DataRecord) -> None:
