@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Generator, Iterator
@@ -24,9 +23,10 @@ from meanshifter.evaluation.evaluate import is_unnamed
 from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
 from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
+from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
 from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
-from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, create_optimizer
+from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
 from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
 
@@ -91,6 +91,8 @@ class Setup(NamedTuple):
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with machine-dependent fields filled in."""
     config.check()
+    check_package(config)
+    check_optimizer(config.optimizer)
     devices, num_nodes = process_counts(config.devices, config.num_nodes)
     config = replace(config, devices=devices, num_nodes=num_nodes)
     device = _fabric(replace(config, precision="fp32")).device
@@ -113,6 +115,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space)
+    choose_trained(model, config)
     processes = launch(fabric)
     look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
@@ -123,12 +126,14 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         _calibrate(model, stream, config.crops_per_step)
     average = None
     if config.ema is not None:
-        average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
+        average = WeightAverage(sharing_frozen(model), config.ema)
     tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
     size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": tokens}
     pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model)
     weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
     processes.broadcast(lambda: run.claim(config, data, resume=resume))
     state = TrainState(model, optimizer, average, Progress())
