@@ -2,8 +2,8 @@
 
 python benchmarks/finetuning.py [--size 512] [--batch 4] [--rounds 3] [--steps 2] [--docs docs/benchmarks.md]
 
-Steps of Segmenter-Ti/16 with 150 classes, AdamW and stochastic depth on random pixels, on the CPU: the whole model, with
-gradient checkpointing, with adapters, and with a frozen encoder. Each runs in a process of its own, all in turn, once
+Steps of Segmenter-Ti/16 with 150 classes, AdamW and stochastic depth on random pixels, on the CPU: the whole model,
+with gradient checkpointing, with adapters, and with a frozen encoder. Each runs in a process of its own, all in turn, once
 a round. Memory is the peak of a process above where it stood before the model was built, and so includes weights,
 gradients and the optimizer's state; time is the median over the steps of all rounds, without the first step of a
 process. With --docs, the table replaces the one between the markers in that file.
