@@ -48,6 +48,9 @@ class DataConfig:
     """Megabytes of decoded training images to keep in memory, divided evenly among the workers; 0: no cache."""
     gpu_cache: bool = False
     """Keep all training images on the training device and crop and augment batches there, without workers."""
+    token_cache: Literal["memory", "disk"] | None = None
+    """Compute the tokens of a frozen encoder once per training image, and keep them in memory or in the run folder.
+    Needs optimizer.freeze and crops of whole images without random changes, except flips; null: compute them anew."""
 
     @property
     def layout(self) -> FolderLayout:
@@ -302,6 +305,7 @@ class TrainConfig:
             *self.optimizer.violations(),
             *lora,
             *self._frozen_violations(),
+            *self._token_violations(),
             *self.augment.violations(),
             *self.model.violations(),
         ]
@@ -319,6 +323,36 @@ class TrainConfig:
             "optimizer.freeze to null"
             for name, given, what, off in rules
             if given
+        ]
+
+    def _token_violations(self) -> list[str]:
+        """Fields that make the tokens of an image differ from step to step, or contradict `data.token_cache`."""
+        kind, augment, usual = self.data.token_cache, self.augment, AugmentConfig()
+        if kind is None:
+            return []
+        low, high = augment.scale
+        known = ("crop", "resize_base", "flip", "max_class_share", "scale", "photometric_distortion")
+        rules: list[tuple[str, Any, bool, str]] = [
+            ("optimizer.freeze", self.optimizer.freeze, self.optimizer.freeze == "encoder", "encoder"),
+            ("augment.scale", augment.scale, low == high, f"[{high:g}, {high:g}]"),
+            *(
+                (f"augment.{name}", value, value is False, "false")
+                for name, value in [("photometric_distortion", augment.photometric_distortion)]
+            ),
+            *(  # what is off by default
+                (f"augment.{item.name}", value, tuple_of(value) == tuple_of(off), str(off))
+                for item in fields(AugmentConfig)
+                for value, off in [(getattr(augment, item.name), getattr(usual, item.name))]
+                if item.name not in known
+            ),
+            ("data.gpu_cache", self.data.gpu_cache, not self.data.gpu_cache, "false"),
+            ("data.cache", self.data.cache, self.data.cache == 0, "0"),
+            ("devices", self.num_processes, self.num_processes == 1, "1"),
+        ]
+        return [
+            f"{name}: {'null' if value is None else value} conflicts with data.token_cache {kind}; set it to {needed}"
+            for name, value, valid, needed in rules
+            if not valid
         ]
 
     @property

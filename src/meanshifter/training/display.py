@@ -284,6 +284,7 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
         f"{labels.num_classes} classes ({names}), {setup.label_origin}",
         f"model: {model} · {parameters} · {devices}{trained.device.type}, {config.precision}",
         f"training: {steps} of {config.crops_per_step} crops of {height}×{width}{evaluated}",
+        *([] if setup.feed.tokens is None else [setup.feed.tokens.describe()]),
     ]
 
 

@@ -28,6 +28,7 @@ from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
 from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
+from meanshifter.training.token_cache import TokenCache, check_tokens
 from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -54,8 +55,10 @@ class Learner:
 class Feed:
     """The batches of this process, starting at any step."""
 
-    def __init__(self, stream: SampleStream, device: torch.device, share: Share) -> None:
-        self.stream, self._device, self._share = stream, device, share
+    def __init__(
+        self, stream: SampleStream, device: torch.device, share: Share, tokens: TokenCache | None = None
+    ) -> None:
+        self.stream, self._device, self._share, self.tokens = stream, device, share, tokens
         self._batches: Iterator[Batch] = iter(())
 
     def begin(self, config: TrainConfig, step: int) -> None:
@@ -63,7 +66,9 @@ class Feed:
         self.close()
         start, stop = step * config.accumulate, config.steps * config.accumulate
         span: dict[str, Any] = {"batch_size": config.batch_size, "start": start, "stop": stop, "share": self._share}
-        if config.data.gpu_cache:
+        if self.tokens is not None:
+            self._batches = self.tokens.batches(**span)
+        elif config.data.gpu_cache:
             self._batches = gpu_cached_batches(self.stream, self._device, **span)
         else:
             self._batches = batches(self.stream, workers=config.data.workers, **span)
@@ -120,8 +125,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    in_memory = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    stream = SampleStream(in_memory, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -135,6 +140,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
+    if config.data.token_cache is not None:
+        check_tokens(config.data.token_cache, stream, model, run.path)
     processes.broadcast(lambda: run.claim(config, data, resume=resume))
     state = TrainState(model, optimizer, average, Progress())
     if resume:
@@ -147,9 +154,12 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         run.forget_after(state.progress)
     else:
         state.progress.loss_sum = (0.0, state.progress.loss_sum[1])  # the main process has the sum over all processes
-    compiled = cast(nn.Module, torch.compile(model)) if config.compile else model
+    cached = config.data.token_cache
+    tokens = None if cached is None else TokenCache(stream, model, fabric, run.path if cached == "disk" else None)
+    trained = model if tokens is None else tokens.head
+    compiled = cast(nn.Module, torch.compile(trained)) if config.compile else trained
     network, wrapped = fabric.setup(compiled, optimizer)
-    feed = Feed(stream, fabric.device, (processes.rank, processes.count))
+    feed = Feed(stream, fabric.device, (processes.rank, processes.count), tokens)
     feed.begin(config, state.progress.step)
     class_weight = None if weight is None else fabric.to_device(weight)
     learner = Learner(fabric, processes, network, wrapped, state, drop_path, class_weight, config.batch_size)
