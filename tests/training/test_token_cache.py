@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import meanshifter as ms
 from meanshifter.data import Shapes
 from meanshifter.data.datasets import Subset
+from meanshifter.errors import RunError
 from meanshifter.model.encoder import Encoder
-from meanshifter.training import token_cache
+from meanshifter.training import loop, token_cache
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream
 from meanshifter.training.loop import train
@@ -117,6 +118,11 @@ def test_the_same_images_are_mirrored_as_without_a_cache(share: float) -> None:
         ),
         ({"augment__scale": "[0.5, 1.0]"}, r"augment.scale: \(0.5, 1.0\) .*set it to \[1, 1\]"),
         ({"augment__photometric_distortion": "true"}, "augment.photometric_distortion: True"),
+        ({"augment__rotation": "10"}, r"augment.rotation: 10\.0 .*set it to 0\.0"),
+        ({"augment__rare_crops": "0.5"}, "augment.rare_crops: 0.5"),
+        ({"augment__cutmix": "0.5"}, "augment.cutmix: 0.5"),
+        ({"augment__aspect": "[0.8, 1.2]"}, r"augment.aspect: \(0.8, 1.2\) .*set it to \(1.0, 1.0\)"),
+        ({"augment__transforms": "[{name: RandomSolarize, threshold: 128}]"}, "augment.transforms: .*RandomSolarize"),
         ({"data__gpu_cache": "true"}, "data.gpu_cache: True"),
         ({"data__cache": "5"}, "data.cache: 5"),
         ({"devices": "2"}, "devices: 2"),
@@ -125,6 +131,21 @@ def test_the_same_images_are_mirrored_as_without_a_cache(share: float) -> None:
 def test_what_changes_tokens_is_refused_by_field(words: dict[str, str], named: str, configured: Configure) -> None:
     with pytest.raises(ms.InputError, match=named):
         configured("memory", **words)
+
+
+def test_ranges_of_what_is_off_are_no_conflict(configured: Configure) -> None:
+    assert configured("memory", augment__blur_sigma="[0.5, 1.0]").data.token_cache == "memory"
+
+
+def test_tokens_of_a_loss_that_is_not_finite_are_kept(
+    configured: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "crop_loss", lambda logits, *_: logits.sum() * float("nan"))
+    with pytest.raises(RunError, match="step 1: the loss is nan"):
+        train(configured("memory"), quiet=True)
+    kept = load_file(tmp_path / "run" / "nonfinite" / "step_1.safetensors")
+    assert kept["tokens"].shape[1:] == (6 * 7, 24)
+    assert kept["labels"].shape[1:] == (96, 112)
 
 
 def test_crops_of_parts_are_refused(configured: Configure) -> None:

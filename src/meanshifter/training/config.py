@@ -299,6 +299,9 @@ class TrainConfig:
             # a field that is already listed would only be listed twice
             if value is not None and most is not None and value > most and not {name, other} & bad.keys():
                 wrong.append(f"{name}: {value} is above {other} {most}; lower it")
+        if self.data.gpu_cache and (host_only := self.augment.host_only):
+            names = ", ".join(f"augment.{name}" for name in host_only)
+            wrong.append(f"data.gpu_cache: true has no implementation of {names}; set it to false, or leave these out")
         lora = [] if self.lora is None else self.lora.violations()
         return [
             *wrong,
@@ -331,19 +334,19 @@ class TrainConfig:
         if kind is None:
             return []
         low, high = augment.scale
-        known = ("crop", "resize_base", "flip", "max_class_share", "scale", "photometric_distortion")
+        handled = ("crop", "resize_base", "scale", "flip", "max_class_share", "photometric_distortion")
+        off_by_default = [item.name for item in fields(AugmentConfig) if item.name not in (*handled, *_PARAMETERS)]
         rules: list[tuple[str, Any, bool, str]] = [
             ("optimizer.freeze", self.optimizer.freeze, self.optimizer.freeze == "encoder", "encoder"),
             ("augment.scale", augment.scale, low == high, f"[{high:g}, {high:g}]"),
-            *(
-                (f"augment.{name}", value, value is False, "false")
-                for name, value in [("photometric_distortion", augment.photometric_distortion)]
+            (
+                *("augment.photometric_distortion", augment.photometric_distortion),
+                *(not augment.photometric_distortion, "false"),
             ),
-            *(  # what is off by default
-                (f"augment.{item.name}", value, tuple_of(value) == tuple_of(off), str(off))
-                for item in fields(AugmentConfig)
-                for value, off in [(getattr(augment, item.name), getattr(usual, item.name))]
-                if item.name not in known
+            *(
+                (f"augment.{name}", value, tuple_of(value) == tuple_of(off), str(off))
+                for name in off_by_default
+                for value, off in [(getattr(augment, name), getattr(usual, name))]
             ),
             ("data.gpu_cache", self.data.gpu_cache, not self.data.gpu_cache, "false"),
             ("data.cache", self.data.cache, self.data.cache == 0, "0"),
@@ -371,6 +374,8 @@ class TrainConfig:
         return plain
 
 
+_PARAMETERS: Final = ("blur_sigma", "noise_std", "jpeg_quality", "erasing_area")
+"""Fields of `augment` that matter only where another one is on."""
 _Rule = tuple[Callable[[Any], bool], str]
 _COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, f"a number from 1 to {LARGEST}")
 _FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, f"a number from 0 to {LARGEST}")

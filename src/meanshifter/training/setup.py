@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
+from meanshifter.data.class_pixels import class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Subset
 from meanshifter.data.doctor import check_sample
 from meanshifter.data.labels import LabelSpace
@@ -115,7 +116,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         InputError: the configuration or the data are invalid, or the run folder is taken; raised before writing.
     """
     fabric = _fabric(config)
-    train_set, val_set = _open_data(config)
+    train_set, val_set = open_data(config)
     data = DataRecord.of(train_set, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
@@ -125,23 +126,25 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    in_memory = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    stream = SampleStream(in_memory, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    decoded = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
+    normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
+    stream = SampleStream(decoded, config.augment, config.seed, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
     if config.ema is not None:
         average = WeightAverage(sharing_frozen(model), config.ema)
-    tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
-    size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": tokens}
+    grid = [-(-side // model.patch_size) for side in config.augment.crop]
+    size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": math.prod(grid)}
     pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
-    if config.data.token_cache is not None:
-        check_tokens(config.data.token_cache, stream, model, run.path)
+    if (cached := config.data.token_cache) is not None:
+        check_tokens(cached, stream, model, run.path)
     processes.broadcast(lambda: run.claim(config, data, resume=resume))
     state = TrainState(model, optimizer, average, Progress())
     if resume:
@@ -154,7 +157,6 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         run.forget_after(state.progress)
     else:
         state.progress.loss_sum = (0.0, state.progress.loss_sum[1])  # the main process has the sum over all processes
-    cached = config.data.token_cache
     tokens = None if cached is None else TokenCache(stream, model, fabric, run.path if cached == "disk" else None)
     trained = model if tokens is None else tokens.head
     compiled = cast(nn.Module, torch.compile(trained)) if config.compile else trained
@@ -166,8 +168,12 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     return Setup(run, learner, feed, val_set, look.origin)
 
 
-def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """The training and validation sets."""
+def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The training and validation sets of a configuration.
+
+    Raises:
+        InputError: a data set cannot be opened, or `data.val_pattern` leaves no images.
+    """
     data = config.data
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if data.val_pattern is not None:

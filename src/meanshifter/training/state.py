@@ -362,12 +362,16 @@ class RunFolder:
         return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def keep_batch(self, step: int, parts: Sequence[Batch], rank: int) -> Path:
-        """Save the crops of a loss or gradient that is not finite, in a file named after step and process."""
+        """Save the crops of a loss or gradient that is not finite, or their tokens if these are cached.
+
+        The file is named after step and process.
+        """
         name = f"step_{step}.safetensors" if rank == 0 else f"step_{step}_process_{rank}.safetensors"
         path = self.path / "nonfinite" / name
         images, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1))  # type: ignore[misc]
         names = [name for part in parts for name in part[2]]
-        save_tensors(path, {"images": images, "labels": labels}, {"names": json.dumps(names)})
+        content = "tokens" if images.ndim == 3 else "images"
+        save_tensors(path, {content: images, "labels": labels}, {"names": json.dumps(names)})
         return path
 
 
