@@ -153,9 +153,9 @@ def table(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
     return "\n".join(lines)
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
     """Replace what stands between the markers."""
-    first, last = MARKERS
+    first, last = markers
     document = path.read_text("utf-8")
     found = re.subn(f"{first}.*{last}", lambda _: f"{first}\n{text}\n{last}", document, flags=re.S)
     if found[1] != 1:
