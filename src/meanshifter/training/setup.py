@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.class_pixels import class_pixels
-from meanshifter.data.datasets import Cached, Dataset, Subset
+from meanshifter.data.datasets import Cached, Dataset, Fold, Subset
 from meanshifter.data.doctor import check_sample
+from meanshifter.data.folds import fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
@@ -101,6 +102,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     check_optimizer(config.optimizer)
     devices, num_nodes = process_counts(config.devices, config.num_nodes)
     config = replace(config, devices=devices, num_nodes=num_nodes)
+    config.check()  # again: torchrun or SLURM may have started several processes
     device = _fabric(replace(config, precision="fp32")).device
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision: 'fp16' training is not supported on a CPU; use 'auto', 'bf16' or 'fp32'")
@@ -172,13 +174,36 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The training and validation sets of a configuration.
 
     Raises:
-        InputError: a data set cannot be opened, or `data.val_pattern` leaves no images.
+        InputError: a data set cannot be opened, `data.val_pattern` leaves no images, or `data.folds` names no fold.
     """
+    data = config.data
+    train_set, held_out = open_training_data(config)
+    if data.folds is not None and held_out is None:
+        raise InputError(
+            f"data.fold: null, but data.folds is {data.folds}; train all of them with --folds {data.folds} or "
+            "meanshifter.cross_validate, or one with data.fold"
+        )
+    if data.val_split is None and held_out is not None:
+        return train_set, held_out
+    try:
+        return train_set, open_dataset(data.name, data.root, str(data.val_split), data.layout)
+    except InputError as error:
+        if held_out is None:
+            raise
+        raise InputError(f"{error}; to score on the folds alone: --data.val_split null") from error
+
+
+def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """The training set, and the fold that is left out of it, if any."""
     data = config.data
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if data.val_pattern is not None:
         train_set = Subset(train_set, data.val_pattern, matching=False)
-    return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
+    if data.folds is None or data.fold is None:
+        return train_set, None
+    numbers = fold_numbers(train_set.names, data.folds, seed=config.seed, groups=data.fold_groups)
+    parts = [Fold(train_set, numbers, data.fold, data.folds, held_out=held_out) for held_out in (False, True)]
+    return parts[0], parts[1]
 
 
 def _check_command(data: DataConfig) -> str:
