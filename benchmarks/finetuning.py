@@ -13,7 +13,6 @@ table replaces the one between the markers in that file.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import statistics
@@ -138,7 +137,7 @@ def table(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
     }
     peak, times, _ = rows["whole model"]
     lines = [
-        f"{environment.describe()}; {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}; batch {args.batch} at "
+        f"{environment.describe()}; batch {args.batch} at "
         f"{args.size}×{args.size}, {args.rounds} rounds of {args.steps} steps.",
         "",
         "| trained | parameters | peak MB | of the whole | processor s per step | range | of the whole |",

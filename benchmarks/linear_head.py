@@ -15,7 +15,6 @@ table replaces the one between the markers in that file.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import sys
 import time
@@ -138,7 +137,7 @@ def table(rows: list[Row]) -> str:
     """The table in Markdown, with what it was measured on."""
     columns = ("images", "trained", "steps", "MB", "tokens, s", "ms per step", "all steps, s", "together, s", "mIoU")
     lines = [
-        f"{environment.describe()}; {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}; one run each.",
+        f"{environment.describe()}; one run each.",
         "",
         f"| {' | '.join(columns)} |",
         "| --- | --- |" + " ---: |" * (len(columns) - 2),
