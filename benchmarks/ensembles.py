@@ -37,7 +37,9 @@ def main() -> None:
     for name, seconds in medians.items():
         print(f"{name}: {1000 * seconds:.0f} ms")
     single, several = medians.values()
-    print(f"ratio {several / single:.2f}; {torch.get_num_threads()} threads, {args.classes} classes, {args.side} pixels")
+    print(
+        f"ratio {several / single:.2f}; {torch.get_num_threads()} threads, {args.classes} classes, {args.side} pixels"
+    )
 
 
 def _model(classes: int, side: int, seed: int) -> ms.Segmenter:
