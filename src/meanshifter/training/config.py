@@ -49,6 +49,26 @@ class DataConfig:
     gpu_cache: bool = False
     """Keep all training images on the training device and crop and augment batches there, without workers."""
 
+    extra_train: list[str] = field(default_factory=list)
+    """Folders of extra training data with the same classes, such as [pseudo]: label maps that `meanshifter predict
+    --confidence` wrote, or images/ and masks/."""
+    extra_share: float = 0.5
+    """Share of the training samples that are drawn from extra_train."""
+    extra_confidence: Literal["margin", "probability"] = "margin"
+    """Confidence that extra_min_confidence refers to: the probability of a pixel's class, or its margin to the second
+    class."""
+    extra_min_confidence: float = 0.0
+    """Ignore the pixels of extra_train with less confidence, from 0 to 1; 0: ignore none."""
+
+    def violations(self) -> list[str]:
+        """Fields about extra training data without such data."""
+        if self.extra_train:
+            return []
+        usual = DataConfig()
+        names = ("extra_share", "extra_confidence", "extra_min_confidence")
+        given = [name for name in names if getattr(self, name) != getattr(usual, name)]
+        return [f"data.{name}: {getattr(self, name)}, but data.extra_train is empty; name a folder" for name in given]
+
     @property
     def layout(self) -> FolderLayout:
         """Where a data set folder keeps its images and masks."""
@@ -234,7 +254,7 @@ class TrainConfig:
             # a field that is already listed would only be listed twice
             if value is not None and most is not None and value > most and not {name, other} & bad.keys():
                 wrong.append(f"{name}: {value} is above {other} {most}; lower it")
-        return [*wrong, *self.augment.violations(), *self.model.violations()]
+        return [*wrong, *self.data.violations(), *self.augment.violations(), *self.model.violations()]
 
     @property
     def num_processes(self) -> int:
@@ -264,6 +284,8 @@ _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval"), _FROM_ZERO),
     "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
     "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
+    "data.extra_share": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "data.extra_min_confidence": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     "ema": (lambda value: value is None or 0 <= value < 1, "null or a number of at least 0 and below 1"),
     "data.workers": (lambda value: 0 <= value <= 1024, "a number from 0 to 1024"),
     "optimizer.lr": (lambda value: 0 < value < inf, "a number above 0"),

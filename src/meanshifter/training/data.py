@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ctypes import c_char, c_int64
-from functools import lru_cache
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import RawArray
@@ -48,11 +50,21 @@ PR_SET_PDEATHSIG = 1
 class SampleStream(TorchDataset[Sampled | InputError]):
     """An endless stream of augmented samples: one shuffle of the data set after another.
 
-    The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process.
+    The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process. With a
+    `mix`, the data set's first samples and its extra ones each have shuffles of their own.
     """
 
-    def __init__(self, dataset: Dataset, config: AugmentConfig, seed: int, *, mean: Triple, std: Triple) -> None:
-        self.dataset, self.config, self.seed = dataset, config, seed
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: AugmentConfig,
+        seed: int,
+        *,
+        mean: Triple,
+        std: Triple,
+        mix: Mix | None = None,
+    ) -> None:
+        self.dataset, self.config, self.seed, self.mix = dataset, config, seed, mix
         self.mean, self.std = mean, std
 
     def __getitem__(self, position: int) -> Sampled | InputError:
@@ -63,6 +75,8 @@ class SampleStream(TorchDataset[Sampled | InputError]):
 
     def place(self, position: int) -> int:
         """Data set index of the sample at `position`."""
+        if self.mix is not None:
+            return self.mix.place(position, self.seed)
         epoch, turn = divmod(position, len(self.dataset))
         return _order(len(self.dataset), self.seed, epoch)[turn]
 
@@ -94,9 +108,40 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         return torch.from_numpy(image), torch.from_numpy(labels), sample.name
 
 
-@lru_cache(maxsize=2)
-def _order(length: int, seed: int, epoch: int) -> list[int]:
-    order: list[int] = np.random.default_rng((seed, epoch, 0)).permutation(length).tolist()
+@dataclass(frozen=True)
+class Mix:
+    """A data set whose last samples are extra ones, and the share of the stream that they get.
+
+    Extra samples are spread evenly: the first n positions of the stream hold n · share of them, rounded down.
+    """
+
+    first: int
+    """Samples before the extra ones."""
+    extra: int
+    """Extra samples."""
+    share: float
+    """Share of the stream, between 0 and 1."""
+
+    def place(self, position: int, seed: int) -> int:
+        """Data set index of the sample at `position` of the stream with this seed."""
+        before = self._extra_before(position)
+        if self._extra_before(position + 1) == before:
+            epoch, turn = divmod(position - before, self.first)
+            return _order(self.first, seed, epoch)[turn]
+        epoch, turn = divmod(before, self.extra)
+        return self.first + _order(self.extra, seed, epoch, 1)[turn]
+
+    @cached_property
+    def _exact_share(self) -> Fraction:
+        return Fraction(str(self.share))  # 0.1 as a tenth, so that rounding never moves a sample
+
+    def _extra_before(self, position: int) -> int:
+        return position * self._exact_share.numerator // self._exact_share.denominator
+
+
+@lru_cache(maxsize=4)
+def _order(length: int, seed: int, epoch: int, *source: int) -> list[int]:
+    order: list[int] = np.random.default_rng((seed, epoch, 0, *source)).permutation(length).tolist()
     return order
 
 

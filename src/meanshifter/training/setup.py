@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Cached, Dataset, Subset
-from meanshifter.data.doctor import check_sample
+from meanshifter.data.doctor import SampleReport, check_sample
+from meanshifter.data.extra import Concatenated, open_extra, shared_images
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
@@ -25,7 +26,7 @@ from meanshifter.inference.predictor import fused_attention_pays, resolve_precis
 from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
-from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
+from meanshifter.training.data import Batch, Mix, SampleStream, Share, batches, class_weights, gpu_cached_batches
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, create_optimizer
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
 from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
@@ -109,16 +110,19 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     """
     fabric = _fabric(config)
     train_set, val_set = _open_data(config)
-    data = DataRecord.of(train_set, val_set)
+    extra = _open_extra(config.data, train_set)
+    mixed = Concatenated([train_set, *extra]) if extra else train_set
+    data = DataRecord.of(mixed, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space)
     processes = launch(fabric)
-    look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
+    look = processes.broadcast(lambda: _check_data(config.data, train_set, val_set, extra))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    cached = Cached(mixed, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    mix = Mix(len(train_set), len(mixed) - len(train_set), config.data.extra_share) if extra else None
+    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std, mix=mix)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -158,6 +162,25 @@ def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     if data.val_pattern is not None:
         train_set = Subset(train_set, data.val_pattern, matching=False)
     return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
+
+
+def _open_extra(data: DataConfig, train_set: Dataset) -> list[Dataset]:
+    """The extra training data, one data set for each folder."""
+    measure, least = data.extra_confidence, data.extra_min_confidence
+    return open_extra(data.extra_train, train_set.label_space, measure=measure, least=least)
+
+
+def _check_data(data: DataConfig, train_set: Dataset, val_set: Dataset, extra: list[Dataset]) -> SampleReport:
+    """Examine samples of all data; those of extra data on their own, as label maps of a model ignore no pixels."""
+    for folder, dataset in zip(data.extra_train, extra, strict=True):
+        check_sample([dataset], f"meanshifter data check {folder}")
+        if shared := shared_images(dataset, val_set):
+            warnings.warn(
+                f"data.extra_train: {len(shared):,} of {len(dataset):,} images of {folder}, such as {shared[0]}, are "
+                "validation images, whose scores will be too high; leave them out",
+                stacklevel=2,
+            )
+    return check_sample([train_set, val_set], _check_command(data))
 
 
 def _check_command(data: DataConfig) -> str:

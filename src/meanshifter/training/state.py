@@ -166,7 +166,9 @@ class RunFolder:
                 raise InputError("not a mapping")
         except InputError as error:
             raise InputError(f"{self.path}: no run to resume (no readable config.yaml); leave --resume out") from error
-        changed = [found for found in _differences(stored, config.to_dict()) if not found[0].startswith(FREE)]
+        changed = [
+            found for found in _differences(_completed(stored), config.to_dict()) if not found[0].startswith(FREE)
+        ]
         changed.sort(key=lambda found: found[0] != "steps")
         listed = "; ".join(f"{name} is {new!r:.60}, but was {old!r:.60} at the start" for name, old, new in changed[:3])
         if "steps" in (name for name, _, _ in changed):
@@ -365,6 +367,17 @@ def _crops_per_step(stored: Any) -> int | None:
             product *= 1 if stored.get(name) is None else stored[name]
         return product
     return None
+
+
+def _completed(stored: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A config.yaml with the fields that its version did not have yet, whose defaults mean what it did."""
+    defaults = TrainConfig().to_dict() if defaults is None else defaults
+    own = {
+        name: _completed(value, inner) if isinstance(value, dict) and isinstance(inner, dict) and inner else value
+        for name, value in stored.items()
+        for inner in [defaults.get(name)]
+    }
+    return {**defaults, **own}
 
 
 def _differences(stored: Any, ours: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
