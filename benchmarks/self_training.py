@@ -1,7 +1,7 @@
 """Self-training with most training masks hidden: the scores of a teacher, and of a student with its pseudo labels.
 
 python benchmarks/self_training.py DIR --hidden 0.8 --seed 0 --minutes 5 --out FOLDER [--val-split test]
-    [--name camvid] [--min-margin 0.5] [--share 0.5] [--recipe folder_half] [--field value …]
+    [--name camvid] [--min-margin 0.5] [--share 0.5] [--recipe folder_half] [--fields --field value …]
 
 DIR is a folder of images/ and masks/, or with --name that of a data set. The masks of 80 % of the images of its split
 train are hidden, by a draw of the seed. The teacher trains on the others and predicts the images whose masks are
@@ -9,7 +9,7 @@ hidden; the student trains like the teacher, with these label maps as data.extra
 with their last weights; its images are neither trained on nor predicted for training, and choose nothing. A training
 image that is also one of them is left out.
 
-Fields go to both trainings, such as --model.encoder_weights FILE or --size 256. Every stage leaves a file in FOLDER:
+Fields go to both trainings, such as --fields --model.encoder_weights FILE --size 256. Every stage leaves a file in FOLDER:
 the same command continues after the last one, and trainings resume. FOLDER/scores.json has the scores, which are
 printed too.
 """
@@ -37,42 +37,42 @@ QUIET = ("--evaluation.interval", 0, "--evaluation.limit", 1)
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = options.add_argument
-    add("data", metavar="DIR", type=Path)
-    add("--name", default="folder", help="data set, as in `meanshifter data list`")
-    add("--hidden", type=float, default=0.8, help="share of the training masks that are hidden")
-    add("--seed", type=int, default=0)
-    add("--minutes", type=float, help="of each training; else the steps of the recipe, or --steps")
-    add("--val-split", default="val", help="split that both are scored on")
-    add("--min-margin", type=float, default=0.5, help="data.extra_min_confidence of the student")
-    add("--share", type=float, default=0.5, help="data.extra_share of the student")
-    add("--recipe", default="folder")
-    add("--out", type=Path, required=True)
-    args, fields = options.parse_known_args()
+    options.add_argument("data", metavar="DIR", type=Path)
+    options.add_argument("--name", default="folder", help="data set, as in `meanshifter data list`")
+    options.add_argument("--hidden", type=float, default=0.8, help="share of the training masks that are hidden")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--minutes", type=float, help="of each training; else the steps of the recipe, or --steps")
+    options.add_argument("--val-split", default="val", help="split that both are scored on")
+    options.add_argument("--min-margin", type=float, default=0.5, help="data.extra_min_confidence of the student")
+    options.add_argument("--share", type=float, default=0.5, help="data.extra_share of the student")
+    options.add_argument("--recipe", default="folder")
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--fields", nargs=argparse.REMAINDER, default=[], help="last: fields of both trainings")
+    args = options.parse_args()
     try:
-        print(json.dumps(study(args, fields), indent=1))
+        print(json.dumps(study(args), indent=1))
     except InputError as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
 
 
-def study(args: argparse.Namespace, fields: list[str]) -> dict[str, object]:
+def study(args: argparse.Namespace) -> dict[str, object]:
     """All stages that are not done yet; returns the content of scores.json."""
     out: Path = args.out
-    settings = {**{name: value for name, value in vars(args).items() if name not in ("out", "data")}, "fields": fields}
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "data")}
     kept_settings = out / "settings.json"
     if kept_settings.exists() and (before := json.loads(kept_settings.read_text())) != settings:
         raise InputError(f"{out}: was begun with {before}; continue with these, or use another --out")
     write_text(kept_settings, json.dumps(settings))
     counts = hide(args)
-    teacher = trained(args, "teacher", fields)
+    teacher = trained(args, "teacher", args.fields)
     if not (out / "pseudo" / "predictions.json").exists():
         command(
             "predict", weights(out / "teacher"), out / "unlabeled", "--out", out / "pseudo", "--confidence", "margin"
         )
     extra = ["--data.extra_train", json.dumps([str(out / "pseudo")]), "--data.extra_share", str(args.share)]
-    student = trained(args, "student", [*fields, *extra, "--data.extra_min_confidence", str(args.min_margin)])
+    student = trained(args, "student", [*args.fields, *extra, "--data.extra_min_confidence", str(args.min_margin)])
     scores = {**settings, **counts, "teacher": teacher, "student": student}
     write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
     return scores

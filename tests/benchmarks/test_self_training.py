@@ -67,8 +67,8 @@ def test_a_study_hides_masks_scores_both_models_and_continues_where_it_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "study"
-    words = (facades, "--hidden", 0.7, "--val-split", "test", "--min-margin", 0.0, "--out", out, *TINY)
-    scores = study(monkeypatch, capsys, *words)
+    words = (facades, "--hidden", 0.7, "--val-split", "test", "--min-margin", 0.0, "--out", out)
+    scores = study(monkeypatch, capsys, *words, "--fields", *TINY)
     assert [words[0] for words in commands] == ["train", "evaluate", "predict", "train", "evaluate"]
     assert (scores["shown"], scores["hidden_masks"], scores["scored"]) == (
         3,
@@ -89,8 +89,8 @@ def test_a_study_hides_masks_scores_both_models_and_continues_where_it_stopped(
     (out / "scores.json").unlink()
     (out / "student.json").unlink()
     commands.clear()
-    again = study(monkeypatch, capsys, *words)
+    again = study(monkeypatch, capsys, *words, "--fields", *TINY)
     assert [words[0] for words in commands] == ["train", "evaluate"]
     assert again == scores
     with pytest.raises(SystemExit, match="was begun with"):
-        study(monkeypatch, capsys, *words, "--seed", 1)
+        study(monkeypatch, capsys, *words, "--seed", 1, "--fields", *TINY)
