@@ -9,9 +9,9 @@ hidden; the student trains like the teacher, with these label maps as data.extra
 with their last weights; its images are neither trained on nor predicted for training, and choose nothing. A training
 image that is also one of them is left out.
 
-Fields go to both trainings, such as --fields --model.encoder_weights FILE --size 256. Every stage leaves a file in FOLDER:
-the same command continues after the last one, and trainings resume. FOLDER/scores.json has the scores, which are
-printed too.
+Fields go to both trainings, such as --fields --model.encoder_weights FILE --size 256. Every stage leaves a file in
+FOLDER: the same command continues after the last one, and trainings resume. FOLDER/scores.json has the scores, which
+are printed too.
 """
 
 from __future__ import annotations

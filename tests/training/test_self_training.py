@@ -148,7 +148,7 @@ def pseudo(data: Path) -> Path:
     return data / "pseudo"
 
 
-def configured(data: Path, out: Path, **fields: object) -> TrainConfig:
+def configured(data: Path, out: Path, **fields: Any) -> TrainConfig:
     config = parse_recipe(data / "tiny.yaml", ["--data.root", str(data / "DIR"), "--out", str(out)])
     return replace(config, data=replace(config.data, extra_train=[str(data / "pseudo")], **fields))
 
@@ -201,10 +201,14 @@ def test_a_killed_student_resumes_to_the_same_weights_and_only_with_the_same_pse
     with pytest.raises(RuntimeError, match="killed"):
         train(killed, quiet=True)
     monkeypatch.undo()
-    for field, value in (("extra_train", []), ("extra_min_confidence", 0.2), ("extra_share", 0.4)):
-        other = replace(killed.data, extra_min_confidence=0.0) if field == "extra_train" else killed.data
-        with pytest.raises(InputError, match=f"data.{field}"):
-            train(replace(killed, data=replace(other, **{field: value})), resume=True, quiet=True)
+    changes: list[dict[str, Any]] = [
+        {"extra_train": [], "extra_min_confidence": 0.0},
+        {"extra_min_confidence": 0.2},
+        {"extra_share": 0.4},
+    ]
+    for change in changes:
+        with pytest.raises(InputError, match=f"data.{next(iter(change))}"):
+            train(replace(killed, data=replace(killed.data, **change)), resume=True, quiet=True)
     listed = json.loads((pseudo / RECORD).read_text())
     fewer = {**listed, "images": dict(list(listed["images"].items())[1:])}
     (pseudo / RECORD).write_text(json.dumps(fewer))

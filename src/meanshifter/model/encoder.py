@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from meanshifter.data.download import why_unreachable
 from meanshifter.errors import InputError, did_you_mean, is_out_of_memory, summarize_error
+from meanshifter.model.licenses import terms_hint
 from meanshifter.utils.safe_pickle import read_pickle
 
 
@@ -190,7 +191,7 @@ def _create_vit(
             raise InputError(f"encoder: {encoder!r} cannot be built as a plain ViT: {reason}") from error
         raise InputError(
             f"encoder_weights: timm could not load {encoder!r}: {reason}; check the tag and the network, "
-            "or give a local file, --model.encoder_weights FILE"
+            f"or give a local file, --model.encoder_weights FILE{terms_hint(encoder)}"
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise InputError(
@@ -229,6 +230,7 @@ def _cached_weights(encoder: str) -> dict[str, Any] | None:
     raise InputError(
         f"encoder_weights: {encoder!r} is not in the cache, and {constants.ENDPOINT} is unreachable ({reason}); "
         f"download {hf_hub_url(repo, names[0])} elsewhere and give it with --model.encoder_weights FILE"
+        f"{terms_hint(encoder)}"
     )
 
 
