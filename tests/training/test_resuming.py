@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import meanshifter as ms
@@ -287,6 +288,17 @@ def test_resuming_with_other_fields_is_refused(tiny: TrainConfig) -> None:
     other = replace(tiny, batch_size=3)
     with pytest.raises(ms.InputError, match="but was 2 at the start"):
         train(other, resume=True, quiet=True)
+
+
+def test_a_run_of_an_earlier_version_lacks_later_fields_and_resumes(tiny: TrainConfig) -> None:
+    run = train(tiny, quiet=True).path
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("rotation", "transforms", "cutmix"):
+        del stored["augment"][name]
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ms.InputError, match=r"augment\.rotation is 9\.0, but was 0\.0"):
+        train(replace(tiny, augment=replace(tiny.augment, rotation=9.0)), resume=True, quiet=True)
+    train(tiny, resume=True, quiet=True)
 
 
 def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
+from meanshifter.analysis import preview
 from meanshifter.data import Folder, Shapes
 from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.class_pixels import class_pixels
 from meanshifter.data.extra import Concatenated
 from meanshifter.data.predictions import RECORD
 from meanshifter.errors import InputError
@@ -91,6 +93,28 @@ def test_processes_and_the_cache_of_a_device_get_the_same_samples(count: int) ->
     ):
         assert names == same
         assert torch.equal(labels.int(), expected.int())
+
+
+def test_rare_crops_keep_the_share_and_mixing_takes_from_the_training_data() -> None:
+    mix, plain = Mix(5, 3, 0.4), stream(Mix(5, 3, 0.4))
+    config = replace(CONFIG, rare_crops=1.0, copy_paste=1.0, cutmix=0.5, classmix=0.5)
+    rare = SampleStream(plain.dataset, config, 0, mean=HALF, std=HALF, mix=mix)
+    moved = 0
+    for position in range(60):
+        place, k = rare.chosen(position)
+        if plain.place(position) >= 5:
+            assert (place, k) == (plain.place(position), None)
+        else:
+            assert place < 5
+            assert k is not None
+            moved += place != plain.place(position)
+        partners = rare._partners(rare.generator(position))
+        assert len(partners) == 2
+        assert all(partner.place < 5 for partner in partners)
+    assert moved > 0
+    counts = class_pixels(Shapes(split="train", length=5))
+    given = SampleStream(plain.dataset, config, 0, mean=HALF, std=HALF, mix=mix, pixels=counts)
+    assert [given.chosen(k) for k in range(20)] == [rare.chosen(k) for k in range(20)]
 
 
 # Self-training of a folder: left half sky, right half road, so that a model of few steps is right about most of it.
@@ -183,6 +207,19 @@ def test_self_training_is_two_more_commands(data: Path, pseudo: Path) -> None:
     expected = class_weights(Folder(data / "DIR", "train"), 0.5)
     assert expected is not None
     torch.testing.assert_close(weight.cpu(), expected)  # of the labels of the training data alone
+
+
+def test_the_preview_shows_the_samples_of_the_mixed_stream(
+    data: Path, pseudo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, shown = configured(data, tmp_path / "run", extra_share=0.75), list[str]()
+    draw_pair = preview._pair
+    monkeypatch.setattr(preview, "_pair", lambda *args: (shown.append(args[1]), draw_pair(*args))[1])
+    assert preview.preview(config, tmp_path / "sheet.png", 8).is_file()
+    setup = prepare(config, resume=False)
+    setup.run.release()
+    assert shown == [setup.feed.stream.sample(position)[2] for position in range(8)]
+    assert sum(name.startswith("u") for name in shown) == 6
 
 
 def test_a_killed_student_resumes_to_the_same_weights_and_only_with_the_same_pseudo_labels(

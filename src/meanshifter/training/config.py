@@ -254,6 +254,9 @@ class TrainConfig:
             # a field that is already listed would only be listed twice
             if value is not None and most is not None and value > most and not {name, other} & bad.keys():
                 wrong.append(f"{name}: {value} is above {other} {most}; lower it")
+        if self.data.gpu_cache and (host_only := self.augment.host_only):
+            fields = ", ".join(f"augment.{name}" for name in host_only)
+            wrong.append(f"data.gpu_cache: true has no implementation of {fields}; set it to false, or leave these out")
         return [*wrong, *self.data.violations(), *self.augment.violations(), *self.model.violations()]
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
+from meanshifter.data.class_pixels import class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Subset
 from meanshifter.data.doctor import SampleReport, check_sample
 from meanshifter.data.extra import Concatenated, open_extra, shared_images
@@ -109,10 +110,10 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         InputError: the configuration or the data are invalid, or the run folder is taken; raised before writing.
     """
     fabric = _fabric(config)
-    train_set, val_set = _open_data(config)
-    extra = _open_extra(config.data, train_set)
-    mixed = Concatenated([train_set, *extra]) if extra else train_set
-    data = DataRecord.of(mixed, val_set)
+    train_set, val_set = open_data(config)
+    extra = open_extra_data(config.data, train_set)
+    joined, mix = join_extra(config.data, train_set, extra)
+    data = DataRecord.of(joined, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space)
@@ -120,9 +121,10 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     look = processes.broadcast(lambda: _check_data(config.data, train_set, val_set, extra))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    cached = Cached(mixed, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    mix = Mix(len(train_set), len(mixed) - len(train_set), config.data.extra_share) if extra else None
-    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std, mix=mix)
+    cached = Cached(joined, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
+    normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
+    stream = SampleStream(cached, config.augment, config.seed, mix=mix, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -155,8 +157,12 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     return Setup(run, learner, feed, val_set, look.origin)
 
 
-def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """The training and validation sets."""
+def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The training and validation sets of a configuration.
+
+    Raises:
+        InputError: a data set cannot be opened, or `data.val_pattern` leaves no images.
+    """
     data = config.data
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if data.val_pattern is not None:
@@ -164,10 +170,22 @@ def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
 
 
-def _open_extra(data: DataConfig, train_set: Dataset) -> list[Dataset]:
-    """The extra training data, one data set for each folder."""
+def open_extra_data(data: DataConfig, train_set: Dataset) -> list[Dataset]:
+    """The extra training data, one data set for each folder.
+
+    Raises:
+        InputError: a folder cannot be opened, has other classes, or lacks confidence maps that are needed.
+    """
     measure, least = data.extra_confidence, data.extra_min_confidence
     return open_extra(data.extra_train, train_set.label_space, measure=measure, least=least)
+
+
+def join_extra(data: DataConfig, train_set: Dataset, extra: list[Dataset]) -> tuple[Dataset, Mix | None]:
+    """All training data as one data set, and how the stream mixes the extra ones in; None: there are none."""
+    if not extra:
+        return train_set, None
+    joined = Concatenated([train_set, *extra])
+    return joined, Mix(len(train_set), len(joined) - len(train_set), data.extra_share)
 
 
 def _check_data(data: DataConfig, train_set: Dataset, val_set: Dataset, extra: list[Dataset]) -> SampleReport:
