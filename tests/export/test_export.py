@@ -33,8 +33,9 @@ from meanshifter.data import Shapes
 from meanshifter.export import export as exporting
 from meanshifter.export import onnx_format, runtime, torch_format
 from meanshifter.export import program as label_graph
+from meanshifter.export.encoder import resample_grid
 from meanshifter.export.export import agreement, export
-from meanshifter.export.program import PatchLogits, resample_grid
+from meanshifter.export.program import PatchLogits
 from meanshifter.export.program import exported as trace
 from meanshifter.export.torch_format import EXPORTER
 from meanshifter.inference.protocol import PatchModel
