@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from meanshifter.errors import InputError
 from meanshifter.model.encoder import Encoder, own_tokens
-from meanshifter.model.vits import Grid, beit_layers, geometric_matrix, relative_bias
+from meanshifter.model.vits import Grid, beit_layers, geometric_matrix, joined_heads, relative_bias
 
 
 class SizedEncoder(Encoder):
@@ -36,9 +36,7 @@ class SizedEncoder(Encoder):
         self.vit, self.patch_size, self.width = encoder.vit, encoder.patch_size, encoder.width
         self.positions, self.family = encoder.positions, encoder.family
         if isinstance(self.vit, sam.VisionTransformerSAM):
-            for block in self.vit.blocks.children():
-                if block.window_size == 0 and block.attn.use_rel_pos:
-                    block.attn = _GlobalAttention.of(block.attn)
+            self.vit.blocks = nn.Sequential(*map(_SamBlock, self.vit.blocks.children()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Return patch tokens and their grid, as `Encoder.forward` does."""
@@ -99,7 +97,7 @@ def _sam_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
     x = vit.patch_embed.norm(x.permute(0, 2, 3, 1))
     if vit.pos_embed is not None:
         own = (vit.pos_embed.shape[1], vit.pos_embed.shape[2])
-        x = x + resample_grid(vit.pos_embed.flatten(1, 2), own, grid, mode).unflatten(1, grid)
+        x = x + resample_grid(vit.pos_embed.flatten(1, 2), own, grid, mode).view(1, *grid, x.shape[-1])
     x = vit.neck(vit.blocks(vit.norm_pre(x)).permute(0, 3, 1, 2))
     return x.flatten(2).mT
 
@@ -112,35 +110,54 @@ _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor, Grid, str], Tensor]] = {
 }
 
 
-class _GlobalAttention(sam.Attention):
-    """SAM's attention over the entire grid, whose relative positions are resampled by a small matrix."""
+class _SamBlock(nn.Module):
+    """A layer of SAM's ViT at inference, with its windows and relative positions in terms of shapes."""
 
-    @classmethod
-    def of(cls, plain: sam.Attention) -> _GlobalAttention:
-        own = cls.__new__(cls)
-        own.__dict__.update(plain.__dict__)
-        return own
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block: Any = block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute timm's `Attention.forward` for x (B, h, w, D)."""
-        h, w = x.shape[1], x.shape[2]
-        qkv = rearrange(self.qkv(x), "b h w (three n d) -> three b n h w d", three=3, n=self.num_heads)
-        q, k, v = qkv.unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        down = torch.einsum("b n h w d, h k d -> b n h w k", q, self._between(self.rel_pos_h, h))
-        right = torch.einsum("b n h w d, w k d -> b n h w k", q, self._between(self.rel_pos_w, w))
-        bias = (down[..., :, None] + right[..., None, :]).flatten(4, 5).flatten(2, 3)
-        q, k, v = (part.flatten(2, 3) for part in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        out: Tensor = self.proj(rearrange(mixed, "b n m d -> b m (n d)"))
-        return out.unflatten(1, (h, w))
+        """Compute timm's `Block.forward` for x (B, h, w, D)."""
+        block = self.block
+        y = block.norm1(x)
+        y = self._in_windows(y, block.window_size) if block.window_size else _sam_attention(block.attn, y)
+        x = x + block.ls1(y)
+        out: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
+        return out
 
-    @staticmethod
-    def _between(table: Tensor, size: int) -> Tensor:
-        """Relative embeddings (size, size, d) along an axis, linearly resampled as in `get_rel_pos`."""
-        resampled = linear_matrix(table.shape[0], 2 * size - 1).to(table) @ table
-        place = torch.arange(size, device=table.device)
-        return resampled[place[:, None] - place + size - 1]
+    def _in_windows(self, x: Tensor, side: int) -> Tensor:
+        B, h, w, D = x.shape
+        rows, cols = (h + side - 1) // side, (w + side - 1) // side
+        x = F.pad(x, (0, 0, 0, cols * side - w, 0, rows * side - h))
+        x = x.view(B, rows, side, cols, side, D).transpose(2, 3).contiguous().view(B * rows * cols, side, side, D)
+        x = _sam_attention(self.block.attn, x).view(B, rows, cols, side, side, D).transpose(2, 3)
+        x = x.contiguous().view(B, rows * side, cols * side, D)
+        # not x[:, :h, :w], which traces to a guard that there is padding
+        return x.index_select(1, torch.arange(h)).index_select(2, torch.arange(w))
+
+
+def _sam_attention(attn: Any, x: Tensor) -> Tensor:
+    """timm's `Attention.forward` of SAM at inference, for x (B, h, w, D)."""
+    B, h, w, D = x.shape
+    n, d = attn.num_heads, attn.head_dim
+    q, k, v = attn.qkv(x).view(B, h * w, 3, n, d).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    q, k, bias = attn.q_norm(q), attn.k_norm(k), None
+    if attn.use_rel_pos:
+        wide = q.view(B, n, h, w, d)
+        down = wide @ _between(attn.rel_pos_h, h).mT
+        right = (wide.transpose(2, 3) @ _between(attn.rel_pos_w, w).mT).transpose(2, 3)
+        bias = (down[..., :, None] + right[..., None, :]).contiguous().view(B, n, h * w, h * w)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    out: Tensor = attn.proj(joined_heads(mixed).view(B, h, w, D))
+    return out
+
+
+def _between(table: Tensor, size: int) -> Tensor:
+    """Relative embeddings (size, size, d) along an axis, linearly resampled as in timm's `get_rel_pos`."""
+    resampled = linear_matrix(table.shape[0], 2 * size - 1).to(table) @ table
+    place = torch.arange(size, device=table.device)
+    return resampled[place[:, None] - place + size - 1]
 
 
 def rotations(rope: nn.Module, grid: Grid) -> Tensor:

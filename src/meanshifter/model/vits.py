@@ -12,6 +12,7 @@ Glossary: B batch, H W pixels, h w grid of patches, N = h·w, D token width, n a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -131,7 +132,12 @@ class GridAttention(beit.Attention):
             scores = q * self.scale @ k.mT
             scores = scores if shared_rel_pos_bias is None else scores + shared_rel_pos_bias
             mixed = self.attn_drop(scores.softmax(-1)) @ v
-        return self.proj_drop(self.proj(rearrange(mixed, "b n m d -> b m (n d)")))
+        return self.proj_drop(self.proj(joined_heads(mixed)))
+
+
+def joined_heads(x: Float[Tensor, "B n M d"]) -> Float[Tensor, "B M D"]:
+    """Concatenate heads in a copy: with a bias, exporters' attention has other strides than the traced one."""
+    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)
 
 
 def empty_table(grid: Grid, heads: int) -> nn.Parameter:
@@ -150,10 +156,10 @@ def table_at(table: Float[Tensor, "T n"], own: Grid, grid: Grid) -> Float[Tensor
 
 def relative_bias(table: Float[Tensor, "T n"], wide: Float[Tensor, "n y x"], grid: Grid) -> Float[Tensor, "n M M"]:
     """Biases between the M = N + 1 tokens of a grid, the class token first, from a table resampled to the grid."""
-    heads = wide.shape[0]
+    heads, (h, w) = wide.shape[0], grid
     down, right = (torch.arange(side, device=wide.device) for side in grid)
-    dy, dx = (place[:, None] - place + len(place) - 1 for place in (down, right))
-    patches = wide[:, dy[:, None, :, None], dx[None, :, None, :]].flatten(3, 4).flatten(1, 2)
+    dy, dx = (place[:, None] - place + place.shape[0] - 1 for place in (down, right))
+    patches = wide[:, dy][..., dx].transpose(2, 3).reshape(heads, h * w, h * w)
     to_patch, from_patch, alone = table[-3:].T[:, :, None, None].unbind(1)
     count = patches.shape[-1]
     first = torch.cat((alone, to_patch.expand(heads, 1, count)), 2)
@@ -218,7 +224,20 @@ def _convert_sam(state: State, vit: Any) -> State:
 
 
 def _convert_beit(state: State, vit: Any) -> State:
-    return dict(beit.checkpoint_filter_fn(state, vit))
+    """Convert with timm, except for tables of biases, for which timm takes a non-square grid for a square one."""
+    tables = {name: state[name] for name in state if name.endswith(".relative_position_bias_table")}
+    rest = {name: value for name, value in state.items() if name not in tables}
+    grid = tuple(vit.patch_embed.grid_size)
+    wanted = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+    for name, table in tables.items():
+        side = (math.isqrt(table.shape[0] - 3) + 1) // 2
+        if table.shape[0] == wanted:
+            continue
+        if (2 * side - 1) ** 2 + 3 != table.shape[0]:
+            raise ValueError(f"{name} has {table.shape[0]} rows, which are not those of a square grid")
+        wide = table_at(table.float(), (side, side), grid)
+        tables[name] = torch.cat((rearrange(wide, "n y x -> (y x) n"), table[-3:].float())).to(table.dtype)
+    return dict(beit.checkpoint_filter_fn(rest, vit)) | tables
 
 
 PLAIN = Family(
