@@ -27,6 +27,9 @@ from meanshifter.errors import InputError
 from meanshifter.model.encoder import Encoder, own_tokens
 from meanshifter.model.vits import Grid, beit_layers, geometric_matrix, joined_heads, relative_bias
 
+COPY = torch.contiguous_format
+"""Memory format of copies before a view: a copy only if needed would trace to a guard on the number of windows."""
+
 
 class SizedEncoder(Encoder):
     """`Encoder` for images of full patches, in terms of shapes only."""
@@ -129,10 +132,13 @@ class _SamBlock(nn.Module):
     def _in_windows(self, x: Tensor, side: int) -> Tensor:
         B, h, w, D = x.shape
         rows, cols = (h + side - 1) // side, (w + side - 1) // side
+        # at least two along each axis, since views of one trace to a guard that there is one; runtimes lack max
+        rows, cols = rows + 1 // rows, cols + 1 // cols
         x = F.pad(x, (0, 0, 0, cols * side - w, 0, rows * side - h))
-        x = x.view(B, rows, side, cols, side, D).transpose(2, 3).contiguous().view(B * rows * cols, side, side, D)
+        x = x.view(B, rows, side, cols, side, D).transpose(2, 3).clone(memory_format=COPY)
+        x = x.view(B * rows * cols, side, side, D)
         x = _sam_attention(self.block.attn, x).view(B, rows, cols, side, side, D).transpose(2, 3)
-        x = x.contiguous().view(B, rows * side, cols * side, D)
+        x = x.clone(memory_format=COPY).view(B, rows * side, cols * side, D)
         # not x[:, :h, :w], which traces to a guard that there is padding
         return x.index_select(1, torch.arange(h)).index_select(2, torch.arange(w))
 
@@ -141,13 +147,13 @@ def _sam_attention(attn: Any, x: Tensor) -> Tensor:
     """timm's `Attention.forward` of SAM at inference, for x (B, h, w, D)."""
     B, h, w, D = x.shape
     n, d = attn.num_heads, attn.head_dim
-    q, k, v = attn.qkv(x).view(B, h * w, 3, n, d).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    q, k, v = attn.qkv(x).view(B, h * w, 3, n, d).permute(2, 0, 3, 1, 4).clone(memory_format=COPY).unbind(0)
     q, k, bias = attn.q_norm(q), attn.k_norm(k), None
     if attn.use_rel_pos:
         wide = q.view(B, n, h, w, d)
         down = wide @ _between(attn.rel_pos_h, h).mT
         right = (wide.transpose(2, 3) @ _between(attn.rel_pos_w, w).mT).transpose(2, 3)
-        bias = (down[..., :, None] + right[..., None, :]).contiguous().view(B, n, h * w, h * w)
+        bias = (down[..., :, None] + right[..., None, :]).clone(memory_format=COPY).view(B, n, h * w, h * w)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     out: Tensor = attn.proj(joined_heads(mixed).view(B, h, w, D))
     return out
