@@ -132,7 +132,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
     tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
     size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": tokens}
-    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
+    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=model.encoder.depth)
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
     weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
