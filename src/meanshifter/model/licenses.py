@@ -37,6 +37,7 @@ _TERMS: Final = {
     "*.apple_mclip*": Terms("Apple Machine Learning Research Model License", commercial=False),
     "*.c_radio": Terms("NVIDIA Open Model License"),
     "*sapiens2.*": Terms("Sapiens2 License"),
+    "aimv2_*.apple_pt*": Terms("Apple Sample Code License"),
     "*.bamboo": Terms("no license stated"),
 }
 """Pattern of timm's names with their tag → terms; the first match counts. Source: `license` of timm 1.0.31."""
