@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -28,6 +29,7 @@ from meanshifter.errors import InputError
 from meanshifter.training import loop
 from meanshifter.training.config import DataConfig, TrainConfig
 from meanshifter.training.data import Mix, SampleStream, batches, class_weights, gpu_cached_batches, positions
+from meanshifter.training.folds import cross_validate
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.setup import prepare
@@ -299,3 +301,38 @@ def test_missing_confidence_stops_before_the_run_folder_is_written(data: Path, p
     with pytest.raises(InputError, match=r"confidence/probability/u0\.png: missing"):
         train(config, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_folds_train_on_pseudo_labels_and_resume(data: Path, pseudo: Path, tmp_path: Path) -> None:
+    config = configured(data, tmp_path / "cv")
+    config = replace(config, data=replace(config.data, folds=2), steps=2)
+    first = cross_validate(config, quiet=True)
+    (tmp_path / "cv" / "fold1" / "out_of_fold.json").unlink()
+    assert cross_validate(config, resume=True, quiet=True).to_dict() == first.to_dict()
+    leaking = parse_recipe(
+        data / "tiny.yaml",
+        [
+            *("--data.root", str(data / "DIR"), "--out", str(tmp_path / "leak"), "--data.folds", "2"),
+            *("--data.fold", "0", "--data.extra_train", f"[{data / 'DIR'}]"),
+        ],
+    )
+    with pytest.warns(UserWarning, match="2 of 4 images .* held-out fold"):
+        prepare(leaking, resume=False).run.release()
+
+
+def test_tokens_of_pseudo_labeled_images_are_cached(data: Path, pseudo: Path, tmp_path: Path) -> None:
+    config = configured(data, tmp_path / "run", extra_min_confidence=0.1, cache=0)
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, freeze="encoder"),
+        augment=replace(config.augment, crop=(40, 48), scale=(1.0, 1.0)),
+    )
+    weights = []
+    for kind in (None, "memory"):
+        chosen = replace(config, out=str(tmp_path / str(kind)), data=replace(config.data, token_cache=kind))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # random weights
+            train(chosen, quiet=True)
+        weights.append(load_file(tmp_path / str(kind) / "checkpoints" / "last" / "model.safetensors"))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)

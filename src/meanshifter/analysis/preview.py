@@ -17,7 +17,7 @@ from meanshifter.inference.segmentation import Segmentation, save_png
 from meanshifter.model.config import Triple
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream
-from meanshifter.training.setup import join_extra, open_data, open_extra_data
+from meanshifter.training.setup import join_extra, open_extra_data, open_training_data
 
 SIDE = 384
 """Maximum of the longer side of a picture, in pixels."""
@@ -55,7 +55,7 @@ def preview(config: TrainConfig, path: str | Path, num_images: int = 16, *, over
     if num_images < 1:
         raise InputError(f"num_images: {num_images} is not a number of at least 1")
     config.check()
-    train_set, _ = open_data(config)
+    train_set, _ = open_training_data(config)
     mean, std = (HALF if given is None else given for given in (config.model.mean, config.model.std))
     joined, mix = join_extra(config.data, train_set, open_extra_data(config.data, train_set))
     stream = SampleStream(joined, config.augment, config.seed, mean=mean, std=std, mix=mix)

@@ -90,8 +90,13 @@ def train(
             checkpoint is intact), or not even a single crop fits into memory.
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the current step is done and saved.
     """
-    began = time.perf_counter()
     config = data if isinstance(data, TrainConfig) else config_of(data, recipe, fields)
+    return train_config(config, resume=resume, quiet=quiet)[0]
+
+
+def train_config(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> tuple[Trained, Learner]:
+    """`train` a configuration; also returns the learner, which knows the device and the processes."""
+    began = time.perf_counter()
     asked = config.minutes
     config = resolve(read_plan(config) if resume else config)
     setup = prepare(config, resume=resume)
@@ -102,7 +107,8 @@ def train(
         result = fit(config, setup, Display(setup.run.path.name, quiet=quiet or not main), notes)
     finally:
         setup.run.release()
-    return Trained(setup.run.path, result, setup.learner.state.progress.best, time.perf_counter() - began, main)
+    best, seconds = setup.learner.state.progress.best, time.perf_counter() - began
+    return Trained(setup.run.path, result, best, seconds, main), setup.learner
 
 
 def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str] = ()) -> Result:
@@ -121,7 +127,7 @@ def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str
 
         if not state.progress.scored:  # the run stopped between a checkpoint and its evaluation
             result = evaluate()
-        for step in range(state.progress.step, config.steps):
+        for step in remaining_steps(config, setup, display):
             waiting = _saved_while_waiting(config, run, learner, interrupt)
             lr, crops = take_step(config, run, learner, feed, step, log, waiting, requested=bool(interrupt.requested))
             done = state.progress.step
@@ -137,7 +143,7 @@ def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str
                 log.meter.restart()
             if stop and done < config.steps:
                 interrupt.stop(f"stopped after step {done} of {config.steps}; {RESUME_HINT}")
-    if result is None:  # the resumed run was already complete
+    if result is None:  # the resumed run was already complete, or had stopped early
         result, _ = score(config, state.evaluated, val_set, processes)
     return result
 
@@ -183,6 +189,20 @@ def take_step(
 def is_due(done: int, every: int, steps: int) -> bool:
     """Whether something is due every `every` steps (0: never), and after the last step."""
     return done == steps or (every > 0 and done % every == 0)
+
+
+def remaining_steps(config: TrainConfig, setup: Setup, display: Display) -> Iterator[int]:
+    """Yield the numbers of the steps that are left, until `evaluation.patience` ends the run, which is printed."""
+    progress, patience = setup.learner.state.progress, config.evaluation.patience
+    for step in range(progress.step, config.steps):
+        if patience is not None and progress.since_best >= patience:
+            setup.feed.close()
+            display.say(
+                f"evaluation.patience {patience}: training ends after step {progress.step} of {config.steps}, as none "
+                f"of the last {progress.since_best} evaluations exceeded the best mIoU of {progress.best:.2f}"
+            )
+            return
+        yield step
 
 
 @contextmanager
@@ -266,6 +286,8 @@ def evaluate_step(config: TrainConfig, setup: Setup, log: Log, interrupt: Interr
     scores = {name: getattr(result, name) for name in ("mIoU", "mAcc", "aAcc")}
     log.record(**scores, **boundary, IoU={name: score.IoU for name, score in result.per_class.items()}, **figures)
     log.write_classes(result)
+    better = result.mIoU > progress.best  # False for NaN
+    progress.since_best = processes.broadcast(lambda: 0 if better else progress.since_best + 1)
     run.save_best(state, result.mIoU, processes)
     progress.scored = True
     run.save_last(state, processes)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.class_pixels import class_pixels
-from meanshifter.data.datasets import Cached, Dataset, Subset
+from meanshifter.data.datasets import Cached, Dataset, Fold, Subset
 from meanshifter.data.doctor import SampleReport, check_sample
 from meanshifter.data.extra import Concatenated, open_extra, shared_images
+from meanshifter.data.folds import fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
@@ -126,7 +127,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     model = build_model(config, train_set.label_space)
     choose_trained(model, config)
     processes = launch(fabric)
-    look = processes.broadcast(lambda: _check_data(config.data, train_set, val_set, extra))
+    look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
     decoded = Cached(joined, config.data.cache * 1_000_000 // max(config.data.workers, 1))
@@ -175,13 +176,36 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The training and validation sets of a configuration.
 
     Raises:
-        InputError: a data set cannot be opened, or `data.val_pattern` leaves no images.
+        InputError: a data set cannot be opened, `data.val_pattern` leaves no images, or `data.folds` names no fold.
     """
+    data = config.data
+    train_set, held_out = open_training_data(config)
+    if data.folds is not None and held_out is None:
+        raise InputError(
+            f"data.fold: null, but data.folds is {data.folds}; train all of them with --folds {data.folds} or "
+            "meanshifter.cross_validate, or one with data.fold"
+        )
+    if data.val_split is None and held_out is not None:
+        return train_set, held_out
+    try:
+        return train_set, open_dataset(data.name, data.root, str(data.val_split), data.layout)
+    except InputError as error:
+        if held_out is None:
+            raise
+        raise InputError(f"{error}; to score on the folds alone: --data.val_split null") from error
+
+
+def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """The training set, and the fold that is left out of it, if any."""
     data = config.data
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if data.val_pattern is not None:
         train_set = Subset(train_set, data.val_pattern, matching=False)
-    return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
+    if data.folds is None or data.fold is None:
+        return train_set, None
+    numbers = fold_numbers(train_set.names, data.folds, seed=config.seed, groups=data.fold_groups)
+    parts = [Fold(train_set, numbers, data.fold, data.folds, held_out=held_out) for held_out in (False, True)]
+    return parts[0], parts[1]
 
 
 def open_extra_data(data: DataConfig, train_set: Dataset) -> list[Dataset]:
@@ -202,17 +226,27 @@ def join_extra(data: DataConfig, train_set: Dataset, extra: list[Dataset]) -> tu
     return joined, Mix(len(train_set), len(joined) - len(train_set), data.extra_share)
 
 
-def _check_data(data: DataConfig, train_set: Dataset, val_set: Dataset, extra: list[Dataset]) -> SampleReport:
+def record_data(config: TrainConfig) -> DataRecord:
+    """The record of all data of a run, by which resuming notices changes."""
+    train_set, val_set = open_data(config)
+    joined, _ = join_extra(config.data, train_set, open_extra_data(config.data, train_set))
+    return DataRecord.of(joined, val_set)
+
+
+def _check_data(config: TrainConfig, train_set: Dataset, val_set: Dataset, extra: list[Dataset]) -> SampleReport:
     """Examine samples of all data; those of extra data on their own, as label maps of a model ignore no pixels."""
-    for folder, dataset in zip(data.extra_train, extra, strict=True):
+    held_out = open_training_data(config)[1] if extra else None
+    scored = {"validation images": val_set, **({} if held_out is None else {"images of the held-out fold": held_out})}
+    for folder, dataset in zip(config.data.extra_train, extra, strict=True):
         check_sample([dataset], f"meanshifter data check {folder}")
-        if shared := shared_images(dataset, val_set):
-            warnings.warn(
-                f"data.extra_train: {len(shared):,} of {len(dataset):,} images of {folder}, such as {shared[0]}, are "
-                "validation images, whose scores will be too high; leave them out",
-                stacklevel=2,
-            )
-    return check_sample([train_set, val_set], _check_command(data))
+        for kind, other in scored.items():
+            if shared := shared_images(dataset, other):
+                warnings.warn(
+                    f"data.extra_train: {len(shared):,} of {len(dataset):,} images of {folder}, such as {shared[0]}, "
+                    f"are {kind}, whose scores will be too high; leave them out",
+                    stacklevel=2,
+                )
+    return check_sample([train_set, val_set], _check_command(config.data))
 
 
 def _check_command(data: DataConfig) -> str:

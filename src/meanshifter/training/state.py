@@ -63,6 +63,8 @@ class Progress:
     """Sum and number of the losses since the last line of the log."""
     scored: bool = True
     """Whether the evaluation that is due after `step` is done."""
+    since_best: int = 0
+    """Evaluations since the one with the best mIoU, for `evaluation.patience`."""
 
     @classmethod
     def from_json(cls, text: str) -> Progress:
@@ -70,7 +72,7 @@ class Progress:
         facts = json.loads(text)
         total, count = facts["loss_sum"] if "loss_sum" in facts else facts["tally"]  # its name in format 1
         best, scored = float(facts["best"]), bool(facts.get("scored", True))
-        return cls(int(facts["step"]), best, (float(total), int(count)), scored)
+        return cls(int(facts["step"]), best, (float(total), int(count)), scored, int(facts.get("since_best", 0)))
 
 
 @dataclass
@@ -174,7 +176,7 @@ class RunFolder:
             stored = self._check_same(config)
             self._check_data(data)
             self._check_whole(stored)
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(not is_leftover(p) for p in self.path.iterdir())):
             raise InputError(f"{self.path}: already exists; continue it with --resume, or start another run with --out")
 
     def claim(self, config: TrainConfig, data: DataRecord, *, resume: bool) -> None:
@@ -373,6 +375,11 @@ class RunFolder:
         content = "tokens" if images.ndim == 3 else "images"
         save_tensors(path, {content: images, "labels": labels}, {"names": json.dumps(names)})
         return path
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file may be left by a process that was killed before it wrote anything: its lock, or a partial file."""
+    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def recipe_reading(path: str | Path) -> dict[str, Any]:
