@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from meanshifter.analysis import tables
 from meanshifter.analysis.study import run_study
 from meanshifter.analysis.study_plan import load_plan
 from meanshifter.analysis.study_training import label_unused
@@ -53,7 +54,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = RECIPE.replace("{name: shapes, workers: 0}", f"{{name: folder, root: {base / 'data'}, workers: 0}}")
     (base / "tiny.yaml").write_text(recipe.replace(", limit: 5", ""))
     (base / "study.yaml").write_text(STUDY.format(recipe=base / "tiny.yaml"))
-    run_study(str(base / "study.yaml"), base / "out", say=lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "write_plots", lambda *_: None)  # which take seconds
+        run_study(str(base / "study.yaml"), base / "out", jobs=2, say=lambda _: None)
     return base
 
 
@@ -81,7 +84,7 @@ def test_a_row_has_the_scores_of_its_model(made: Path, row: str, model: str) -> 
 
 def test_folds_count_the_parameters_of_all_models(made: Path) -> None:
     assert scores(made, "folds")["parameters"] == 2 * scores(made, "plain")["parameters"]  # type: ignore[operator]
-    assert "| Folds         | 2 " in (made / "out" / "cost.md").read_text()
+    assert "| Folds | 2 | 4 |" in (made / "out" / "cost.md").read_text()
 
 
 def test_a_teacher_labels_the_images_without_a_share_and_only_these(made: Path) -> None:
@@ -98,7 +101,8 @@ def test_a_teacher_labels_the_images_without_a_share_and_only_these(made: Path) 
     assert np.array_equal(np.array(Image.open(folder / "pseudo" / f"{hidden[0]}.png")), labels.labels)
 
 
-def test_a_study_of_folds_and_teachers_goes_on_where_it_stopped(made: Path) -> None:
+def test_a_study_of_folds_and_teachers_goes_on_where_it_stopped(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "write_plots", lambda *_: None)
     said: list[str] = []
     for row in ("folds", "self-training"):
         (made / "out" / "runs" / row / "seed0" / "scores.json").unlink()

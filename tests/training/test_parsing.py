@@ -11,7 +11,8 @@ from meanshifter.cli.main import main
 from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
 from meanshifter.model.presets import SHIFTS
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.parsing import parse_recipe, recipe_names
+from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.recipes import recipe_names
 
 TINY_ENCODER = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 

@@ -131,8 +131,8 @@ def _cost(found: Findings) -> str:
         cells = [cell for (name, _), cell in found.cells.items() if name == row]
         known = [seconds for facts in found.finished(row) if (seconds := facts.get("cpu_seconds")) is not None]
         minutes = f"{fmean(known) / 60:.2f}" if known else "–"
-        rows.append([row, number_of_trainings(cells[0]), f"{cells[0].config.steps:,}", minutes])
-    return table(["", "trainings", "steps of each", "CPU minutes, mean"], rows)
+        rows.append([row, str(number_of_trainings(cells[0])), f"{cells[0].config.steps:,}", minutes])
+    return table(["", "trainings", "steps of each, at most", "CPU minutes, mean"], rows)
 
 
 def _pairs(found: Findings, split: str) -> str:

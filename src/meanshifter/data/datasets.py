@@ -21,6 +21,7 @@ from meanshifter.data.images import Factor
 from meanshifter.data.label_files import GIVEN, folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.data.layout import SPLIT_FOLDERS, USUAL, FolderLayout, Listing, Pair, list_folders
+from meanshifter.data.predictions import predictions_in
 from meanshifter.data.reading import IMAGE_SUFFIXES, PassedOver, files_below, is_hidden, read_mask, read_sample
 from meanshifter.errors import InputError
 
@@ -242,7 +243,9 @@ def _folder_pairs(folder: Path, split: str, layout: FolderLayout) -> list[Pair]:
 
 
 def folder_listings(folder: Path, layout: FolderLayout = USUAL) -> dict[str, Listing]:
-    """Split → its files; "all" for a folder without split folders."""
+    """Split → its files; "all" for a folder without split folders, and for the label maps of a model."""
+    if layout.is_usual and (predicted := predictions_in(folder)) is not None:
+        return {"all": predicted.listing(folder)}
     suffix = "" if layout.mask_suffix is None else layout.mask_suffix
     found = layout.folders(folder)
     listings = {split: list_folders(*folders, suffix) for split, folders in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Unpack, overload
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.model.config import ModelConfig
+from meanshifter.model.config import OWN_MODULE, ModelConfig
 from meanshifter.model.decoder import LinearDecoder, MaskTransformer
 from meanshifter.model.encoder import Encoder, Grid
 from meanshifter.model.mean_shift import MeanShift, check_layers
@@ -44,12 +45,30 @@ class Output(NamedTuple):
 class Segmenter(nn.Module):
     """A plain ViT, an optional mean shift block and a decoder; images (B,3,H,W) to patch logits (B,K,h,w)."""
 
-    def __init__(self, config: ModelConfig, label_space: LabelSpace, *, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        label_space: LabelSpace,
+        *,
+        pretrained: bool = False,
+        encoder: nn.Module | None = None,
+    ) -> None:
+        """Build the model with random weights.
+
+        Args:
+            config: everything but the classes.
+            label_space: the classes.
+            pretrained: load timm's weights into the encoder.
+            encoder: the encoder itself, a `TokenEncoder`, if the configuration names a module of one's own.
+
+        Raises:
+            InputError: the configuration describes no model, or it names a module and none is given, or the reverse.
+        """
         super().__init__()
-        self.config = config
         self.label_space = label_space
+        check_own_module(config, encoder)
         self.encoder = Encoder(
-            config.encoder,
+            config.encoder if encoder is None else encoder,
             config.image_size,
             drop_path=config.drop_path,
             arguments=config.encoder_args,
@@ -61,8 +80,9 @@ class Segmenter(nn.Module):
         width, shift = self.encoder.width, config.mean_shift
         self.mean_shift = None if shift is None else MeanShift(width, shift)
         fine = config.pixel_shift
-        if fine is not None and self.patch_size % fine.factor:
-            raise InputError(f"pixel_shift.factor: {fine.factor} does not divide the patch size {self.patch_size}")
+        if fine is not None:
+            fine = replace(fine, factor=fine.factor_for(self.patch_size))
+        self.config = config if fine == config.pixel_shift else replace(config, pixel_shift=fine)
         self.pixel_shift = None if fine is None else PixelShift(width, self.patch_size, fine)
         self.decoder: LinearDecoder | MaskTransformer = (
             LinearDecoder(width, label_space.num_classes)
@@ -314,6 +334,18 @@ class Segmenter(nn.Module):
         return push_to_hub(self, repo, results=results, license=license, private=private)
 
 
+def check_own_module(config: ModelConfig, encoder: nn.Module | None) -> None:
+    """Check that a module is given if and only if the configuration names one, and of the class that it names."""
+    if encoder is not None and not config.has_own_module:
+        raise InputError(f"encoder: given, but the model's encoder is {config.encoder!r} of timm; leave it out")
+    if config.has_own_module and encoder is None:
+        name = config.encoder.removeprefix(OWN_MODULE)
+        raise InputError(
+            f"encoder: a module of one's own, {name!r}, which a configuration cannot build; give one like it, "
+            "load_model(…, encoder=MODULE), or export the model where it was built"
+        )
+
+
 def replace_classes(model: Segmenter, label_space: LabelSpace, *, drop_path: float | None = None) -> Segmenter:
     """Copy a model for other classes; layers whose shape depends on the number of classes are re-initialized.
 
@@ -323,7 +355,7 @@ def replace_classes(model: Segmenter, label_space: LabelSpace, *, drop_path: flo
         drop_path: stochastic depth of the copy's encoder; None: the model's.
     """
     config = model.config if drop_path is None else replace(model.config, drop_path=drop_path)
-    copy = Segmenter(config, label_space)
+    copy = Segmenter(config, label_space, encoder=deepcopy(model.encoder.vit) if config.has_own_module else None)
     weights, own = model.state_dict(), copy.state_dict()
     copy.load_state_dict({**weights, **{key: own[key] for key in reinitialized(model, copy)}})
     return copy

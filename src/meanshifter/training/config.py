@@ -62,6 +62,16 @@ class DataConfig:
     token_cache: Literal["memory", "disk"] | None = None
     """Compute the tokens of a frozen encoder once per training image, and keep them in memory or in the run folder.
     Needs optimizer.freeze and crops of whole images without random changes, except flips; null: compute them anew."""
+    extra_train: list[str] = field(default_factory=list)
+    """Folders of extra training data with the same classes, such as [pseudo]: label maps that `meanshifter predict
+    --confidence` wrote, or images/ and masks/."""
+    extra_share: float = 0.5
+    """Share of the training samples that are drawn from extra_train."""
+    extra_confidence: Literal["margin", "probability"] = "margin"
+    """Confidence that extra_min_confidence refers to: the probability of a pixel's class, or its margin to the second
+    class."""
+    extra_min_confidence: float = 0.0
+    """Ignore the pixels of extra_train with less confidence, from 0 to 1; 0: ignore none."""
 
     @property
     def layout(self) -> FolderLayout:
@@ -69,7 +79,7 @@ class DataConfig:
         return FolderLayout(self.images, self.masks, self.mask_suffix, self.val_share)
 
     def violations(self, evaluation: EvaluationConfig) -> list[str]:
-        """The fields about folds that are out of range, or contradict each other or the evaluation."""
+        """The fields about folds and extra data that are out of range, or contradict each other or the evaluation."""
         wrong = []
         if self.folds is not None and not 2 <= self.folds <= LARGEST:
             wrong.append(f"data.folds: {self.folds} is not null or a number from 2 to {LARGEST}")
@@ -88,7 +98,16 @@ class DataConfig:
                 f"evaluation.patience: {evaluation.patience}, but data.val_split is null, so that the images that stop "
                 "the training would also score it; set a data.val_split, or leave patience out"
             )
-        return wrong
+        return [*wrong, *self._extra_violations()]
+
+    def _extra_violations(self) -> list[str]:
+        """Fields about extra training data without such data."""
+        if self.extra_train:
+            return []
+        usual = DataConfig()
+        names = ("extra_share", "extra_confidence", "extra_min_confidence")
+        given = [name for name in names if getattr(self, name) != getattr(usual, name)]
+        return [f"data.{name}: {getattr(self, name)}, but data.extra_train is empty; name a folder" for name in given]
 
     def _group_violations(self, pattern: str) -> list[str]:
         if self.folds is None:
@@ -419,6 +438,7 @@ class TrainConfig:
         lora = [] if self.lora is None else self.lora.violations()
         return [
             *wrong,
+            *self.data.violations(evaluation),
             *self.optimizer.violations(),
             *lora,
             *self._frozen_violations(),
@@ -505,6 +525,8 @@ _RULES: Final[dict[str, _Rule]] = {
     "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
     "data.train_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
     "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
+    "data.extra_share": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "data.extra_min_confidence": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     "ema": (lambda value: value is None or 0 <= value < 1, "null or a number of at least 0 and below 1"),
     "data.workers": (lambda value: 0 <= value <= 1024, "a number from 0 to 1024"),
     "optimizer.lr": (lambda value: 0 < value < inf, "a number above 0"),

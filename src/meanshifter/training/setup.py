@@ -17,7 +17,8 @@ from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.class_pixels import class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Drawn, Fold, Subset
-from meanshifter.data.doctor import check_sample
+from meanshifter.data.doctor import SampleReport, check_sample
+from meanshifter.data.extra import Concatenated, open_extra, shared_images
 from meanshifter.data.folds import fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
@@ -27,7 +28,7 @@ from meanshifter.model.presets import create_model
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
-from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
+from meanshifter.training.data import Batch, Mix, SampleStream, Share, batches, class_weights, gpu_cached_batches
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
 from meanshifter.training.token_cache import TokenCache, check_tokens
@@ -119,19 +120,21 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     """
     fabric = _fabric(config)
     train_set, val_set = open_data(config)
-    data = DataRecord.of(train_set, val_set)
+    extra = open_extra_data(config.data, train_set)
+    joined, mix = join_extra(config.data, train_set, extra)
+    data = DataRecord.of(joined, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space)
     choose_trained(model, config)
     processes = launch(fabric)
-    look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
+    look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    decoded = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    decoded = Cached(joined, config.data.cache * 1_000_000 // max(config.data.workers, 1))
     counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
     normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
-    stream = SampleStream(decoded, config.augment, config.seed, pixels=counts, **normalization)
+    stream = SampleStream(decoded, config.augment, config.seed, mix=mix, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -139,7 +142,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         average = WeightAverage(sharing_frozen(model), config.ema)
     grid = [-(-side // model.patch_size) for side in config.augment.crop]
     size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": math.prod(grid)}
-    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
+    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=model.encoder.depth)
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
     if config.gradient_checkpointing:
@@ -220,6 +223,47 @@ def open_unused_data(config: TrainConfig) -> Dataset:
 def _train_split(data: DataConfig) -> Dataset:
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     return train_set if data.val_pattern is None else Subset(train_set, data.val_pattern, matching=False)
+
+
+def open_extra_data(data: DataConfig, train_set: Dataset) -> list[Dataset]:
+    """The extra training data, one data set for each folder.
+
+    Raises:
+        InputError: a folder cannot be opened, has other classes, or lacks confidence maps that are needed.
+    """
+    measure, least = data.extra_confidence, data.extra_min_confidence
+    return open_extra(data.extra_train, train_set.label_space, measure=measure, least=least)
+
+
+def join_extra(data: DataConfig, train_set: Dataset, extra: list[Dataset]) -> tuple[Dataset, Mix | None]:
+    """All training data as one data set, and how the stream mixes the extra ones in; None: there are none."""
+    if not extra:
+        return train_set, None
+    joined = Concatenated([train_set, *extra])
+    return joined, Mix(len(train_set), len(joined) - len(train_set), data.extra_share)
+
+
+def record_data(config: TrainConfig) -> DataRecord:
+    """The record of all data of a run, by which resuming notices changes."""
+    train_set, val_set = open_data(config)
+    joined, _ = join_extra(config.data, train_set, open_extra_data(config.data, train_set))
+    return DataRecord.of(joined, val_set)
+
+
+def _check_data(config: TrainConfig, train_set: Dataset, val_set: Dataset, extra: list[Dataset]) -> SampleReport:
+    """Examine samples of all data; those of extra data on their own, as label maps of a model ignore no pixels."""
+    held_out = open_training_data(config)[1] if extra else None
+    scored = {"validation images": val_set, **({} if held_out is None else {"images of the held-out fold": held_out})}
+    for folder, dataset in zip(config.data.extra_train, extra, strict=True):
+        check_sample([dataset], f"meanshifter data check {folder}")
+        for kind, other in scored.items():
+            if shared := shared_images(dataset, other):
+                warnings.warn(
+                    f"data.extra_train: {len(shared):,} of {len(dataset):,} images of {folder}, such as {shared[0]}, "
+                    f"are {kind}, whose scores will be too high; leave them out",
+                    stacklevel=2,
+                )
+    return check_sample([train_set, val_set], _check_command(config.data))
 
 
 def _check_command(data: DataConfig) -> str:
