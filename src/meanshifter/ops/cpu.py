@@ -156,8 +156,8 @@ def loss_sums(
         return sums, histogram
 
     sums, histograms = zip(*in_parallel(fill, source.pieces), strict=True)
-    overlaps = torch.from_numpy(np.sum(sums, axis=0)[:, :K])
-    counts = torch.from_numpy(np.sum(histograms, axis=0, dtype=np.float64)[:, :K]) if errors else None
+    overlaps = torch.from_numpy(np.stack(sums).sum(0)[:, :K])
+    counts = torch.from_numpy(np.stack(histograms).sum(0, dtype=np.float64)[:, :K]) if errors else None
     return torch.from_numpy(found), overlaps, counts, torch.from_numpy(logsums) if again else None
 
 
