@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from safetensors.torch import load_file
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -96,6 +97,7 @@ class Encoder(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        self.frozen = False
         self.vit = _create_vit(encoder, image_size, drop_path, dict(arguments or {}), pretrained)
         self.positions = positions
         if norm_eps is not None:
@@ -107,6 +109,15 @@ class Encoder(nn.Module):
         center_patches(self.vit.patch_embed)
         self.patch_size: int = int(self.vit.patch_embed.patch_size[0])
         self.width: int = int(self.vit.embed_dim)
+
+    def freeze(self) -> None:
+        """Stop training the encoder: without gradients, and in evaluation mode whatever `train` is called with."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the mode, as of any module, unless the encoder is frozen."""
+        return super().train(mode and not self.frozen)
 
     @property
     def heads(self) -> int:
@@ -131,7 +142,9 @@ class Encoder(nn.Module):
         if self.positions == "antialias":
             tokens = self.vit.forward_features(images)
         else:
-            tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self._embed(images))))
+            x = self.vit.norm_pre(self._embed(images))
+            recomputed = self.vit.grad_checkpointing
+            tokens = self.vit.norm(checkpoint_seq(self.vit.blocks, x) if recomputed else self.vit.blocks(x))
         return tokens[:, self.vit.num_prefix_tokens :], grid
 
     def _embed(self, images: Tensor) -> Tensor:
