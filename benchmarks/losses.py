@@ -24,11 +24,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "cross-entropy": {},
     "focal": {"cross_entropy": 0.0, "focal": 1.0},
     "Dice": {"cross_entropy": 0.0, "dice": 1.0},
+    "Lovász": {"cross_entropy": 0.0, "lovasz": 1.0},
     "cross-entropy, ohem_share 0.25": {"ohem_share": 0.25},
     "cross-entropy, boundary_weight 3": {"boundary_weight": 3.0},
     "cross-entropy + focal": {"focal": 1.0},
     "cross-entropy + Dice": {"dice": 1.0},
-    "all of these": {"focal": 1.0, "dice": 1.0, "ohem_share": 0.25, "boundary_weight": 3.0},
+    "cross-entropy + Lovász": {"lovasz": 1.0},
+    "all of these": {"focal": 1.0, "dice": 1.0, "lovasz": 1.0, "ohem_share": 0.25, "boundary_weight": 3.0},
 }
 
 

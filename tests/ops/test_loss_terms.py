@@ -299,6 +299,7 @@ def test_full_resolution_logits_are_never_stored(largest: Any, name: str) -> Non
     ("setting", "message"),
     [
         ({"dice": -1.0}, "dice: -1.0"),
+        ({"lovasz": -0.5}, "lovasz: -0.5"),
         ({"focal": float("nan")}, "focal: nan"),
         ({"focal": 1.0, "focal_gamma": -2.0}, "focal_gamma: -2.0"),
         ({"ohem_share": 0.0}, "ohem_share: 0.0"),
@@ -326,7 +327,7 @@ def test_second_derivatives_are_refused() -> None:
 def test_the_operator_passes_opcheck_and_compiles_into_one_graph() -> None:
     logits, labels = batch()
     operator = torch.ops.meanshifter.upsampled_loss.default
-    settings = [64, 64], 255, "mean_valid", 0.1, 1.0, 1.0, 1.0, 2.0, 0.5, 2.0, 3
+    settings = [64, 64], 255, "mean_valid", 0.1, 1.0, 1.0, 1.0, 1.0, 2.0, 0.5, 2.0, 3
     for with_gradient in (True, False):
         z = logits if with_gradient else logits.detach()
         opcheck(

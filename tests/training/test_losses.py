@@ -24,7 +24,9 @@ from meanshifter.training.setup import build_model
 from meanshifter.utils.files import parse_yaml
 from tests.training.test_loop import metrics
 
-MIXED = LossConfig(cross_entropy=0.5, dice=2.0, focal=1.0, ohem_share=0.4, boundary_weight=3.0, boundary_radius=2)
+MIXED = LossConfig(
+    cross_entropy=0.5, dice=2.0, lovasz=1.5, focal=1.0, ohem_share=0.4, boundary_weight=3.0, boundary_radius=2
+)
 
 
 def one_step(tiny: TrainConfig, path: Path, loss: LossConfig, batch_size: int, accumulate: int) -> TrainConfig:
@@ -75,7 +77,7 @@ def test_running_out_of_memory_says_that_the_loss_depends_on_the_split(
         return crop_loss(logits, *rest)
 
     monkeypatch.setattr(loop_module, "crop_loss", scarce)
-    with pytest.warns(UserWarning, match=r"1 crops per pass and loss\.dice and loss\.ohem_share over those crops"):
+    with pytest.warns(UserWarning, match=r"1 crops per pass and loss\.dice, loss\.lovasz and loss\.ohem_share over"):
         halved = train(one_step(tiny, tmp_path / "halved", MIXED, 2, 1), quiet=True).path
     monkeypatch.undo()
     single = train(one_step(tiny, tmp_path / "single", MIXED, 1, 2), quiet=True).path
@@ -147,7 +149,7 @@ def test_class_weights_that_do_not_fit_the_data_are_refused(given: Any, message:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (["--loss.cross_entropy", "0"], r"loss: cross_entropy, focal, dice are 0"),
+        (["--loss.cross_entropy", "0"], r"loss: cross_entropy, focal, dice, lovasz are 0"),
         (["--loss.dice", "-1"], r"loss\.dice: -1.0 is not a finite number"),
         (["--loss.ohem_share", "0"], r"loss\.ohem_share: 0.0 is not null or a number above 0"),
         (["--loss.focal_gamma", "3"], r"loss\.focal_gamma: 3.0 has no effect; set focal above 0"),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meanshifter.ops.loss_passes import BINS
 from meanshifter.ops.upsampling import NEVER, Axes, Taps, View, axis_taps, bilinear_matrix
 
 if TYPE_CHECKING:
@@ -132,24 +133,32 @@ def cross_entropy(
     return torch.tensor(total, dtype=torch.float32), _joined(gradients, K) if with_gradient else logits.new_empty(0)
 
 
-def loss_sums(pixels: Pixels, *, losses: bool, overlap: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def loss_sums(
+    pixels: Pixels, *, losses: bool, overlap: bool, errors: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Collect the `Sums` of `ops.loss_terms`."""
     from meanshifter.ops.cpu_loss_kernels import sum_rows
 
     source = _source(*pixels[:4])
     near = _maps(pixels.near, source, np.bool_)
-    found, logsums = (np.zeros(pixels.labels.shape if wanted else _NO_MAP, np.float32) for wanted in (losses, overlap))
+    again = overlap or errors
+    found, logsums = (np.zeros(pixels.labels.shape if wanted else _NO_MAP, np.float32) for wanted in (losses, again))
     hard, known = (_maps(torch.from_numpy(several), source) for several in (found, logsums))
-    width = source.z[0].shape[2] if overlap else 0
+    width, K = source.z[0].shape[2], pixels.logits.shape[1]
 
-    def fill(b: int, part: int) -> npt.NDArray[np.float64]:
-        sums = np.zeros((3, width))
+    def fill(b: int, part: int) -> tuple[npt.NDArray[np.float64], Floats]:
+        sums = np.zeros((3, width if overlap else 0))
+        histogram = np.zeros((2, width if errors else 0, BINS), np.float32)
         counts, rows = (near[b], pixels.near_weight), source.parts[part]
-        sum_rows(source.z[b], *source.taps, source.targets[b], _IGNORED, *counts, *rows, hard[b], known[b], sums)
-        return sums
+        sum_rows(
+            source.z[b], *source.taps, source.targets[b], _IGNORED, *counts, *rows, hard[b], known[b], sums, histogram
+        )
+        return sums, histogram
 
-    sums = np.sum(in_parallel(fill, source.pieces), axis=0)[:, : pixels.logits.shape[1]]
-    return torch.from_numpy(found), torch.from_numpy(sums), torch.from_numpy(logsums) if overlap else None
+    sums, histograms = zip(*in_parallel(fill, source.pieces), strict=True)
+    overlaps = torch.from_numpy(np.stack(sums).sum(0)[:, :K])
+    counts = torch.from_numpy(np.stack(histograms).sum(0, dtype=np.float64)[:, :K]) if errors else None
+    return torch.from_numpy(found), overlaps, counts, torch.from_numpy(logsums) if again else None
 
 
 def weighted_loss(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -162,12 +171,15 @@ def weighted_loss(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tup
     hard, known = (_maps(each, source) for each in (recipe.hard, recipe.logsums))
     weight, gradients = _padded(recipe.weight), _zeros(source, with_gradient=with_gradient)
     region = _padded(torch.zeros(2, 0) if recipe.region is None else recipe.region)
+    slopes = np.zeros((2, 0, BINS), np.float32)
+    if recipe.slopes is not None:
+        slopes = recipe.slopes.float().contiguous().numpy()
     factors = (recipe.smoothing, float(recipe.cross_entropy), float(recipe.focal), recipe.gamma)
 
     def fill(b: int, part: int) -> float:
         counts = (near[b], pixels.near_weight, hard[b], known[b])
         places = (source.z[b], *source.taps, source.targets[b], _IGNORED)
-        loss = loss_rows(*places, *counts, weight, K, *factors, region, *source.parts[part], gradients[b][part])
+        loss = loss_rows(*places, *counts, weight, K, *factors, region, slopes, *source.parts[part], gradients[b][part])
         return float(loss)
 
     total = torch.tensor(sum(in_parallel(fill, source.pieces)), dtype=torch.float32)

@@ -37,6 +37,37 @@ def _to_probabilities(v: Any, logsum: Any) -> None:
 
 
 @no_type_check
+@kernel(inner=True)
+def _bin(error: Any, bins: Any) -> Any:
+    return min(max(int(error * np.float32(bins)), 0), bins - 1)
+
+
+@no_type_check
+@kernel(inner=True)
+def _count_errors(errors: Any, v: Any, inverse: Any, target: Any, count: Any) -> None:
+    """Add a pixel to `Sums.errors`."""
+    bins, p = errors.shape[2], v[target] * inverse
+    for k in range(len(v)):
+        errors[1, k, _bin(v[k] * inverse, bins)] += count
+    errors[1, target, _bin(p, bins)] -= count
+    errors[0, target, _bin(np.float32(1) - p, bins)] += count
+
+
+@no_type_check
+@kernel(inner=True)
+def _add_slopes(d: Any, region: Any, slopes: Any, v: Any, inverse: Any, target: Any) -> Any:
+    """Fill d with `region` and the derivatives of the Lovász loss in q_k, and return what a pixel adds to that loss."""
+    bins, value = slopes.shape[2], np.float32(0)
+    for k in range(slopes.shape[1]):
+        q = v[k] * inverse
+        others = k != target
+        slope = slopes[1, k, _bin(q, bins)] if others else -slopes[0, k, _bin(np.float32(1) - q, bins)]
+        value += slope * (q if others else q - np.float32(1))
+        d[k] = slope + (region[0, k] if region.shape[1] > 0 else np.float32(0))
+    return value
+
+
+@no_type_check
 @kernel()
 def sum_rows(
     z: Any,
@@ -53,8 +84,9 @@ def sum_rows(
     losses: Any,
     logsums: Any,
     overlap: Any,
+    errors: Any,
 ) -> None:
-    """Fill rows begin..end of `losses` and `logsums` (H, W), and add to `overlap` (3, K), as in `Sums`."""
+    """Fill rows begin..end of `losses` and `logsums` (H, W), and add to `overlap` and `errors`, as in `Sums`."""
     h, w, K = z.shape
     flat = z.reshape(h, w * K)
     line, v = np.empty(w * K, np.float32), np.empty(K, np.float32)
@@ -74,8 +106,10 @@ def sum_rows(
                     losses[y, x] = logsum - own if logsum > own else np.float32(0)
                 if len(logsums) > 0:
                     logsums[y, x] = logsum
+                count = near_count if len(near) > 0 and near[y, x] else np.float32(1)
+                if errors.shape[1] > 0:
+                    _count_errors(errors, v, np.float32(1) / total, target, count)
                 if overlap.shape[1] > 0:
-                    count = near_count if len(near) > 0 and near[y, x] else np.float32(1)
                     _add_scaled(predicted, count / total, v)
                     overlap[0, target] += count * v[target] / total
                     overlap[2, target] += count
@@ -130,6 +164,7 @@ def loss_rows(
     focal: Any,
     gamma: Any,
     region: Any,
+    slopes: Any,
     begin: Any,
     end: Any,
     gradient: Any,
@@ -149,14 +184,15 @@ def loss_rows(
     share, even = np.float32(cross_entropy * (1 - smoothing)), np.float32(cross_entropy * smoothing / classes)
     scale, near_count = np.float32(focal), np.float32(near_weight)
     loss = 0.0
-    with_region = region.shape[1] > 0 and len(gradient) > 0
+    with_region, with_slopes = region.shape[1] > 0 and len(gradient) > 0, slopes.shape[1] > 0
+    d = region[0].copy() if with_region else np.zeros(K if with_slopes else 0, np.float32)
     for y in range(begin, end):
         _fill_line(flat, row_index, row_weight, y, line)
         slope[:] = 0
         for x in range(labels.shape[1]):
             target = labels[y, x]
             part = hard[y, x] if len(hard) > 0 else np.float32(1)
-            if target != ignore and (part > 0 or scale != 0 or with_region):
+            if target != ignore and (part > 0 or scale != 0 or with_region or with_slopes):
                 _fill_pixel(line, col_index, col_weight, x, K, v)
                 count = near_count if len(near) > 0 and near[y, x] else np.float32(1)
                 keep, smooth = share * count * part * class_weight[target], even * count * part
@@ -175,12 +211,13 @@ def loss_rows(
                     value, slope_of_own = _focal(logsum - own, p, gamma)
                     loss += scale * count * class_weight[target] * value
                     keep += scale * count * class_weight[target] * slope_of_own
+                if with_slopes:
+                    loss += count * _add_slopes(d, region, slopes, v, np.float32(1) / total, target)
                 if len(gradient) > 0:
                     own_region = count * region[1, target] if with_region else np.float32(0)
                     common = keep + smooth * weights
-                    if with_region:
-                        common -= count * _dot(region[0], v) / total + own_region * p
-                    _to_slope(v, np.float32(1) / total, common, count, region[0], smooth, class_weight)
+                    common -= count * _dot(d, v) / total + own_region * p
+                    _to_slope(v, np.float32(1) / total, common, count, d, smooth, class_weight)
                     v[target] += own_region * p - keep
                     _add_pixel(slope, col_index, col_weight, x, K, v)
         if len(gradient) > 0:

@@ -168,8 +168,9 @@ def _loss_cell(
                     tl.store(sums + place, tl.sum(line * across))
 
 
-def loss_sums(pixels: Pixels, *, losses: bool, overlap: bool) -> tuple[Tensor, Tensor, None]:
-    """Collect the `Sums` of `ops.loss_terms`."""
+def loss_sums(pixels: Pixels, *, losses: bool, overlap: bool, errors: bool) -> tuple[Tensor, Tensor, None, None]:
+    """Collect the `Sums` of `ops.loss_terms`, without `errors`, which must not be requested."""
+    assert not errors
     z, labels = pixels.logits, _integers(pixels.labels)
     rows, cols = (bilinear_axis(*axis, z.device) for axis in pixels.axes)
     (B, K, h, w), (H, W) = z.shape, labels.shape[-2:]
@@ -182,7 +183,7 @@ def loss_sums(pixels: Pixels, *, losses: bool, overlap: bool) -> tuple[Tensor, T
             pixels.ignore_index, float(pixels.near_weight), K, h, w, H, W,
             rows.taps, cols.taps, rows.block, cols.block, pixels.near is not None, losses, overlap,
         )  # fmt: skip
-    return found, sums.sum((0, 3), dtype=torch.float64) if overlap else sums, None
+    return found, sums.sum((0, 3), dtype=torch.float64) if overlap else sums, None, None
 
 
 def weighted_loss(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tuple[Tensor, Tensor]:

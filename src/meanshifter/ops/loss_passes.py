@@ -6,12 +6,15 @@ Glossary: as in `ops.loss_terms`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from meanshifter.ops.upsampling import Axes
+
+BINS: Final = 1024
+"""Bins of the histogram of errors, of which those of a class are in the middle of their bin."""
 
 
 class Pixels(NamedTuple):
@@ -33,6 +36,9 @@ class Sums(NamedTuple):
     """-log q_t, at least 0, of labeled pixels; empty unless requested."""
     overlap: Float[Tensor, "3 K"]
     """Per class, over labeled pixels: sum of q_k [t = k], sum of q_k, number of pixels [t = k]; else empty."""
+    errors: Float[Tensor, "2 K bins"] | None
+    """How many labeled pixels have an error in each of equal bins of 0..1: 1 - q_k of those with [t = k], then q_k of
+    the others; None unless requested."""
     logsums: Float[Tensor, "B H W"] | None
     """log sum_k e^logit, which spares the CPU kernels a part of the second pass; None: compute it again."""
 
@@ -52,5 +58,7 @@ class Recipe:
     """Share of each pixel that cross-entropy counts; None: all of it."""
     region: Float[Tensor, "2 K"] | None
     """The derivatives of the other terms in a probability q_k: a_k + b_k [t = k]; None: there are none."""
+    slopes: Float[Tensor, "2 K bins"] | None
+    """What the Lovász loss adds for each error, by class and bin as in `Sums.errors`; None: nothing."""
     logsums: Float[Tensor, "B H W"] | None
     """As in `Sums`."""

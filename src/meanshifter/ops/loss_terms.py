@@ -21,7 +21,7 @@ from torch import Tensor
 from meanshifter.errors import InputError
 from meanshifter.ops import cpu
 from meanshifter.ops.argmax import OPERATOR_TAGS, backend
-from meanshifter.ops.loss_passes import Pixels, Recipe, Sums
+from meanshifter.ops.loss_passes import BINS, Pixels, Recipe, Sums
 from meanshifter.ops.losses import Reduction, check_inputs, check_values, divisor, upsampled_cross_entropy
 from meanshifter.ops.pixel_weights import boundary_pixels, hardest
 from meanshifter.ops.upsampling import Size, Tile, axis_matrices, tile_side, tiles, upsampling_axes
@@ -33,6 +33,7 @@ class LossTerms(TypedDict, total=False):
     cross_entropy: float
     focal: float
     dice: float
+    lovasz: float
     focal_gamma: float
     ohem_share: float | None
     boundary_weight: float
@@ -46,6 +47,7 @@ def upsampled_loss(
     cross_entropy: float = 1.0,
     focal: float = 0.0,
     dice: float = 0.0,
+    lovasz: float = 0.0,
     focal_gamma: float = 2.0,
     ohem_share: float | None = None,
     boundary_weight: float = 1.0,
@@ -70,6 +72,9 @@ def upsampled_loss(
             pixels of 1 - 2 I / C, with the intersection I = sum q_k [t = k] and the cardinality C = sum q_k + [t = k]
             of all labeled pixels of the batch. As `DiceLoss` of segmentation_models_pytorch in its multiclass mode
             (sums over the batch, smooth 0, absent classes excluded), except that it divides by all K classes.
+        lovasz: factor of the Lovász-Softmax loss (Berman et al., CVPR 2018, equation 9, with the classes that have
+            labeled pixels), over all labeled pixels of the batch. Errors are not sorted, but counted in 1024 bins, as
+            if those of a bin were in its middle, which is exact to about 1e-5 (docs/benchmarks.md).
         focal_gamma: exponent of the focal loss.
         ohem_share: average the cross-entropy over this share of the labeled pixels only, those of the smallest q_t
             (online hard example mining, Shrivastava et al., CVPR 2016), separately for each call. Pixels of exactly
@@ -85,9 +90,15 @@ def upsampled_loss(
         InputError: a factor that is negative or not finite, `ohem_share` outside (0, 1], a radius below 1, or as in
             `upsampled_cross_entropy`.
     """
-    factors = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "focal_gamma": focal_gamma}
+    factors = {
+        "cross_entropy": cross_entropy,
+        "focal": focal,
+        "dice": dice,
+        "lovasz": lovasz,
+        "focal_gamma": focal_gamma,
+    }
     _check_terms({**factors, "boundary_weight": boundary_weight}, ohem_share, boundary_radius)
-    if not focal and not dice and ohem_share is None and boundary_weight == 1:
+    if not focal and not dice and not lovasz and ohem_share is None and boundary_weight == 1:
         loss = upsampled_cross_entropy(
             logits,
             labels,
@@ -107,8 +118,9 @@ def upsampled_loss(
     settings = list(padded), ignore_index, reduction, label_smoothing
     boundary = boundary_weight, boundary_radius
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
+    factors_of = cross_entropy, focal, dice, lovasz
     total: Tensor = _loss_and_gradient(
-        logits, labels, weight, *settings, cross_entropy, focal, dice, focal_gamma, ohem_share, *boundary, with_gradient
+        logits, labels, weight, *settings, *factors_of, focal_gamma, ohem_share, *boundary, with_gradient
     )[0]
     return total
 
@@ -117,8 +129,8 @@ def upsampled_loss(
     "meanshifter::upsampled_loss",
     mutates_args=(),
     schema="(Tensor logits, Tensor labels, Tensor weight, SymInt[] padded_size, SymInt ignore_index, str reduction, "
-    "float label_smoothing, float cross_entropy, float focal, float dice, float focal_gamma, float? ohem_share, "
-    "float boundary_weight, SymInt boundary_radius, bool with_gradient) -> (Tensor, Tensor)",
+    "float label_smoothing, float cross_entropy, float focal, float dice, float lovasz, float focal_gamma, "
+    "float? ohem_share, float boundary_weight, SymInt boundary_radius, bool with_gradient) -> (Tensor, Tensor)",
     **OPERATOR_TAGS,
 )
 def _loss_and_gradient(
@@ -132,6 +144,7 @@ def _loss_and_gradient(
     cross_entropy: float,
     focal: float,
     dice: float,
+    lovasz: float,
     focal_gamma: float,
     ohem_share: float | None,
     boundary_weight: float,
@@ -145,20 +158,23 @@ def _loss_and_gradient(
     near = None if boundary_weight == 1 else boundary_pixels(labels, boundary_radius, ignore_index)
     count = divisor(labels, weight, ignore_index, reduction, near=near, near_weight=boundary_weight)
     pixels = Pixels(wide, labels, axes, ignore_index, near, boundary_weight)
-    collect, make = _implementation(wide)
-    hard, region, logsums, loss = None, None, None, wide.new_zeros(())
-    if dice or ohem_share is not None:
-        sums = collect(pixels, losses=ohem_share is not None, overlap=dice > 0)
+    collect, make = _implementation(wide, histogram=lovasz > 0)
+    hard = region = slopes = logsums = None
+    loss = wide.new_zeros(())
+    if dice or lovasz or ohem_share is not None:
+        sums = collect(pixels, losses=ohem_share is not None, overlap=dice > 0, errors=lovasz > 0)
+        logsums = sums.logsums
         if ohem_share is not None:
             valid = torch.stack([one.long() != ignore_index for one in labels])
             hard = hardest(sums.losses, valid, ohem_share)
         if dice:
             value, region = dice_slopes(sums.overlap, dice)
-            logsums = sums.logsums
             loss = loss + value.to(loss.dtype)
+        if lovasz:
+            slopes = lovasz_slopes(sums.errors, lovasz)
     share = 1.0 if ohem_share is None else ohem_share
     factors = (cross_entropy / (share * count), focal / count, focal_gamma)
-    recipe = Recipe(weight, label_smoothing, *factors, hard, region, logsums)
+    recipe = Recipe(weight, label_smoothing, *factors, hard, region, slopes, logsums)
     summed, gradient = make(pixels, recipe, with_gradient=with_gradient)
     return loss + summed, gradient.to(logits.dtype).contiguous()
 
@@ -176,37 +192,41 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, from_loss: Tensor | None, from_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
     if from_gradient is not None:
         raise InputError(
-            "upsampled_loss: has no second derivative with focal, dice, ohem_share or boundary_weight; use "
+            "upsampled_loss: has no second derivative with focal, dice, lovasz, ohem_share or boundary_weight; use "
             "cross_entropy alone, or compute the first derivative without create_graph"
         )
     (gradient,) = ctx.saved_tensors
-    return (None if from_loss is None else gradient * from_loss.to(gradient.dtype), *[None] * 14)
+    return (None if from_loss is None else gradient * from_loss.to(gradient.dtype), *[None] * 15)
 
 
 _loss_and_gradient.register_autograd(_backward, setup_context=_setup)
 
 
-def _implementation(logits: Tensor) -> tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]]:
-    """The first and the second pass."""
+def _implementation(
+    logits: Tensor, *, histogram: bool
+) -> tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]]:
+    """The first and the second pass; the Triton kernels count no histogram."""
     match backend(logits):
         case "numba":
             return _collected_by(cpu.loss_sums), cpu.weighted_loss
-        case "triton":
+        case "triton" if not histogram:
             from meanshifter.ops import cuda_losses
 
             return _collected_by(cuda_losses.loss_sums), cuda_losses.weighted_loss
     return _collect, _make
 
 
-def _collected_by(kernels: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -> Callable[..., Sums]:
+def _collected_by(kernels: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]) -> Callable[..., Sums]:
     return lambda pixels, **wanted: Sums(*kernels(pixels, **wanted))
 
 
-def _collect(pixels: Pixels, *, losses: bool, overlap: bool) -> Sums:
+def _collect(pixels: Pixels, *, losses: bool, overlap: bool, errors: bool) -> Sums:
     """The first pass, tile by tile on any device."""
     z, K = pixels.logits, pixels.logits.shape[1]
     rows, cols = axis_matrices(pixels.axes, z)
-    found = Sums(z.new_zeros(pixels.labels.shape if losses else 0), z.new_zeros((3, K) if overlap else 0), None)
+    counts = torch.zeros(2, K, BINS, dtype=torch.float64, device=z.device) if errors else None
+    per_pixel, per_class = z.new_zeros(pixels.labels.shape if losses else 0), z.new_zeros((3, K) if overlap else 0)
+    found = Sums(per_pixel, per_class, counts, None)
     for b in range(len(z)):
         for tile in tiles(rows, cols, tile_side(K, z.device)):
             target, count, _ = _targets(pixels, b, tile)
@@ -214,8 +234,12 @@ def _collect(pixels: Pixels, *, losses: bool, overlap: bool) -> Sums:
             if losses:
                 own = -log_q.gather(0, target)[0]
                 found.losses[b, tile.out_rows, tile.out_cols] = own.clamp(min=0) + 0.0  # never -0.0
+            q, hit = log_q.exp_(), torch.zeros_like(log_q).scatter_(0, target, count[None])
+            if counts is not None:
+                q_own = q.gather(0, target)
+                counts[0].view(-1).index_add_(0, (_bins(1 - q_own) + BINS * target).flatten(), count.flatten().double())
+                counts[1].view(-1).index_add_(0, _places(q).flatten(), (count - hit).flatten().double())
             if overlap:
-                q, hit = log_q.exp_(), torch.zeros_like(log_q).scatter_(0, target, count[None])
                 found.overlap.add_(torch.stack([(q * hit).sum((1, 2)), (q * count).sum((1, 2)), hit.sum((1, 2))]))
     return found
 
@@ -247,14 +271,19 @@ def _make(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tuple[Tenso
             value, slope_of_own = _focal(own, recipe.gamma)
             scale = recipe.focal * own_weight
             loss += _times(scale, value)
+            q, d = log_q.exp_(), torch.zeros_like(log_q)
+            if recipe.slopes is not None:
+                d, value = _lovasz(recipe.slopes, q, target)
+                loss += count * value
             total += loss.where(valid, 0).sum()
             if not with_gradient:
                 continue
             keep = keep + _times(scale, slope_of_own)
-            q = log_q.exp_()
             slope = q * (keep + smooth.sum() * kept) - smooth * kept
             if recipe.region is not None:
-                d = recipe.region[0, :, None, None].expand_as(q).scatter_add(0, target, recipe.region[1][target])
+                d = d + recipe.region[0, :, None, None]
+                d = d.scatter_add(0, target, recipe.region[1][target])
+            if recipe.region is not None or recipe.slopes is not None:
                 slope += q * (d - (q * d).sum(0)) * count
             slope.scatter_add_(0, target, -keep[None])
             gradient[b, :, tile.in_rows, tile.in_cols] += tile.fold(slope.where(valid, 0), rows, cols)
@@ -296,6 +325,39 @@ def dice_slopes(overlap: Float[Tensor, "3 K"], factor: float) -> tuple[Float[Ten
     share = factor * present.to(whole.dtype) / present.sum().clamp(min=1)
     score = 2 * inside / whole
     return (share * (1 - score)).sum(), torch.stack([share * score / whole, -2 * share / whole])
+
+
+def lovasz_slopes(errors: Float[Tensor, "2 K bins"], factor: float) -> Float[Tensor, "2 K bins"]:
+    """`factor` times the derivatives of the Lovász loss in the errors that `Sums.errors` counts.
+
+    With G pixels of a class, of which F have larger errors, and B others with larger errors, the Jaccard loss is
+    1 - (G - F) / (G + B). It grows by 1 / (G + B) with a pixel of the class, and by (G - F) / (G + B)^2 with another.
+    F and B are taken at the middle of the bin.
+    """
+    labeled = errors[0].sum(1, keepdim=True)
+    present = (labeled > 0) | labeled.isnan()
+    inside, outside = errors.flip(2).cumsum(2).flip(2) - errors / 2
+    union = torch.where(present, labeled + outside, 1)
+    slopes = torch.stack([1 / union, (labeled - inside) / union**2])
+    return factor * present.to(slopes.dtype) / present.sum().clamp(min=1) * slopes
+
+
+def _lovasz(
+    slopes: Float[Tensor, "2 K bins"], q: Float[Tensor, "K R C"], target: Integer[Tensor, "1 R C"]
+) -> tuple[Float[Tensor, "K R C"], Float[Tensor, "R C"]]:
+    """The derivatives of the Lovász loss in q_k, and what each pixel adds to it."""
+    of_own = slopes[0].view(-1)[_bins(1 - q.gather(0, target)) + BINS * target].to(q.dtype)
+    d = slopes[1].view(-1)[_places(q)].to(q.dtype).scatter(0, target, -of_own)
+    return d, (q * d).sum(0) + of_own[0]
+
+
+def _bins(errors: Tensor) -> Integer[Tensor, ...]:
+    return (errors * BINS).long().clamp(0, BINS - 1)  # NaN has no bin of its own
+
+
+def _places(q: Float[Tensor, "K R C"]) -> Integer[Tensor, "K R C"]:
+    """The bin of each error q_k in a flat histogram (K, bins)."""
+    return _bins(q) + BINS * torch.arange(len(q), device=q.device)[:, None, None]
 
 
 def _check_terms(factors: dict[str, float], ohem_share: float | None, boundary_radius: int) -> None:

@@ -184,6 +184,8 @@ class LossConfig:
     """Factor of the focal loss, which gives less weight to pixels that are already right; 0: leave it out."""
     dice: float = 0.0
     """Factor of the Dice loss, the mean over classes of 1 - 2·overlap / (predicted + labeled); 0: leave it out."""
+    lovasz: float = 0.0
+    """Factor of the Lovász-Softmax loss, which follows the mean IoU of the crops of a pass; 0: leave it out."""
     focal_gamma: float = 2.0
     """Exponent of the focal loss; 0 would make it the cross-entropy."""
     ohem_share: float | None = None
@@ -212,7 +214,7 @@ class LossConfig:
     @property
     def is_per_pass(self) -> bool:
         """Whether the loss is not a sum over pixels, and thus depends on how crops are split into passes."""
-        return self.dice > 0 or self.ohem_share not in (None, 1)
+        return self.dice > 0 or self.lovasz > 0 or self.ohem_share not in (None, 1)
 
     def contradictions(self) -> list[str]:
         """One phrase per field that would have no effect, or that excludes another."""
@@ -244,7 +246,7 @@ class LossConfig:
         return wrong
 
 
-LOSS_FACTORS: Final = ("cross_entropy", "focal", "dice")
+LOSS_FACTORS: Final = ("cross_entropy", "focal", "dice", "lovasz")
 """Fields of `LossConfig` that are factors of its losses."""
 
 

@@ -2,7 +2,7 @@
 
 A step's crops are split over processes, over `accumulate` passes, and into smaller parts if memory runs out. The loss
 of each part is divided by the total of the step (labeled pixels, or all pixels), so that every split gives the same
-gradient up to rounding. Dice and the hardest pixels refer to the crops of one part, and so depend on the split.
+gradient up to rounding. Dice, Lovász and the hardest pixels refer to the crops of one part, and so depend on the split.
 
 Glossary: B crops in a batch, K classes, H W pixels of a crop, h w its patch grid.
 """
@@ -432,7 +432,9 @@ def _halve(config: TrainConfig, learner: Learner, failure: str | None) -> None:
     if learner.processes.is_main:
         gradient = "the same gradient"
         if config.loss.is_per_pass:
-            gradient = "loss.dice and loss.ohem_share over those crops; lower batch_size to make runs comparable"
+            gradient = (
+                "loss.dice, loss.lovasz and loss.ohem_share over those crops; lower batch_size to make runs comparable"
+            )
         warnings.warn(
             f"out of memory with {before} crops per pass: continuing with {learner.crops_at_once} crops per pass and "
             f"{gradient}",
@@ -456,12 +458,12 @@ def crop_loss(
 ) -> Tensor:
     """This part's contribution to the loss of the step, from patch logits (B, K, h, w) and labels (B, H, W).
 
-    Sums over pixels count by the part's share of the step's divisor, Dice by its share of the step's crops.
+    Sums over pixels count by the part's share of the step's divisor, Dice and Lovász by its share of the step's crops.
     """
     model, terms, (of_pixels, of_crops) = learner.state.model, config.loss.terms, shares
-    if mixed := config.loss.dice > 0:
+    if mixed := config.loss.dice > 0 or config.loss.lovasz > 0:
         terms |= {name: terms[name] * of_pixels for name in ("cross_entropy", "focal")}
-        terms["dice"] *= of_crops
+        terms |= {name: terms[name] * of_crops for name in ("dice", "lovasz")}
     loss = upsampled_loss(
         logits,
         labels,

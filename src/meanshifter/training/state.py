@@ -229,8 +229,8 @@ class RunFolder:
             )
         if config.loss.is_per_pass and (size := stored.get("batch_size")) != config.batch_size:
             raise InputError(
-                f"{self.path}: batch_size is {config.batch_size}, but was {size} at the start; loss.dice and "
-                "loss.ohem_share depend on the crops of a pass: keep it, and change accumulate or devices"
+                f"{self.path}: batch_size is {config.batch_size}, but was {size} at the start; loss.dice, loss.lovasz "
+                "and loss.ohem_share depend on the crops of a pass: keep it, and change accumulate or devices"
             )
         return stored
 
