@@ -200,7 +200,7 @@ class Workshop:
         by_name = command == "predict" and given.get("root") is not None  # the test images of a data set
         dataset = str(given.get("dataset") or (given["inputs"][0] if by_name else "camvid"))
         models = [given.get(name) for name in ("model", "source")] + list(given.get("models") or [])
-        for place in filter(None, [*models, *(given.get("more") or [])]):
+        for place in filter(None, [*models, *(given.get("ensemble") or [])]):
             if not Path(place).exists():
                 self.model(place, dataset)
         if by_name:

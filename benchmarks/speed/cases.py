@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 import meanshifter as ms
 from meanshifter.data.augment import AugmentConfig
 from meanshifter.data.catalog.ade20k import ADE20K
+from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Cached, Dataset
 from meanshifter.inference.preprocess import as_pixels
 from meanshifter.inference.windows import window_starts
@@ -213,6 +215,43 @@ def samples_case(root: Path) -> tuple[str, Case]:
     return "Training samples, crops of 512×512 of ADE20K's recipe, one thread", lambda _: samples(root)
 
 
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "the standard recipe": {},
+    "rare_crops": {"rare_crops": 1.0},
+    "aspect": {"aspect": (0.75, 1.33)},
+    "rotation": {"rotation": 30.0},
+    "vertical_flip": {"vertical_flip": 1.0},
+    "quarter_turns": {"quarter_turns": 1.0},
+    "copy_paste": {"copy_paste": 1.0},
+    "cutmix": {"cutmix": 1.0},
+    "classmix": {"classmix": 1.0},
+    "blur": {"blur": 1.0},
+    "noise": {"noise": 1.0},
+    "jpeg": {"jpeg": 1.0},
+    "erasing": {"erasing": 1.0},
+    "transforms: RandomSolarize": {"transforms": [{"name": "RandomSolarize", "threshold": 128, "p": 1.0}]},
+    "transforms: RandomPerspective": {"transforms": [{"name": "RandomPerspective", "p": 1.0}]},
+    "transforms: ElasticTransform": {"transforms": [{"name": "ElasticTransform"}]},
+}
+
+
+def augmentations() -> list[Measured]:
+    """8 training samples of decoded images of 512×683, each augmentation in every sample, on one thread."""
+    dataset, half = Cached(Shapes(split="train", size=(512, 683), length=8), 10**9), (0.5, 0.5, 0.5)
+
+    def way(fields: dict[str, Any]) -> Callable[[], None]:
+        stream = SampleStream(dataset, AugmentConfig(**fields), 0, mean=half, std=half)
+
+        def run() -> None:
+            for position in range(8):
+                stream.sample(position)
+
+        return run
+
+    with threads(1):
+        return compare({name: way(fields) for name, fields in AUGMENTATIONS.items()}, rounds=5, memory=False)
+
+
 def area(device: torch.device = CPU) -> dict[str, list[tuple[int, Measured]]]:
     """Square images from 256 to 2048 pixels: the usual way, the package, and the encoder alone."""
     points: dict[str, list[tuple[int, Measured]]] = {}
@@ -242,8 +281,8 @@ def peers() -> list[Measured]:
         return compare(ways, rounds=5)
 
 
-CPU_ONLY = ("peers", "samples")
-"""What other packages and the reading of files do, on the CPU wherever the rest runs."""
+CPU_ONLY = ("peers", "samples", "augment")
+"""What other packages and data loader workers do, on the CPU wherever the rest runs."""
 CASES: dict[str, tuple[str, Case]] = {
     "label-map": (
         "Label map, 150×32×32 → 512×512, independent logits",
@@ -261,5 +300,6 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda device: prediction(1024, 1365, rounds=3, device=device),
     ),
     "peers": ("Photo of 512×683 to label map, 150 classes, through what is installed", lambda _: peers()),
+    "augment": ("8 training samples, crops of 512×512, decoded images, one thread", lambda _: augmentations()),
     "block": ("Mean shift on 2 × 1024 tokens of width 192, d_ms 192", block),
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meanshifter.inference.segmentation import Segmentation
     from meanshifter.model.presets import create_model, list_models
     from meanshifter.model.segmenter import Segmenter
+    from meanshifter.training.folds import cross_validate
     from meanshifter.training.loop import train
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "create_model",
+    "cross_validate",
     "datasets",
     "evaluate",
     "export",
@@ -45,6 +47,7 @@ _HOMES = {
     "Segmentation": "meanshifter.inference.segmentation",
     "Segmenter": "meanshifter.model.segmenter",
     "create_model": "meanshifter.model.presets",
+    "cross_validate": "meanshifter.training.folds",
     "evaluate": "meanshifter.evaluation.evaluate",
     "list_models": "meanshifter.model.presets",
     "load_model": "meanshifter.checkpoints.load",

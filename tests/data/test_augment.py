@@ -18,11 +18,10 @@ from meanshifter.data.augment import (
     AugmentConfig,
     augment,
     draw_scale,
-    nearest,
     resized,
 )
-from meanshifter.data.augment import _resample as resample
 from meanshifter.data.distortion import distort, draw_distortion, shift_colors
+from meanshifter.data.resampling import nearest, resample
 
 HALF: Any = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "ignore": 255}
 PLAIN = AugmentConfig(resize_base=None, scale=(1, 1), max_class_share=1, flip=0, photometric_distortion=False)

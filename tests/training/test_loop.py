@@ -26,7 +26,7 @@ from meanshifter.training import loop, state
 from meanshifter.training import loop as step_module
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
-from meanshifter.training.setup import _open_data, build_model
+from meanshifter.training.setup import build_model, open_data
 from meanshifter.training.state import DataRecord, RunFolder, TrainState
 from meanshifter.utils.distributed import Processes
 
@@ -366,7 +366,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_a_step_may_be_split_otherwise_when_a_run_is_resumed(tiny: TrainConfig, tmp_path: Path) -> None:
     train(dataclasses.replace(tiny, out=str(tmp_path / "whole")), quiet=True)
     folder = state.RunFolder(tmp_path / "run")
-    folder.claim(tiny, DataRecord.of(*_open_data(tiny)), resume=False)
+    folder.claim(tiny, DataRecord.of(*open_data(tiny)), resume=False)
     folder.release()
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(InputError, match="is 4, but was 2"):

@@ -116,7 +116,7 @@ def run_demo(
             seconds = None if resume else trained.seconds
             entries.append(Entry(name, trained.path, model, trained.result, parameters, seconds))
         data = config.data
-        val_set = open_dataset(data.name, data.root, data.val_split)
+        val_set = open_dataset(data.name, data.root, str(data.val_split))
         train_set = open_dataset(data.name, data.root, data.train_split)
         colors = patch_color_miou(train_set, val_set, limit=COLOR_SAMPLES)
         demo = Demo(tuple(entries), colors, folder / PAGE, time.perf_counter() - began)

@@ -292,7 +292,9 @@ def set_up(
     wanted = plan.find_rows(["*"] if rows is None else rows)
     cells = plan.cells(folder, list(fields))
     if plan.splits is None:
-        plan = replace(plan, splits=(cells[0].config.data.val_split,))
+        if (scored := cells[0].config.data.val_split) is None:
+            raise InputError("data.val_split: null; name the splits that the study scores with --splits")
+        plan = replace(plan, splits=(scored,))
     chosen = [cell for cell in cells if cell.row in wanted]
     named = depth_rows(plan, cells)  # also for table 1, so that a wrong pattern is reported before the trainings
     if only_table == 2:
@@ -332,7 +334,9 @@ def _check_files(job: Setup) -> None:
     for cell in job.chosen:
         if (facts := asdict(cell.config.data)) not in seen:
             seen.append(facts)
-            for split in dict.fromkeys([cell.config.data.train_split, cell.config.data.val_split, *job.splits]):
+            data = cell.config.data
+            own = [split for split in (data.train_split, data.val_split) if split is not None]
+            for split in dict.fromkeys([*own, *job.splits]):
                 try:
                     open_split(cell, split)
                 except InputError as error:

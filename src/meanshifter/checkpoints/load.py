@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from meanshifter.checkpoints.ensemble import ENSEMBLE, is_ensemble, read_members
 from meanshifter.checkpoints.foreign import SUFFIXES, read_with_state
 from meanshifter.data.download import check_digest, fetch_file
 from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.export.runtime import load_export
+from meanshifter.inference.ensemble import Ensemble, model_hash
 from meanshifter.inference.protocol import PatchModel
 from meanshifter.model import saving
 from meanshifter.model.presets import label_space_of
@@ -43,13 +45,13 @@ def load_model(
     mean_shift_layers: int | None = None,
     encoder: nn.Module | None = None,
 ) -> PatchModel:
-    """Load a model in evaluation mode: a `Segmenter`, or a `RuntimeModel` from an export.
+    """Load a model in evaluation mode: a `Segmenter`, a `RuntimeModel` from an export, or an `Ensemble`.
 
     Args:
         name: a model folder, a run folder (its best checkpoint), a Hub id "owner/name", the name of a published
-            model (`meanshifter models --published` lists them), a folder that `meanshifter export` wrote, a checkpoint
-            file of MMSegmentation or of the official Segmenter, or the folder with the latter's `checkpoint.pth` and
-            `variant.yml`.
+            model (`meanshifter models --published` lists them), a folder that `meanshifter export` wrote, the folder of
+            a cross-validation, whose models are an ensemble, a checkpoint file of MMSegmentation or of the official
+            Segmenter, or the folder with the latter's `checkpoint.pth` and `variant.yml`.
         num_classes: a different number of classes, for fine-tuning: layers that depend on it are re-initialized.
         classes: as `num_classes`, by names or as a `LabelSpace`.
         device: where the weights go.
@@ -63,6 +65,16 @@ def load_model(
             another format.
     """
     other = num_classes is not None or classes is not None
+    if is_ensemble(Path(name)):
+        if other:
+            raise InputError(f"num_classes: given for {name}, an ensemble with fixed classes; give one of its members")
+        _refuse_third_party_options(name, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)
+        if encoder is not None:
+            raise InputError(
+                f"encoder: given for {name}, an ensemble of several models; load each with its encoder and join them, "
+                "Ensemble([MODEL, …])"
+            )
+        return load_ensemble(Path(name), device)
     if saving.is_export(Path(name)):
         if other:
             raise InputError(
@@ -80,6 +92,24 @@ def load_model(
     return replace_classes(model, label_space_of(num_classes, classes)).to(device).eval()
 
 
+def load_ensemble(folder: Path, device: str | torch.device = "cpu") -> Ensemble:
+    """Load the models that `ensemble.json` in a folder lists.
+
+    Raises:
+        InputError: the file is invalid, or a model is missing, damaged, or has other weights than when it was listed.
+    """
+    members = []
+    for listed in read_members(folder):
+        member = load_model(folder / listed.path, device=device)
+        if (found := model_hash(member)) != listed.weights:
+            raise InputError(
+                f"{folder / listed.path}: its weights are {found}, but {folder / ENSEMBLE} lists {listed.weights}; "
+                "restore the model, or write the ensemble again (a cross-validation does with --resume)"
+            )
+        members.append(member)
+    return Ensemble(members)
+
+
 def load_segmenter(
     name: str | Path,
     *,
@@ -88,7 +118,7 @@ def load_segmenter(
     mean_shift_layers: int | None = None,
     encoder: nn.Module | None = None,
 ) -> Segmenter:
-    """Load a model as `load_model` does, but refuse exports."""
+    """Load a model as `load_model` does, but refuse exports and ensembles."""
     return load_with_state(
         name, device=device, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers, encoder=encoder
     )[0]
@@ -104,6 +134,11 @@ def load_with_state(
 ) -> tuple[Segmenter, FileState]:
     """Load a model as `load_segmenter` does, along with the rest of the file's state."""
     path = Path(name)
+    if is_ensemble(path):
+        members = ", ".join(str(path / listed.path) for listed in read_members(path))
+        raise InputError(
+            f"{path}: an ensemble, which supports prediction and evaluation only; give one of its members: {members}"
+        )
     official = path / "checkpoint.pth"
     if path.is_dir() and official.is_file() and (path / "variant.yml").is_file():
         path = official

@@ -2,5 +2,5 @@
 
 SEGMENTER_HELP = "model or run folder, Hub id, published model, or another tool's .pth"
 """Models that `meanshifter.checkpoints.load.load_segmenter` accepts."""
-MODEL_HELP = "model, run or export folder, Hub id, published model, or another tool's .pth"
+MODEL_HELP = "model, run, cross-validation or export folder, Hub id, published model, or another tool's .pth"
 """Models that `meanshifter.load_model` accepts."""

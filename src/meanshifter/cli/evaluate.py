@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.options import (
+    add_ensemble_option,
     add_layout_options,
     add_process_options,
     add_reading_options,
@@ -38,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--predictions", metavar="DIR", type=Path, help="evaluate the label maps in DIR instead of a MODEL")
     add("--label-offset", type=int, default=0, metavar="N", help="value of class 0 in the label maps (default: 0)")
     add("--allow-missing", action="store_true", help="skip images without a label map")
+    add_ensemble_option(parser)
     add_reading_options(parser)
     add("--mean-shift-layers", type=int, nargs="+", metavar="N", help="mean shift steps (default: as trained)")
     add("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
 def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
     from meanshifter.evaluation import evaluate
 
-    predictor = processes.run_all(lambda: load_predictor(args.model, args))
-    dataset = processes.run_all(lambda: open_scored(args, predictor.model.label_space, [args.model]))
+    predictor = processes.run_all(lambda: load_predictor(args.model, args, others=args.ensemble))
+    dataset = processes.run_all(lambda: open_scored(args, predictor.model.label_space, [args.model, *args.ensemble]))
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
     results = evaluate(
         predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit, processes=processes
@@ -103,6 +105,7 @@ def _score_predictions(args: argparse.Namespace) -> None:
         raise InputError(f"--predictions: conflicts with the model {args.model}; leave one of them out")
     given = [name for name in READING if hasattr(args, name)]  # even if None, for `none`
     given += [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
+    given += ["ensemble"] if args.ensemble else []
     if given:
         option = given[0].replace("_", "-")
         raise InputError(f"--{option}: only applies to models; leave it out with --predictions")

@@ -58,12 +58,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and print the agreement."""
+    from meanshifter.checkpoints.ensemble import is_ensemble
     from meanshifter.export.export import check_export, export
     from meanshifter.inference.protocol import as_segmenter
 
     if args.max_disagreement is not None and not 0 <= args.max_disagreement <= 100:
         raise InputError(f"--max-disagreement: {args.max_disagreement}; expected a percentage from 0 to 100")
     asked = {"calibrated": args.calibrate is not None, "label_graph": args.label_map, "overwrite": args.overwrite}
+    if is_ensemble(Path(args.model)):
+        raise InputError(
+            f"{args.model}: an ensemble cannot be exported; export its members, such as {args.model}/fold0"
+        )
     check_export(args.out, args.format, args.arithmetic, **asked)
     images, described = _images(args.images)
     predictor = load_predictor(args.model, args, args.mean_shift_layers)

@@ -84,6 +84,7 @@ def layout_of(args: argparse.Namespace, root: Path | None, models: Sequence[str]
     """
     from meanshifter.data.layout import USUAL, FolderLayout, with_given
 
+    models = [part for model in models for part in _parts(model)]
     given = FolderLayout(**{field.name: getattr(args, f"data.{field.name}") for field in fields(FolderLayout)})
     trained = {model: found for model in models if root is not None and (found := _trained_on(model, root)) is not None}
     layouts = {with_given(layout, given): model for model, layout in trained.items()}
@@ -94,6 +95,14 @@ def layout_of(args: argparse.Namespace, root: Path | None, models: Sequence[str]
             f"with{two.options() or ' the default layout'}; choose one with these options"
         )
     return next(iter(layouts), with_given(USUAL, given))
+
+
+def _parts(model: str) -> list[str]:
+    """The members of an ensemble's folder, or the model itself."""
+    from meanshifter.checkpoints.ensemble import is_ensemble, read_members
+
+    path = Path(model)
+    return [str(path / member.path) for member in read_members(path)] if is_ensemble(path) else [model]
 
 
 def _trained_on(model: str, root: Path) -> FolderLayout | None:
@@ -141,19 +150,36 @@ def add_resizing_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--long-side", type=int, metavar="PIXELS", help="maximum longer side")
 
 
+def add_ensemble_option(parser: argparse.ArgumentParser) -> None:
+    """Add further models to MODEL, which `load_predictor` and `load_models` take as `others`."""
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar="MODEL",
+        default=[],
+        help="average the probabilities with those of these models",
+    )
+
+
 def load_predictor(
-    name: str, args: argparse.Namespace, mean_shift_layers: int | None = None, *, labeling: bool = False, **asked: Any
+    name: str,
+    args: argparse.Namespace,
+    mean_shift_layers: int | None = None,
+    *,
+    others: Sequence[str] = (),
+    labeling: bool = False,
+    **asked: Any,
 ) -> Predictor:
     """Load model `name` as a predictor, configured by the command line and, for a run folder, its recipe.
 
+    `others`: further models of an ensemble.
     `labeling`: to label images rather than evaluate, for which some tools preprocess differently.
     """
     import meanshifter
 
-    model = meanshifter.load_model(name)
+    model, settings = load_models([name, *others], args, labeling=labeling)
     device = model.fastest_device if args.device is None else args.device
-    settings = {**(labeling_settings(model, args) if labeling else reading_settings(name, args)), **asked}
-    check_precision(model, args)
+    settings = {**settings, **asked}
     try:
         return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
     except InputError as error:
@@ -161,6 +187,44 @@ def load_predictor(
         if field not in settings or field in _given(args) or field in asked:
             raise
         raise InputError(f"{name}, which specifies its preprocessing: {error}") from error
+
+
+def load_models(names: Sequence[str], args: argparse.Namespace, *, labeling: bool) -> tuple[PatchModel, dict[str, Any]]:
+    """Load a model, or several as an ensemble, and its preprocessing.
+
+    Raises:
+        InputError: a model cannot be loaded, or those of an ensemble specify different preprocessing.
+    """
+    import meanshifter
+    from meanshifter.inference.ensemble import Ensemble
+
+    models, settings = [], []
+    for name in names:
+        model = meanshifter.load_model(name)
+        check_precision(model, args)
+        models.append(model)
+        settings.append(labeling_settings(name, model, args) if labeling else reading_settings(name, args))
+    if len(models) == 1:
+        return models[0], settings[0]
+    _check_alike(names, models, settings)
+    return Ensemble(models), settings[0]
+
+
+def _check_alike(names: Sequence[str], models: Sequence[PatchModel], settings: Sequence[dict[str, Any]]) -> None:
+    import meanshifter
+
+    protocols = [meanshifter.Predictor(model, **own).protocol() for model, own in zip(models, settings, strict=True)]
+    for name, protocol in zip(names[1:], protocols[1:], strict=True):
+        differing = [
+            f"{field} is {protocols[0][field]} in {names[0]} and {value} in {name}"
+            for field, value in protocol.items()
+            if field != "mean_shift_layers" and value != protocols[0][field]
+        ]
+        if differing:
+            raise InputError(
+                f"--ensemble: {'; '.join(differing)}; set it for all models with the option of the same name, or give "
+                "models with the same preprocessing"
+            )
 
 
 def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -174,11 +238,11 @@ def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return {**stated, **given}
 
 
-def labeling_settings(model: PatchModel, args: argparse.Namespace) -> dict[str, Any]:
+def labeling_settings(name: str, model: PatchModel, args: argparse.Namespace) -> dict[str, Any]:
     """`reading_settings` for labeling images, which the official Segmenter preprocesses differently."""
     from meanshifter.checkpoints.compat import segmenter_inference
 
-    given, settings = _given(args), reading_settings(args.model, args)
+    given, settings = _given(args), reading_settings(name, args)
     if settings.get("compat") != "segmenter":
         return settings
     # an export that names the tool specifies windows only if they were given on export

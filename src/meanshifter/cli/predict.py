@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.options import (
+    add_ensemble_option,
     add_process_options,
     add_reading_options,
-    check_precision,
     echo,
-    labeling_settings,
+    load_models,
     load_predictor,
-    reading_settings,
     say,
     start_processes,
 )
@@ -158,6 +157,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_archive_options(parser)
     add_submission_options(parser)
     add_process_options(parser)
+    add_ensemble_option(parser)
     add_reading_options(parser)
     add("--mean-shift-layers", type=int, nargs="+", metavar="N", help="mean shift steps (default: as trained)")
     add(
@@ -228,7 +228,9 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
         return images
 
     def loaded() -> Predictor:
-        predictor = load_predictor(args.model, args, steps[0] if steps else None, labeling=True, **asked)
+        predictor = load_predictor(
+            args.model, args, steps[0] if steps else None, others=args.ensemble, labeling=True, **asked
+        )
         for count in steps:
             predictor.resolve_layers(count)
         return predictor
@@ -290,15 +292,12 @@ def _write_sheet(out: Path, rows: list[SheetRow], predictor: Predictor, steps: l
 
 
 def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Submission | None) -> int:
-    import meanshifter
     from meanshifter.jobs.archive import Work, in_process, label_archive
 
     runner = _runner(args)
-    model = meanshifter.load_model(args.model)
-    check_precision(model, args)
+    model, reading = load_models([args.model, *args.ensemble], args, labeling=submission is None)
     if submission is not None:
         submission.check(model)
-    reading = labeling_settings(model, args) if submission is None else reading_settings(args.model, args)
     steps = _steps(args)
     settings = {"mean_shift_layers": steps[0] if len(steps) == 1 else None, **reading, **asked}
     if runner is None:

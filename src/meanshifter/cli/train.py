@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from meanshifter.cli.options import echo
+from meanshifter.errors import InputError
+
+if TYPE_CHECKING:
+    from meanshifter.training.config import TrainConfig
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +22,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="list the recipes and exit")
     add("--list-options", action="store_true", help="list all fields of a recipe with their meaning, and exit")
     add("--print-config", action="store_true", help="print the resolved recipe as YAML and exit")
+    add("--preview", metavar="FILE.png", help="draw the first augmented samples with their labels into FILE and exit")
+    add("--num-images", type=int, metavar="N", help="samples of --preview (default: 16)")
+    add("--overwrite", action="store_true", help="replace an earlier file of --preview")
+    folds = parser.add_argument_group(
+        "cross-validation",
+        "Trains one model per fold, each in a run folder in OUT, and scores it on the fold that it was not trained on. "
+        "OUT itself is then a model: the ensemble of all folds.",
+    )
+    folds.add_argument("--folds", metavar="K", help="divide the training images into K folds (data.folds)")
+    folds.add_argument(
+        "--fold-groups",
+        metavar="REGEX",
+        help="keep images in one fold whose names have the same text in the group of REGEX (data.fold_groups)",
+    )
     parser.epilog = (
         "Any field can be set, such as --data.root DIR --model.mean_shift.layers 2 --steps 1000 --out DIR. "
         "--minutes 30 trains as many steps as fit in that time, --size 256 sets crops, windows and sides together."
@@ -25,7 +44,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train, or print the requested list."""
-    from meanshifter.errors import InputError
     from meanshifter.training import parsing
 
     if args.list:
@@ -34,15 +52,24 @@ def run(args: argparse.Namespace) -> int | None:
     if args.list_options:
         echo(*parsing.field_help().split("\n"))
         return 0
+    _check_preview(args)
     if args.recipe is None:
         raise InputError(f"recipe: missing; give a folder, a YAML file or one of {', '.join(parsing.recipe_names())}")
-    config = parsing.parse_recipe(args.recipe, args.fields)
+    config = parsing.parse_recipe(args.recipe, [*args.fields, *_fold_fields(args)])
     if args.print_config:
         import yaml
 
         yaml.safe_dump(config.to_dict(), sys.stdout, sort_keys=False)
         return 0
+    if args.preview is not None:
+        from meanshifter.analysis.preview import preview
 
+        number = 16 if args.num_images is None else args.num_images
+        echo(f"{preview(config, args.preview, number, overwrite=args.overwrite)}: {number} training samples")
+        return 0
+
+    if config.data.folds is not None and config.data.fold is None:
+        return _cross_validate(config, resume=args.resume)
     from meanshifter.training.loop import train
 
     trained = train(config, resume=args.resume)
@@ -51,4 +78,36 @@ def run(args: argparse.Namespace) -> int | None:
     echo(*trained.result.table().split("\n"))
     echo("", f"{trained.path}: best mIoU {trained.best:.2f}, {trained.seconds / 60:.1f} minutes")
     echo(f"next: meanshifter predict {trained.path} IMAGE… --out DIR")
+    return 0
+
+
+def _check_preview(args: argparse.Namespace) -> None:
+    """Refuse options of --preview without it, and what contradicts it."""
+    given = {"--num-images": args.num_images is not None, "--overwrite": args.overwrite}
+    if args.preview is None and any(given.values()):
+        option = next(option for option in given if given[option])
+        raise InputError(f"{option}: only for --preview FILE.png; leave it out, or add --preview")
+    if args.preview is not None and args.resume:
+        raise InputError("--preview: conflicts with --resume, since nothing is trained; leave one out")
+
+
+def _fold_fields(args: argparse.Namespace) -> list[str]:
+    """The options of cross-validation as fields of the recipe."""
+    given = {"folds": args.folds, "fold_groups": args.fold_groups}
+    fields = {f"--data.{name}": value for name, value in given.items() if value is not None}
+    both = [word for word in args.fields if word.partition("=")[0].replace("-", "_").replace("__", "--", 1) in fields]
+    if both:
+        raise InputError(f"{both[0]}: also given as a shorter option; give one of the two")
+    return [word for field in fields.items() for word in field]
+
+
+def _cross_validate(config: TrainConfig, *, resume: bool) -> int:
+    from meanshifter.training.folds import cross_validate
+
+    done = cross_validate(config, resume=resume)
+    if not done.is_main_process:
+        return 0
+    echo(*done.table().split("\n"))
+    echo("", f"{done.path}: pooled mIoU {done.pooled.mIoU:.2f}, {done.seconds / 60:.1f} minutes")
+    echo(f"next: meanshifter predict {done.path} IMAGE… --out DIR, with the ensemble of all folds")
     return 0

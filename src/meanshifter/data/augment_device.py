@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meanshifter.data.augment import Plan, nearest_indices
+from meanshifter.data.augment import Plan
 from meanshifter.data.distortion import Distortion
+from meanshifter.data.resampling import nearest_indices
 
 
 def augment_batch(
@@ -28,18 +29,23 @@ def augment_batch(
     """Augment uint8 images (3, Hi, Wi) and labels (Hi, Wi) by their plans: float32 (B, 3, H, W) and int64 (B, H, W).
 
     Everything stays on the device of the images. Pillow rounds after each pass of its filter and this function does
-    not: before distortion, pixels differ from those of `augment` by one or two of 255; labels do not differ.
+    not: before distortion, pixels differ from those of `augment` by one or two of 255; labels do not differ. What
+    `AugmentConfig.host_only` lists must be off.
     """
     device = images[0].device
     pixels = torch.zeros(len(plans), 3, *crop, device=device)
     inside = torch.zeros(len(plans), 1, *crop, device=device)
     target = torch.full((len(plans), *crop), ignore, dtype=torch.int64, device=device)
     for b, (image, mask, plan) in enumerate(zip(images, labels, plans, strict=True)):
-        top, left, bottom, right = plan.box
-        h, w = bottom - top, right - left
-        pixels[b, :, :h, :w] = _resample(image, plan)
+        content = _resample(image, plan)
+        h, w = content.shape[1:]
+        pixels[b, :, :h, :w] = content
         target[b, :h, :w] = _nearest(mask, plan)
         inside[b, :, :h, :w] = 1
+        if plan.erased is not None:
+            top, left, bottom, right = plan.erased
+            target[b, top:bottom, left:right] = ignore
+            inside[b, :, top:bottom, left:right] = 0
     distort_batch(pixels, [plan.distortion for plan in plans])
     pixels.mul_(factor[:, None, None]).sub_(offset[:, None, None]).mul_(inside)
     return pixels, target
@@ -49,18 +55,23 @@ def _nearest(labels: Tensor, plan: Plan) -> Tensor:
     top, left, bottom, right = plan.box
     rows = torch.from_numpy(nearest_indices(labels.shape[0], plan.size[0], top, bottom))
     cols = torch.from_numpy(nearest_indices(labels.shape[1], plan.size[1], left, right))
-    cols = cols.flip(0) if plan.mirrored else cols
-    return labels[rows.to(labels.device)[:, None], cols.to(labels.device)].long()
+    rows, cols = _flipped(rows, cols, plan)
+    return labels[rows.to(labels.device)[:, None], cols.to(labels.device)].long().rot90(plan.turns)
 
 
 def _resample(image: Tensor, plan: Plan) -> Tensor:
-    """The plan's box of the resized image (3, h, w), mirrored if the plan says so."""
+    """The plan's box of the resized image (3, h, w), flipped and turned as the plan says."""
     top, left, bottom, right = plan.box
     H, W = image.shape[-2:]
     y0, y1, rows = _filter(H, plan.size[0], top, bottom, image.device)
     x0, x1, cols = _filter(W, plan.size[1], left, right, image.device)
-    cols = cols.flip(0) if plan.mirrored else cols
-    return rows @ (image[:, y0:y1, x0:x1].float() @ cols.T)
+    rows, cols = _flipped(rows, cols, plan)
+    return (rows @ (image[:, y0:y1, x0:x1].float() @ cols.T)).rot90(plan.turns, (1, 2))
+
+
+def _flipped(rows: Tensor, cols: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """What says, for each row and column of the crop, which source pixels it shows."""
+    return rows.flip(0) if plan.upside_down else rows, cols.flip(0) if plan.mirrored else cols
 
 
 def _filter(whole: int, target: int, start: int, stop: int, device: torch.device) -> tuple[int, int, Tensor]:

@@ -342,6 +342,22 @@ class Subset(_View):
             )
 
 
+class Fold(_View):
+    """The samples of one fold, or with `held_out=False` those of all other folds.
+
+    Args:
+        dataset: the divided data set.
+        numbers: the fold of each sample, as of `folds.fold_numbers`.
+        fold: the fold.
+        folds: their number, for the name of the split.
+        held_out: whether the samples are those of the fold.
+    """
+
+    def __init__(self, dataset: Dataset, numbers: Sequence[int], fold: int, folds: int, *, held_out: bool) -> None:
+        super().__init__(dataset, [place for place, number in enumerate(numbers) if (number == fold) == held_out])
+        self.split = f"{dataset.split}, {'' if held_out else 'without '}fold {fold} of {folds}"
+
+
 class Cached(_View):
     """A data set that keeps the first samples it decodes, as many as fit into `budget` bytes.
 

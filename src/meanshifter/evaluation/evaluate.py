@@ -16,9 +16,10 @@ from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import IMAGE_SUFFIXES, PassedOver, files_below, read_mask
 from meanshifter.errors import InputError
 from meanshifter.evaluation.result import Confusion, Protocol, Result, confusion_matrix
+from meanshifter.inference.ensemble import model_hash
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.segmentation import read_ahead
-from meanshifter.model.saving import UNKNOWN, weights_hash
+from meanshifter.model.saving import UNKNOWN
 from meanshifter.utils.distributed import Processes
 from meanshifter.utils.progress import ProgressBar
 
@@ -141,7 +142,7 @@ def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = N
         split=dataset.split,
         images=count_images(dataset, limit),
         images_in_split=len(dataset),
-        weights=weights_hash(predictor.model.state_dict()),
+        weights=model_hash(predictor.model),
         version=meanshifter.__version__,
         **predictor.protocol(),
     )

@@ -6,7 +6,7 @@ Boundary regions follow Kohli, Ladický & Torr (IJCV 2009, section 7), with squa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,16 @@ class Result:
             **({"missed": self.missed.tolist()} if self.missed.any() else {}),
         }
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Result:
+        """The inverse of `to_dict`; raises KeyError, TypeError or ValueError if it is not one."""
+        protocol = Protocol(**{**stored["protocol"], "scales": tuple(stored["protocol"]["scales"])})
+        confusion, names = np.array(stored["confusion"], np.int64), tuple(stored["per_class"])
+        if confusion.shape != (len(names), len(names)):
+            raise ValueError(f"confusion of shape {confusion.shape} for {len(names)} classes")
+        missed = np.array(stored.get("missed", [0]), np.int64)
+        return cls(confusion, names, protocol, missed, stored["ignored_pixels"])
+
     def save(self, path: str | Path) -> None:
         """Write the scores as JSON, in the format of `save_results`."""
         save_results(path, [self])
@@ -197,7 +207,7 @@ class Protocol:
     precision: str
     """Precision of the model: fp32, bf16 or fp16."""
     weights: str
-    """`weights_hash` of the model."""
+    """`weights_hash` of the model; those of an ensemble's members are joined by "+"."""
     version: str
     """meanshifter version."""
     compat: str | None = None

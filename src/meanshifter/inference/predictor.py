@@ -6,6 +6,7 @@ softmax probabilities over views. Glossary: K classes, H W pixels of the input, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -22,6 +23,7 @@ from meanshifter.data.labels import Labels
 from meanshifter.data.reading import MAX_PIXELS
 from meanshifter.data.rows import FileRows, LargeFile, large_file
 from meanshifter.errors import InputError
+from meanshifter.inference.ensemble import Ensemble, members_of
 from meanshifter.inference.preprocess import (
     Picture,
     Pixels,
@@ -40,6 +42,8 @@ from meanshifter.model.config import ModelConfig
 from meanshifter.ops import Confidence, View, label_map, pixel_confidence
 from meanshifter.utils.environment import has_bfloat16
 
+Model = PatchModel | nn.Module | str | Path
+"""A model, or a name that `load_model` accepts."""
 Readable = Picture | LargeFile
 Source = Pixels | FileRows | Tensor
 """What windows are cut from: pixels, or normalized floats (H, W, 3)."""
@@ -56,7 +60,9 @@ class Predictor:
     Args:
         model: a `Segmenter`, possibly compiled or wrapped by DDP or Fabric. It is used in evaluation mode regardless
             of its own mode, which stays unchanged: threads and predictors may share a model, even one in training.
-            Also an export from `load_model`, or any name that `load_model` accepts.
+            Also an export from `load_model`, or any name that `load_model` accepts. Several models in a list are an
+            ensemble: their probabilities are averaged. They need the same classes, preprocessing and number of mean
+            shift steps; encoders, patch sizes and decoders may differ.
         window: side of the square windows in pixels; None uses the full image. The window, the stride and the sides
             default to the model's configuration: 512, 480, 512 and 2048, or what a third-party checkpoint states.
         window_stride: distance between windows in pixels, 1 to `window`; unused without windows.
@@ -85,7 +91,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: PatchModel | nn.Module | str | Path,
+        model: Model | Sequence[Model],
         *,
         window: int | Own | None = "model",
         window_stride: int | Own = "model",
@@ -106,7 +112,9 @@ class Predictor:
         model = _resolve(model)
         given = {"window": window, "window_stride": window_stride, "short_side": short_side, "long_side": long_side}
         fields: dict[str, Any] = {name: value for name, value in given.items() if value != "model"}
-        self.preprocess = replace(_preprocess(compat, model.config), **fields)
+        self.preprocess = _shared(
+            [replace(_preprocess(compat, member.config), **fields) for member in members_of(model)]
+        )
         check_scales(scales, self.preprocess.short_side)
         if precision not in get_args(Precision):
             raise InputError(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
@@ -119,8 +127,8 @@ class Predictor:
         check_requested(confidence, probabilities, model.label_space)
         self.confidence, self.probabilities = tuple(confidence), tuple(probabilities)
         self.progress = progress
-        if device is not None:
-            move(model, device)
+        if device is not None or isinstance(model, Ensemble):
+            move(model, model.device if device is None else device)
         self.precision = reading_precision(precision, model.device, model.own_precision)
         self._budget = Budget()
 
@@ -255,7 +263,8 @@ class Predictor:
         """
         H, model = pixels.shape[0], self.model.evaluation_view()
         mirrors = (False, True) if self.flip else (False,)
-        readings = [self._read(model, pixels, *way, steps) for way in product(self.scales, mirrors)]
+        ways = product(members_of(model), self.scales, mirrors)
+        readings = [self._read(member, pixels, scale, mirrored, steps) for member, scale, mirrored in ways]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
             views = [reading.views(rows.start, rows.stop) for reading in readings]
@@ -265,7 +274,8 @@ class Predictor:
 
     def _reads_as_stored(self, size: tuple[int, int]) -> bool:
         """Whether an image of `size` is read only once, neither resized nor mirrored."""
-        return not self.flip and len(self.scales) == 1 and self.preprocess.size(*size, self.scales[0]) == size
+        once = not self.flip and len(self.scales) == len(members_of(self.model)) == 1
+        return once and self.preprocess.size(*size, self.scales[0]) == size
 
     def _read(
         self, model: PatchModel, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]
@@ -316,8 +326,23 @@ class Predictor:
         return self._budget.windows(default if self.batch_size is None else self.batch_size, window)
 
 
-def _resolve(model: PatchModel | nn.Module | str | Path) -> PatchModel:
-    """Load a model by name, or unwrap it from torch.compile, DDP and Fabric."""
+def _shared(several: list[Preprocess]) -> Preprocess:
+    """The preprocessing that all models of an ensemble have; an InputError with the fields that differ."""
+    names = [field.name for field in dataclasses.fields(Preprocess)]
+    values = {name: [getattr(entry, name) for entry in several] for name in names}
+    differing = [f"{name} is {', '.join(map(str, found))}" for name, found in values.items() if len(set(found)) > 1]
+    if differing:
+        raise InputError(
+            f"model: the models of the ensemble differ in preprocessing ({'; '.join(differing)}); set these fields for "
+            "all of them, or give models with the same"
+        )
+    return several[0]
+
+
+def _resolve(model: Model | Sequence[Model]) -> PatchModel:
+    """Load a model by name, or unwrap it from torch.compile, DDP and Fabric; several become an ensemble."""
+    if isinstance(model, list | tuple):
+        return Ensemble([_resolve(member) for member in model])
     if isinstance(model, str | Path):
         from meanshifter.checkpoints.load import load_model  # names are resolved above: docs/architecture.md
 

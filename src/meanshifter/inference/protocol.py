@@ -78,11 +78,11 @@ def as_segmenter(model: PatchModel) -> Segmenter:
     """Return `model` if its encodings are accessible.
 
     Raises:
-        InputError: the model is an export, which returns logits only.
+        InputError: the model is an export, which returns logits only, or an ensemble.
     """
     if isinstance(model, Segmenter):
         return model
     raise InputError(
-        f"{getattr(model, 'folder', 'model')}: an export, which has no access to patch encodings and the mean shift "
-        "block; give the model that was exported"
+        f"{getattr(model, 'folder', 'model')}: an export or an ensemble, which has no access to patch encodings and "
+        "the mean shift block; give the model that was exported, or one member of the ensemble"
     )

@@ -22,13 +22,13 @@ from meanshifter.data.reading import PassedOver, read_image
 from meanshifter.data.remote import absolute, is_address, read_bytes
 from meanshifter.data.rows import LargeFile
 from meanshifter.errors import InputError
+from meanshifter.inference.ensemble import model_hash
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.protocol import PatchModel
 from meanshifter.inference.segmentation import Segmentation, read_ahead, save_png
 from meanshifter.jobs.inputs import Job, file_name, layers_folder
 from meanshifter.jobs.listing import Entry, Unit, entries, plan_units
 from meanshifter.jobs.manifest import Done, Known, Line, NoSpaceError, Store, line_of, open_log, open_store
-from meanshifter.model.saving import weights_hash
 from meanshifter.utils.progress import ProgressBar
 
 LARGE: Final = 2048
@@ -64,7 +64,7 @@ class Work:
         protocol = {**predictor.protocol(), **({"mean_shift_layers": steps} if steps else {})}
         precision = self.settings.get("precision", predictor.precision)  # "auto" may differ between machines
         return {
-            "weights": weights_hash(self.model.state_dict()),
+            "weights": model_hash(self.model),
             "protocol": {**protocol, "scales": list(predictor.scales), "precision": precision},
             "overlay": self.alpha if self.overlay else None,
             "confidence": list(predictor.confidence),

@@ -298,9 +298,10 @@ def _alternatives(name: str) -> list[str]:
     """Plain ViTs of about the same size as the model `name`."""
     sizes = ("tiny", "small", "base", "large", "huge")
     size = next((size for size in sizes if size in name), "small")
-    patterns = ("vit_{}_patch16_224", "deit3_{}_patch16_224", "vit_{}_patch16_dinov3", "vit_{}_patch14_dinov2")
-    found = [text.format(size) for text in (*patterns, "vit_{}_patch14_224", "vit_{}_plus_patch16_dinov3")]
-    return [text for text in found if timm.is_model(text)]
+    patterns = ("vit_{}_patch16_224", "vit_{}_patch16_dinov3", "vit_{}_patch14_dinov2", "deit3_{}_patch16_224")
+    more = ("vit_{}_patch14_224", "vit_{}_plus_patch16_dinov3", "deit_{}_patch16_224", "eva02_{}_patch14_224")
+    found = [text.format(size) for text in (*patterns, *more)]
+    return [text for text in found if timm.is_model(text)][:4]
 
 
 def create_vit(

@@ -124,11 +124,12 @@ def fit(config: TrainConfig, step_seconds: float, image_seconds: float, images: 
         wanted = math.ceil(config.steps / evaluation.interval) if evaluation.interval else 1
         count = max(1, min(wanted, affordable // max(images, 1)))
     steps = max(1, int((whole - spent - count * images * image_seconds) / step_seconds))
+    once = steps if evaluation.patience is not None else 0  # patience needs an interval, even if it cannot take effect
     return replace(
         config,
         minutes=None,
         steps=steps,
-        evaluation=replace(evaluation, interval=0 if count == 1 else math.ceil(steps / count)),
+        evaluation=replace(evaluation, interval=once if count == 1 else math.ceil(steps / count)),
         optimizer=replace(config.optimizer, warmup=min(config.optimizer.warmup, steps // 10)),
         log_every=min(config.log_every, max(steps // 10, 1)),
         save_every=min(config.save_every, max(steps // 5, 1)),

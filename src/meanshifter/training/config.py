@@ -29,11 +29,19 @@ class DataConfig:
     """Data set folder."""
     train_split: str = "train"
     """Split to train on."""
-    val_split: str = "val"
-    """Split to validate on."""
+    val_split: str | None = "val"
+    """Split to validate on; null, with folds only: the fold that is left out of training."""
     val_pattern: str | None = None
     """Exclude training images whose names match this pattern, such as 0006R0_*, to use them for model selection;
     null: exclude none."""
+    folds: int | None = None
+    """Cross-validation: number of folds that the training images are divided into, by seed and name; null: none. One
+    run is trained for each fold, or only that of `fold`."""
+    fold: int | None = None
+    """The fold that is left out of training, from 0 to folds - 1; null: each in turn."""
+    fold_groups: str | None = None
+    """Regular expression with one group, such as ^(patient[0-9]+)_: images whose names have the same text in the group
+    stay in one fold; null: every image is on its own."""
     images: str | None = None
     """Image folder inside a custom data set folder, such as JPEGImages; null: images."""
     masks: str | None = None
@@ -53,6 +61,37 @@ class DataConfig:
     def layout(self) -> FolderLayout:
         """Where a data set folder keeps its images and masks."""
         return FolderLayout(self.images, self.masks, self.mask_suffix, self.val_share)
+
+    def violations(self, evaluation: EvaluationConfig) -> list[str]:
+        """The fields about folds that are out of range, or contradict each other or the evaluation."""
+        wrong = []
+        if self.folds is not None and not 2 <= self.folds <= LARGEST:
+            wrong.append(f"data.folds: {self.folds} is not null or a number from 2 to {LARGEST}")
+        if self.fold is not None and self.folds is None:
+            wrong.append(f"data.fold: {self.fold}, but data.folds is null; set the number of folds")
+        elif self.fold is not None and self.folds is not None and not 0 <= self.fold < self.folds:
+            wrong.append(
+                f"data.fold: {self.fold} is not a number from 0 to {self.folds - 1}, as data.folds is {self.folds}"
+            )
+        if self.fold_groups is not None:
+            wrong += self._group_violations(self.fold_groups)
+        if self.val_split is None and self.folds is None:
+            wrong.append("data.val_split: null, but data.folds is null too; name the split to validate on")
+        if self.val_split is None and evaluation.patience is not None:
+            wrong.append(
+                f"evaluation.patience: {evaluation.patience}, but data.val_split is null, so that the images that stop "
+                "the training would also score it; set a data.val_split, or leave patience out"
+            )
+        return wrong
+
+    def _group_violations(self, pattern: str) -> list[str]:
+        if self.folds is None:
+            return [f"data.fold_groups: {pattern!r}, but data.folds is null; set the number of folds"]
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            return [f"data.fold_groups: {pattern!r} is not a regular expression ({error})"]
+        return [] if groups == 1 else [f"data.fold_groups: {pattern!r} has {groups} groups (…); expected exactly one"]
 
 
 @dataclass
@@ -156,6 +195,8 @@ class EvaluationConfig:
 
     interval: int = 16_000
     """Steps between evaluations; 0: evaluate at the end only."""
+    patience: int | None = None
+    """Early stopping: end the run after this many evaluations without a better mIoU; null: train all steps."""
     window: int | None = 512
     """Side of the sliding window in pixels; null: whole images."""
     window_stride: int = 480
@@ -234,7 +275,16 @@ class TrainConfig:
             # a field that is already listed would only be listed twice
             if value is not None and most is not None and value > most and not {name, other} & bad.keys():
                 wrong.append(f"{name}: {value} is above {other} {most}; lower it")
-        return [*wrong, *self.augment.violations(), *self.model.violations()]
+        if self.data.gpu_cache and (host_only := self.augment.host_only):
+            fields = ", ".join(f"augment.{name}" for name in host_only)
+            wrong.append(f"data.gpu_cache: true has no implementation of {fields}; set it to false, or leave these out")
+        evaluation = self.evaluation
+        if evaluation.patience is not None and evaluation.interval == 0:
+            wrong.append(
+                f"evaluation.patience: {evaluation.patience}, but evaluation.interval is 0, which evaluates at the end "
+                "only; set an interval, or leave patience out"
+            )
+        return [*wrong, *self.data.violations(self.evaluation), *self.augment.violations(), *self.model.violations()]
 
     @property
     def num_processes(self) -> int:
@@ -260,7 +310,7 @@ _BELOW_ONE: Final[_Rule] = (lambda value: 0 <= value < 1, "a number of at least 
 _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "save_every", "devices", "num_nodes"), _COUNT),
     **dict.fromkeys(("evaluation.window_stride", "evaluation.window", "evaluation.short_side"), _COUNT),
-    **dict.fromkeys(("evaluation.long_side", "evaluation.limit"), _COUNT),
+    **dict.fromkeys(("evaluation.long_side", "evaluation.limit", "evaluation.patience"), _COUNT),
     **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval"), _FROM_ZERO),
     "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
     "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),

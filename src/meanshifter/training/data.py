@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -21,16 +22,31 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from meanshifter.data import masks
-from meanshifter.data.augment import AugmentConfig, augment, draw, draw_scale, normalization, resize_factor
+from meanshifter.data.augment import (
+    AugmentConfig,
+    Crop,
+    augment,
+    cut,
+    draw,
+    draw_aspect,
+    draw_scale,
+    normalization,
+    occurs,
+    own_generator,
+    resize_factor,
+)
 from meanshifter.data.augment_device import augment_batch
-from meanshifter.data.datasets import Dataset
+from meanshifter.data.class_pixels import RareClasses, class_pixels
+from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
+from meanshifter.data.mixing import Partner, draw_partners, mixed
 from meanshifter.errors import InputError, RunError, one_line
 from meanshifter.model.config import Triple
 
@@ -48,12 +64,26 @@ PR_SET_PDEATHSIG = 1
 class SampleStream(TorchDataset[Sampled | InputError]):
     """An endless stream of augmented samples: one shuffle of the data set after another.
 
-    The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process.
+    The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process. With
+    `augment.rare_crops`, some samples are of other images than the shuffle's.
     """
 
-    def __init__(self, dataset: Dataset, config: AugmentConfig, seed: int, *, mean: Triple, std: Triple) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: AugmentConfig,
+        seed: int,
+        *,
+        mean: Triple,
+        std: Triple,
+        pixels: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """`pixels`: the `class_pixels` of the data set, if they are known; else they are counted when needed."""
         self.dataset, self.config, self.seed = dataset, config, seed
         self.mean, self.std = mean, std
+        self._rare: RareClasses | None = None
+        if config.needs_class_pixels:
+            self._rare = RareClasses(class_pixels(dataset) if pixels is None else pixels)
 
     def __getitem__(self, position: int) -> Sampled | InputError:
         try:
@@ -63,12 +93,25 @@ class SampleStream(TorchDataset[Sampled | InputError]):
 
     def place(self, position: int) -> int:
         """Data set index of the sample at `position`."""
+        return self.chosen(position)[0]
+
+    def chosen(self, position: int) -> tuple[int, int | None]:
+        """Data set index of the sample at `position`, and the class that its crop shows; None: any."""
+        return self._chosen(self._shuffled(position), self.generator(position))
+
+    def _shuffled(self, position: int) -> int:
         epoch, turn = divmod(position, len(self.dataset))
         return _order(len(self.dataset), self.seed, epoch)[turn]
 
+    def _chosen(self, place: int, rng: np.random.Generator) -> tuple[int, int | None]:
+        if self._rare is None or not occurs(self.config.rare_crops, rng, "rare_crops"):
+            return place, None
+        return self._rare.draw(own_generator(own_generator(rng, "rare_crops"), "rare_crops"))
+
     def files(self, position: int) -> str:
         """The files of the sample at `position`, for messages."""
-        return self.dataset.files(self.place(position))
+        places = [self.place(position), *(partner.place for partner in self._partners(self.generator(position)))]
+        return ", mixed with ".join(map(self.dataset.files, places))
 
     def generator(self, position: int) -> np.random.Generator:
         """Random generator of the augmentation at `position`."""
@@ -77,10 +120,9 @@ class SampleStream(TorchDataset[Sampled | InputError]):
     def sample(self, position: int) -> Sampled:
         """Image (3, h, w) float32, labels (h, w) uint8 or uint16 as in the data set, and name."""
         rng = self.generator(position)
-        scale = draw_scale(self.config, rng)
-        sample = self.dataset.read_reduced(
-            self.place(position), lambda height, width: resize_factor(height, width, self.config, scale)
-        )
+        place, rare_class = self.chosen(position)
+        sample, scale = self._read(place, rng)
+        partners = self._partners(rng)
         image, labels = augment(
             sample.image,
             sample.labels,
@@ -90,8 +132,34 @@ class SampleStream(TorchDataset[Sampled | InputError]):
             mean=self.mean,
             std=self.std,
             ignore=self.dataset.label_space.ignore,
+            rare_class=rare_class,
+            mix=(lambda crop: self._mixed(crop, partners)) if partners else None,
         )
         return torch.from_numpy(image), torch.from_numpy(labels), sample.name
+
+    def _read(self, place: int, rng: np.random.Generator) -> tuple[Sample, float]:
+        """A sample, reduced if it will be resized, and the scale, the first draw from `rng`."""
+        scale, aspect = draw_scale(self.config, rng), draw_aspect(self.config, rng)
+        larger = math.sqrt(max(aspect, 1 / aspect))  # of the factors of the two sides
+
+        def factor(height: int, width: int) -> float:
+            return resize_factor(height, width, self.config, scale) * larger
+
+        return self.dataset.read_reduced(place, factor), scale
+
+    def _partners(self, rng: np.random.Generator) -> list[Partner]:
+        return draw_partners(self.config, rng, len(self.dataset), self._rare, self._chosen) if self.config.mixes else []
+
+    def _mixed(self, crop: Crop, partners: list[Partner]) -> Crop:
+        ignore = self.dataset.label_space.ignore
+        for partner in partners:
+            sample, scale = self._read(partner.place, partner.rng)
+            plan = draw(
+                *(sample.labels, self.config, partner.rng), ignore=ignore, scale=scale, rare_class=partner.rare_class
+            )
+            other = cut(sample.image, sample.labels, plan, self.config.crop, mean=self.mean, ignore=ignore)
+            crop = mixed(crop, other, partner, ignore)
+        return crop
 
 
 @lru_cache(maxsize=2)
@@ -188,11 +256,7 @@ def class_weights(dataset: Dataset, power: float) -> Tensor | None:
     """`masks.class_weights` of a data set's labeled pixels, (K,) float32; None for power 0."""
     if power == 0:
         return None
-    K = dataset.label_space.num_classes
-    counts = np.zeros(K)
-    for index in range(len(dataset)):
-        labels = dataset.read_labels(index)
-        counts += np.bincount(labels[labels != dataset.label_space.ignore], minlength=K)[:K]
+    counts = class_pixels(dataset).sum(0).astype(np.float64)
     return torch.from_numpy(masks.class_weights(counts, power)).float()
 
 
@@ -360,9 +424,9 @@ def gpu_cached_batches(
     for number in range(start, stop):
         chosen, plans = [], []
         for position in positions(number, batch_size, share):
-            place, rng = stream.place(position), stream.generator(position)
+            (place, rare_class), rng = stream.chosen(position), stream.generator(position)
             chosen.append(samples[place])
-            plans.append(draw(samples[place][2], stream.config, rng, ignore=ignore))
+            plans.append(draw(samples[place][2], stream.config, rng, ignore=ignore, rare_class=rare_class))
         images, labels = [sample[0] for sample in chosen], [sample[1] for sample in chosen]
         crops = augment_batch(images, labels, plans, stream.config.crop, factor=factor, offset=offset, ignore=ignore)
         yield *crops, [sample[3] for sample in chosen]

@@ -276,6 +276,8 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
     every = config.evaluation.interval
     steps = f"{config.steps:,} steps"
     evaluated = f" · evaluation {f'every {every:,} steps and ' if 0 < every < config.steps else ''}after the last step"
+    if config.evaluation.patience is not None:
+        evaluated += f" · early stopping with patience {config.evaluation.patience}"
     if config.minutes is not None:
         steps, evaluated = f"as many steps as fit in {config.minutes:g} minutes,", ""
     return [

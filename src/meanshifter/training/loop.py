@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
@@ -38,7 +38,7 @@ from meanshifter.training.data import Batch
 from meanshifter.training.display import Display, Interrupt, Log, Pace, Stopped, advice, summary
 from meanshifter.training.optimizer import set_learning_rate, step_seed
 from meanshifter.training.parsing import config_of
-from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve
+from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve, with_module
 from meanshifter.training.state import RunFolder
 from meanshifter.utils.distributed import Processes
 
@@ -69,6 +69,7 @@ def train(
     recipe: str | Path = "folder",
     resume: bool = False,
     quiet: bool = False,
+    encoder: nn.Module | None = None,
     **fields: Any,
 ) -> Trained:
     """Train a model into a run folder: `train("DIR", recipe="folder", out="runs/mine", steps=2000)`.
@@ -82,6 +83,8 @@ def train(
         recipe: a name listed by `meanshifter train --list`, or a YAML file.
         resume: continue the run in the run folder, to the same weights as without the interruption.
         quiet: show no progress.
+        encoder: a module of one's own, see `meanshifter.model.encoder.TokenEncoder`, of which a copy is trained. It
+            replaces the recipe's `encoder`, `encoder_args`, `encoder_weights`, `average_corners` and `drop_path`.
         **fields: override fields of the recipe; sections are mappings: `optimizer={"lr": 0.1}`.
 
     Raises:
@@ -90,11 +93,19 @@ def train(
             checkpoint is intact), or not even a single crop fits into memory.
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the current step is done and saved.
     """
-    began = time.perf_counter()
     config = data if isinstance(data, TrainConfig) else config_of(data, recipe, fields)
+    return train_config(config, resume=resume, quiet=quiet, encoder=encoder)[0]
+
+
+def train_config(
+    config: TrainConfig, *, resume: bool = False, quiet: bool = False, encoder: nn.Module | None = None
+) -> tuple[Trained, Learner]:
+    """`train` a configuration; also returns the learner, which knows the device and the processes."""
+    began = time.perf_counter()
     asked = config.minutes
+    config = config if encoder is None else with_module(config, encoder)
     config = resolve(read_plan(config) if resume else config)
-    setup = prepare(config, resume=resume)
+    setup = prepare(config, resume=resume, encoder=encoder)
     main = setup.learner.processes.is_main
     planned = asked is not None and config.minutes is None
     notes = [f"minutes {asked:g}: using the number of steps in config.yaml"] if planned else []
@@ -102,7 +113,8 @@ def train(
         result = fit(config, setup, Display(setup.run.path.name, quiet=quiet or not main), notes)
     finally:
         setup.run.release()
-    return Trained(setup.run.path, result, setup.learner.state.progress.best, time.perf_counter() - began, main)
+    best, seconds = setup.learner.state.progress.best, time.perf_counter() - began
+    return Trained(setup.run.path, result, best, seconds, main), setup.learner
 
 
 def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str] = ()) -> Result:
@@ -120,7 +132,7 @@ def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str
 
         if not state.progress.scored:  # the run stopped between a checkpoint and its evaluation
             result = evaluate()
-        for step in range(state.progress.step, config.steps):
+        for step in remaining_steps(config, setup, display):
             waiting = _saved_while_waiting(config, run, learner, interrupt)
             lr, crops = take_step(config, run, learner, feed, step, log, waiting, requested=bool(interrupt.requested))
             done = state.progress.step
@@ -136,7 +148,7 @@ def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str
                 log.meter.restart()
             if stop and done < config.steps:
                 interrupt.stop(f"stopped after step {done} of {config.steps}; {RESUME_HINT}")
-    if result is None:  # the resumed run was already complete
+    if result is None:  # the resumed run was already complete, or had stopped early
         result, _ = score(config, state.evaluated, val_set, processes)
     return result
 
@@ -182,6 +194,20 @@ def take_step(
 def is_due(done: int, every: int, steps: int) -> bool:
     """Whether something is due every `every` steps (0: never), and after the last step."""
     return done == steps or (every > 0 and done % every == 0)
+
+
+def remaining_steps(config: TrainConfig, setup: Setup, display: Display) -> Iterator[int]:
+    """Yield the numbers of the steps that are left, until `evaluation.patience` ends the run, which is printed."""
+    progress, patience = setup.learner.state.progress, config.evaluation.patience
+    for step in range(progress.step, config.steps):
+        if patience is not None and progress.since_best >= patience:
+            setup.feed.close()
+            display.say(
+                f"evaluation.patience {patience}: training ends after step {progress.step} of {config.steps}, as none "
+                f"of the last {progress.since_best} evaluations exceeded the best mIoU of {progress.best:.2f}"
+            )
+            return
+        yield step
 
 
 @contextmanager
@@ -257,6 +283,8 @@ def evaluate_step(config: TrainConfig, setup: Setup, log: Log, interrupt: Interr
     scores = {name: getattr(result, name) for name in ("mIoU", "mAcc", "aAcc")}
     log.record(**scores, **boundary, IoU={name: score.IoU for name, score in result.per_class.items()}, **figures)
     log.write_classes(result)
+    better = result.mIoU > progress.best  # False for NaN
+    progress.since_best = processes.broadcast(lambda: 0 if better else progress.since_best + 1)
     run.save_best(state, result.mIoU, processes)
     progress.scored = True
     run.save_last(state, processes)

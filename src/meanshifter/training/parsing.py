@@ -38,6 +38,7 @@ KINDS: Final = {
     "str": "text",
     "Path": "a path",
     "dict": "a mapping",
+    "list": "a list",
     "NoneType": "null",
     "MeanShiftConfig": "a mapping of its fields",
     "PixelShiftConfig": "a mapping of its fields",
@@ -70,7 +71,7 @@ def field_help() -> str:
             continue  # a section
         default = field.default
         if default is dataclasses.MISSING:
-            default = {} if field.default_factory is dict else None
+            default = field.default_factory() if field.default_factory in (dict, list) else None
         shown = "null" if default is None else str(list(default) if isinstance(default, tuple) else default)
         entries.append((name, _meanings(owner).get(field.name, ""), _spelled_type(hint), shown))
     width = max(len(name) for name, *_ in entries)

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
-from meanshifter.data.datasets import Cached, Dataset, Subset
+from meanshifter.data.class_pixels import class_pixels
+from meanshifter.data.datasets import Cached, Dataset, Fold, Subset
 from meanshifter.data.doctor import check_sample
+from meanshifter.data.folds import fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
 from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
-from meanshifter.model.presets import create_model
+from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
 from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
@@ -99,7 +101,19 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return replace(config, precision=resolve_precision(config.precision, device))
 
 
-def prepare(config: TrainConfig, *, resume: bool) -> Setup:
+def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
+    """A configuration whose encoder is a module of one's own instead of the recipe's, without weights from elsewhere.
+
+    Raises:
+        InputError: the model starts from another, which has its encoder.
+    """
+    if config.model.init_from is not None:
+        raise InputError("encoder: given with model.init_from, whose model has its own; leave one out")
+    own = {"encoder": name_of_module(encoder), "encoder_args": {}, "encoder_weights": None}
+    return replace(config, model=replace(config.model, **own, average_corners=False, drop_path=0.0))
+
+
+def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = None) -> Setup:
     """Open the data and build model and run folder; with `resume`, restore the run.
 
     Other processes are launched late, so that errors are reported only once.
@@ -108,17 +122,19 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         InputError: the configuration or the data are invalid, or the run folder is taken; raised before writing.
     """
     fabric = _fabric(config)
-    train_set, val_set = _open_data(config)
+    train_set, val_set = open_data(config)
     data = DataRecord.of(train_set, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
-    model = build_model(config, train_set.label_space)
+    model = build_model(config, train_set.label_space, encoder)
     processes = launch(fabric)
     look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
     cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
-    stream = SampleStream(cached, config.augment, config.seed, mean=model.config.mean, std=model.config.std)
+    counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
+    normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
+    stream = SampleStream(cached, config.augment, config.seed, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -151,13 +167,40 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     return Setup(run, learner, feed, val_set, look.origin)
 
 
-def _open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """The training and validation sets."""
+def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The training and validation sets of a configuration.
+
+    Raises:
+        InputError: a data set cannot be opened, `data.val_pattern` leaves no images, or `data.folds` names no fold.
+    """
+    data = config.data
+    train_set, held_out = open_training_data(config)
+    if data.folds is not None and held_out is None:
+        raise InputError(
+            f"data.fold: null, but data.folds is {data.folds}; train all of them with --folds {data.folds} or "
+            "meanshifter.cross_validate, or one with data.fold"
+        )
+    if data.val_split is None and held_out is not None:
+        return train_set, held_out
+    try:
+        return train_set, open_dataset(data.name, data.root, str(data.val_split), data.layout)
+    except InputError as error:
+        if held_out is None:
+            raise
+        raise InputError(f"{error}; to score on the folds alone: --data.val_split null") from error
+
+
+def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """The training set, and the fold that is left out of it, if any."""
     data = config.data
     train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
     if data.val_pattern is not None:
         train_set = Subset(train_set, data.val_pattern, matching=False)
-    return train_set, open_dataset(data.name, data.root, data.val_split, data.layout)
+    if data.folds is None or data.fold is None:
+        return train_set, None
+    numbers = fold_numbers(train_set.names, data.folds, seed=config.seed, groups=data.fold_groups)
+    parts = [Fold(train_set, numbers, data.fold, data.folds, held_out=held_out) for held_out in (False, True)]
+    return parts[0], parts[1]
 
 
 def _check_command(data: DataConfig) -> str:
@@ -186,7 +229,7 @@ def _fabric(config: TrainConfig) -> Fabric:
     )
 
 
-def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
+def build_model(config: TrainConfig, label_space: LabelSpace, encoder: nn.Module | None = None) -> Segmenter:
     """Build the model of a configuration, with the preprocessing of its evaluations as the model's default.
 
     Raises:
@@ -197,6 +240,8 @@ def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
         skipped = ("init_from", "preset", "image_size")
         settings = {f.name: getattr(config.model, f.name) for f in fields(config.model) if f.name not in skipped}
         size = config.augment.crop if config.model.image_size is None else config.model.image_size
+        if encoder is not None:
+            settings |= {"encoder": copy.deepcopy(encoder), "encoder_args": None, "drop_path": None}
         model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
     else:
         model = _started(config.model.init_from, config.model, label_space)

@@ -62,6 +62,8 @@ class Progress:
     """Sum and number of the losses since the last line of the log."""
     scored: bool = True
     """Whether the evaluation that is due after `step` is done."""
+    since_best: int = 0
+    """Evaluations since the one with the best mIoU, for `evaluation.patience`."""
 
     @classmethod
     def from_json(cls, text: str) -> Progress:
@@ -69,7 +71,7 @@ class Progress:
         facts = json.loads(text)
         total, count = facts["loss_sum"] if "loss_sum" in facts else facts["tally"]  # its name in format 1
         best, scored = float(facts["best"]), bool(facts.get("scored", True))
-        return cls(int(facts["step"]), best, (float(total), int(count)), scored)
+        return cls(int(facts["step"]), best, (float(total), int(count)), scored, int(facts.get("since_best", 0)))
 
 
 @dataclass
@@ -132,7 +134,7 @@ class RunFolder:
             stored = self._check_same(config)
             self._check_data(data)
             self._check_whole(stored)
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(not is_leftover(p) for p in self.path.iterdir())):
             raise InputError(f"{self.path}: already exists; continue it with --resume, or start another run with --out")
 
     def claim(self, config: TrainConfig, data: DataRecord, *, resume: bool) -> None:
@@ -166,7 +168,11 @@ class RunFolder:
                 raise InputError("not a mapping")
         except InputError as error:
             raise InputError(f"{self.path}: no run to resume (no readable config.yaml); leave --resume out") from error
-        changed = [found for found in _differences(stored, config.to_dict()) if not found[0].startswith(FREE)]
+        changed = [
+            found
+            for found in _differences(_with_factor(_completed(stored)), _with_factor(config.to_dict()))
+            if not found[0].startswith(FREE)
+        ]
         changed.sort(key=lambda found: found[0] != "steps")
         listed = "; ".join(f"{name} is {new!r:.60}, but was {old!r:.60} at the start" for name, old, new in changed[:3])
         if "steps" in (name for name, _, _ in changed):
@@ -327,6 +333,11 @@ class RunFolder:
         return path
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file may be left by a process that was killed before it wrote anything: its lock, or a partial file."""
+    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
 def recipe_reading(path: str | Path) -> dict[str, Any]:
     """The preprocessing of a run's evaluations, as arguments of `Predictor`; empty if `path` is not a run folder."""
     try:
@@ -365,6 +376,26 @@ def _crops_per_step(stored: Any) -> int | None:
             product *= 1 if stored.get(name) is None else stored[name]
         return product
     return None
+
+
+def _completed(stored: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A config.yaml with the fields that its version did not have yet, whose defaults mean what it did."""
+    defaults = TrainConfig().to_dict() if defaults is None else defaults
+    own = {
+        name: _completed(value, inner) if isinstance(value, dict) and isinstance(inner, dict) and inner else value
+        for name, value in stored.items()
+        for inner in [defaults.get(name)]
+    }
+    return {**defaults, **own}
+
+
+def _with_factor(values: Any) -> Any:
+    """`values` of a config.yaml with the former default of `model.pixel_shift.factor`, which patches of 16 keep."""
+    model = values.get("model")
+    block = model.get("pixel_shift") if isinstance(model, dict) else None
+    if not isinstance(block, dict) or block.get("factor") is not None:
+        return values
+    return {**values, "model": {**model, "pixel_shift": {**block, "factor": 4}}}
 
 
 def _differences(stored: Any, ours: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
