@@ -198,8 +198,8 @@ def _convert_eva(state: State, vit: Any) -> State:
 
     DINOv3 has biases of queries and values, which are zero in most sizes; timm's names ending in _qkvb have them.
     """
-    state = dict(state)
-    for name in [name for name in state if name.endswith("attn.qkv.bias")]:
+    state, own = dict(state), vit.state_dict()
+    for name in [name for name in state if name.endswith("attn.qkv.bias") and name not in own]:
         q, k, v = state[name].chunk(3)
         biased = getattr(vit.blocks[0].attn, "q_bias", None) is not None if len(vit.blocks) else False
         if k.any() or (not biased and (q.any() or v.any())):
