@@ -13,7 +13,6 @@ table replaces the one between the markers in that file.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import statistics
@@ -138,7 +137,7 @@ def table(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
     }
     peak, times, _ = rows["whole model"]
     lines = [
-        f"{environment.describe()}; {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}; batch {args.batch} at "
+        f"{environment.describe()}; batch {args.batch} at "
         f"{args.size}×{args.size}, {args.rounds} rounds of {args.steps} steps.",
         "",
         "| trained | parameters | peak MB | of the whole | processor s per step | range | of the whole |",
@@ -153,9 +152,9 @@ def table(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
     return "\n".join(lines)
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
     """Replace what stands between the markers."""
-    first, last = MARKERS
+    first, last = markers
     document = path.read_text("utf-8")
     found = re.subn(f"{first}.*{last}", lambda _: f"{first}\n{text}\n{last}", document, flags=re.S)
     if found[1] != 1:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
-from timm.optim import list_optimizers
+from timm.optim import list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 import meanshifter as ms
@@ -177,7 +177,7 @@ UNAVAILABLE = ("bnb", "fused", "kron", "adahessian")
 """Prefixes of optimizers that need CUDA packages, draws of their own, or second derivatives."""
 
 
-@pytest.mark.parametrize("name", [name for name in list_optimizers() if not name.startswith(UNAVAILABLE)])
+@pytest.mark.parametrize("name", [name for name in map(str, list_optimizers()) if not name.startswith(UNAVAILABLE)])
 def test_every_optimizer_of_timm_resumes_to_the_same_weights(name: str) -> None:
     config = OptimizerConfig(name=name, lr=1e-2, weight_decay=0.05, layer_decay=0.5)
     check_optimizer(config)

@@ -23,6 +23,7 @@ from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.setup import resolve
 from meanshifter.training.token_cache import is_mirrored
 from tests.training.test_adapters import interrupt_after, toy
 
@@ -131,6 +132,14 @@ def test_the_same_images_are_mirrored_as_without_a_cache(share: float) -> None:
 def test_what_changes_tokens_is_refused_by_field(words: dict[str, str], named: str, configured: Configure) -> None:
     with pytest.raises(ms.InputError, match=named):
         configured("memory", **words)
+
+
+def test_several_processes_of_torchrun_are_refused(configured: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured("disk")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ms.InputError, match=r"devices: 2 conflicts with data\.token_cache disk; set it to 1"):
+        resolve(config)
 
 
 def test_ranges_of_what_is_off_are_no_conflict(configured: Configure) -> None:

@@ -157,8 +157,8 @@ class Encoder(nn.Module):
         if self.positions == "antialias":
             return self.family.tokens(self.vit, images), grid
         x = self.vit.norm_pre(self._embed(images))
-        again = self.vit.grad_checkpointing and not torch.jit.is_scripting()
-        tokens = self.vit.norm(checkpoint_seq(self.vit.blocks, x) if again else self.vit.blocks(x))
+        recomputed = self.vit.grad_checkpointing
+        tokens = self.vit.norm(checkpoint_seq(self.vit.blocks, x) if recomputed else self.vit.blocks(x))
         return tokens[:, self.vit.num_prefix_tokens :], grid
 
     def _embed(self, images: Tensor) -> Tensor:

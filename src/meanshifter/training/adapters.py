@@ -82,7 +82,7 @@ class SampledDropout(nn.Module):
         self.rate = rate
         self.seeds: list[int] = []
 
-    @torch.compiler.disable  # random generators are not traced
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # random generators are not traced
     def forward(self, x: Tensor) -> Tensor:
         """Set entries of `x` (B, …) to zero with probability `rate`, and scale the others up."""
         if not self.training:
@@ -135,10 +135,7 @@ def _target_layers(encoder: nn.Module, config: LoraConfig) -> list[str]:
 def _check_reached(model: Segmenter, layers: Mapping[str, Any]) -> None:
     """Reject adapters whose layer is never called, since some encoders use its weight in a product of their own."""
     called: set[str] = set()
-    hooks = [
-        layer.register_forward_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
-        for name, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in layers.items()]
     side = model.patch_size * 2
     with torch.no_grad():
         model.evaluation_view().encode(torch.zeros(1, 3, side, side, device=model.device))

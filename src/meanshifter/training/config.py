@@ -376,6 +376,7 @@ class TrainConfig:
             *lora,
             *self._frozen_violations(),
             *self._token_violations(),
+            *self.data.violations(self.evaluation),
             *self.augment.violations(),
             *self.model.violations(),
         ]

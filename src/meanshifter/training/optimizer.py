@@ -120,7 +120,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
         InputError: there is no such optimizer or argument (the message names the nearest one), or it rejects a value;
             or it needs a package that is not installed, second derivatives, or random draws of its own.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]  # timm states pairs, too
     if config.name not in known:
         hint = did_you_mean(config.name, known, "timm.optim.list_optimizers() lists the names")
         raise InputError(f"optimizer.name: {config.name!r} is not an optimizer of timm; {hint}")

@@ -103,6 +103,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     check_optimizer(config.optimizer)
     devices, num_nodes = process_counts(config.devices, config.num_nodes)
     config = replace(config, devices=devices, num_nodes=num_nodes)
+    config.check()  # again: torchrun or SLURM may have started several processes
     device = _fabric(replace(config, precision="fp32")).device
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision: 'fp16' training is not supported on a CPU; use 'auto', 'bf16' or 'fp32'")
