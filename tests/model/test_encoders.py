@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import meanshifter as ms
 from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.encoder import Encoder
+from meanshifter.model.encoder_weights import load_encoder_weights
 from meanshifter.model.vits import plain_names
 from meanshifter.training.config import OptimizerConfig
 from meanshifter.training.optimizer import SampledDropPath, SampledDropPaths, create_optimizer
@@ -239,7 +240,7 @@ def test_tokens_that_are_not_of_patches_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("convnext_tiny", "vit_tiny_patch16_224"),
+        ("convnext_tiny", "vit_tiny_patch16_224, deit_tiny_patch16_224"),
         ("swin_base_patch4_window7_224", "vit_base_patch16_224"),
         ("hiera_small_224", "vit_small_patch16_dinov3"),
         ("vit_base_r50_s16_224", "vit_base_patch16_224"),
@@ -298,11 +299,22 @@ def test_weights_of_another_size_are_resampled(name: str, tmp_path: Path, monkey
     assert model.encoder.vit.patch_embed.grid_size == (4, 4)
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
     loaded = Encoder(name, (64, 64), arguments=FAMILIES[name]).eval()
-    from meanshifter.model.encoder_weights import load_encoder_weights
-
     load_encoder_weights(loaded, tmp_path / "weights.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(loaded(images)[0], source.eval().encode(images)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_file_in_timms_names_gives_equal_tokens(name: str, tmp_path: Path) -> None:
+    source = tiny(name)
+    save_file(source.encoder.vit.state_dict(), tmp_path / "weights.safetensors")
+    images, P = torch.randn(1, 3, 50, 80), patch_of(name)
+    for average_corners in (False, True):
+        other = Encoder(name, (4 * P, 4 * P), arguments=FAMILIES[name]).eval()
+        load_encoder_weights(other, tmp_path / "weights.safetensors", average_corners=average_corners)
+        with torch.no_grad():
+            equal = torch.equal(other(images)[0], source.encode(images)[0])
+        assert equal == (not average_corners or getattr(source.encoder.vit, "pos_embed", None) is None)
 
 
 def test_all_names_are_of_timm_and_each_is_listed_once() -> None:

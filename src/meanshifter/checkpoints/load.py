@@ -69,6 +69,11 @@ def load_model(
         if other:
             raise InputError(f"num_classes: given for {name}, an ensemble with fixed classes; give one of its members")
         _refuse_third_party_options(name, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)
+        if encoder is not None:
+            raise InputError(
+                f"encoder: given for {name}, an ensemble of several models; load each with its encoder and join them, "
+                "Ensemble([MODEL, …])"
+            )
         return load_ensemble(Path(name), device)
     if saving.is_export(Path(name)):
         if other:

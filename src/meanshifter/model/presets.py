@@ -99,7 +99,7 @@ def create_model(
     module = None if isinstance(encoder, str) else encoder
     if not isinstance(encoder, str):
         refused = {"encoder_args": encoder_args, "encoder_weights": encoder_weights, "drop_path": drop_path}
-        encoder = _name_of_module(encoder, refused)
+        encoder = name_of_module(encoder, refused)
     pretrained = encoder_weights == "timm"
     stated = ((0.5,) * 3, (0.5,) * 3) if encoder_weights is None else _stated_normalization(encoder, pretrained)
     rate = 0.0 if module is not None else 0.1
@@ -197,13 +197,13 @@ def _stated_normalization(encoder: str, pretrained: bool) -> tuple[Triple, Tripl
     return (r, g, b), (R, G, B)
 
 
-def _name_of_module(module: nn.Module, refused: Mapping[str, object]) -> str:
+def name_of_module(module: nn.Module, refused: Mapping[str, object] | None = None) -> str:
     """Name of a module of one's own in a configuration, after checking that nothing else describes the encoder."""
     from torch import nn
 
     if not isinstance(module, nn.Module):
         raise InputError(f"encoder: {module!r:.60} is neither the name of a plain ViT in timm nor a torch.nn.Module")
-    for name, value in refused.items():
+    for name, value in (refused or {}).items():
         if value is not None:
             raise InputError(f"{name}: given with a module as encoder, which is used as it is; leave it out")
     return OWN_MODULE + type(module).__name__

@@ -339,7 +339,7 @@ def check_own_module(config: ModelConfig, encoder: nn.Module | None) -> None:
         name = config.encoder.removeprefix(OWN_MODULE)
         raise InputError(
             f"encoder: a module of one's own, {name!r}, which a configuration cannot build; give one like it, "
-            "load_model(…, encoder=MODULE), or export the model where it was built"
+            "load_model(…, encoder=MODULE) or train(…, encoder=MODULE), or export the model where it was built"
         )
 
 

@@ -199,8 +199,8 @@ def _convert_eva(state: State, vit: Any) -> State:
 
     DINOv3 has biases of queries and values, which are zero in most sizes; timm's names ending in _qkvb have them.
     """
-    state = dict(state)
-    for name in [name for name in state if name.endswith("attn.qkv.bias")]:
+    state, own = dict(state), vit.state_dict()
+    for name in [name for name in state if name.endswith("attn.qkv.bias") and name not in own]:
         q, k, v = state[name].chunk(3)
         biased = getattr(vit.blocks[0].attn, "q_bias", None) is not None if len(vit.blocks) else False
         if k.any() or (not biased and (q.any() or v.any())):
@@ -299,9 +299,10 @@ def _alternatives(name: str) -> list[str]:
     """Plain ViTs of about the same size as the model `name`."""
     sizes = ("tiny", "small", "base", "large", "huge")
     size = next((size for size in sizes if size in name), "small")
-    patterns = ("vit_{}_patch16_224", "deit3_{}_patch16_224", "vit_{}_patch16_dinov3", "vit_{}_patch14_dinov2")
-    found = [text.format(size) for text in (*patterns, "vit_{}_patch14_224", "vit_{}_plus_patch16_dinov3")]
-    return [text for text in found if timm.is_model(text)]
+    patterns = ("vit_{}_patch16_224", "vit_{}_patch16_dinov3", "vit_{}_patch14_dinov2", "deit3_{}_patch16_224")
+    more = ("vit_{}_patch14_224", "vit_{}_plus_patch16_dinov3", "deit_{}_patch16_224", "eva02_{}_patch14_224")
+    found = [text.format(size) for text in (*patterns, *more)]
+    return [text for text in found if timm.is_model(text)][:4]
 
 
 def create_vit(

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
@@ -38,7 +38,7 @@ from meanshifter.training.data import Batch
 from meanshifter.training.display import Display, Interrupt, Log, Pace, Stopped, advice, summary
 from meanshifter.training.optimizer import set_learning_rate, step_seed
 from meanshifter.training.parsing import config_of
-from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve
+from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve, with_module
 from meanshifter.training.state import RunFolder
 from meanshifter.utils.distributed import Processes
 
@@ -69,6 +69,7 @@ def train(
     recipe: str | Path = "folder",
     resume: bool = False,
     quiet: bool = False,
+    encoder: nn.Module | None = None,
     **fields: Any,
 ) -> Trained:
     """Train a model into a run folder: `train("DIR", recipe="folder", out="runs/mine", steps=2000)`.
@@ -82,6 +83,8 @@ def train(
         recipe: a name listed by `meanshifter train --list`, or a YAML file.
         resume: continue the run in the run folder, to the same weights as without the interruption.
         quiet: show no progress.
+        encoder: a module of one's own, see `meanshifter.model.encoder.TokenEncoder`, of which a copy is trained. It
+            replaces the recipe's `encoder`, `encoder_args`, `encoder_weights`, `average_corners` and `drop_path`.
         **fields: override fields of the recipe; sections are mappings: `optimizer={"lr": 0.1}`.
 
     Raises:
@@ -91,15 +94,18 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the current step is done and saved.
     """
     config = data if isinstance(data, TrainConfig) else config_of(data, recipe, fields)
-    return train_config(config, resume=resume, quiet=quiet)[0]
+    return train_config(config, resume=resume, quiet=quiet, encoder=encoder)[0]
 
 
-def train_config(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> tuple[Trained, Learner]:
+def train_config(
+    config: TrainConfig, *, resume: bool = False, quiet: bool = False, encoder: nn.Module | None = None
+) -> tuple[Trained, Learner]:
     """`train` a configuration; also returns the learner, which knows the device and the processes."""
     began = time.perf_counter()
     asked = config.minutes
+    config = config if encoder is None else with_module(config, encoder)
     config = resolve(read_plan(config) if resume else config)
-    setup = prepare(config, resume=resume)
+    setup = prepare(config, resume=resume, encoder=encoder)
     main = setup.learner.processes.is_main
     planned = asked is not None and config.minutes is None
     notes = [f"minutes {asked:g}: using the number of steps in config.yaml"] if planned else []

@@ -24,7 +24,7 @@ from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
 from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
-from meanshifter.model.presets import create_model
+from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
@@ -110,7 +110,19 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return replace(config, precision=resolve_precision(config.precision, device))
 
 
-def prepare(config: TrainConfig, *, resume: bool) -> Setup:
+def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
+    """A configuration whose encoder is a module of one's own instead of the recipe's, without weights from elsewhere.
+
+    Raises:
+        InputError: the model starts from another, which has its encoder.
+    """
+    if config.model.init_from is not None:
+        raise InputError("encoder: given with model.init_from, whose model has its own; leave one out")
+    own = {"encoder": name_of_module(encoder), "encoder_args": {}, "encoder_weights": None}
+    return replace(config, model=replace(config.model, **own, average_corners=False, drop_path=0.0))
+
+
+def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = None) -> Setup:
     """Open the data and build model and run folder; with `resume`, restore the run.
 
     Other processes are launched late, so that errors are reported only once.
@@ -125,7 +137,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     data = DataRecord.of(joined, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
-    model = build_model(config, train_set.label_space)
+    model = build_model(config, train_set.label_space, encoder)
     choose_trained(model, config)
     processes = launch(fabric)
     look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
@@ -276,7 +288,7 @@ def _fabric(config: TrainConfig) -> Fabric:
     )
 
 
-def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
+def build_model(config: TrainConfig, label_space: LabelSpace, encoder: nn.Module | None = None) -> Segmenter:
     """Build the model of a configuration, with the preprocessing of its evaluations as the model's default.
 
     Raises:
@@ -287,6 +299,8 @@ def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
         skipped = ("init_from", "preset", "image_size")
         settings = {f.name: getattr(config.model, f.name) for f in fields(config.model) if f.name not in skipped}
         size = config.augment.crop if config.model.image_size is None else config.model.image_size
+        if encoder is not None:
+            settings |= {"encoder": copy.deepcopy(encoder), "encoder_args": None, "drop_path": None}
         model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
     else:
         model = _started(config.model.init_from, config.model, label_space)
