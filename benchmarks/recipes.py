@@ -5,7 +5,8 @@ python benchmarks/recipes.py [RECIPE ...] [--steps 3] [--write]
 Each recipe trains in a process of its own, on one core, on generated images of 640×480 with as many classes as its data
 set has, and with random weights, which take the same time and memory as others. Reported are the processor time of a
 step, which other programs on the machine disturb less than the time on the clock, as the smallest of the timed steps,
-and the largest resident memory over steps and the evaluation of one image. With --write, the numbers go into
+and the largest resident memory over steps and the evaluation of one image. With data.token_cache, the time to compute
+the tokens of an image and its mirror image, and their size, are reported too. With --write, the numbers go into
 src/meanshifter/recipes/costs.json; recipes that are not named keep theirs.
 """
 
@@ -34,6 +35,8 @@ from meanshifter.utils.files import dump_json, write_text
 FILE = Path(__file__).resolve().parents[1] / "src" / "meanshifter" / "recipes" / COSTS
 CLASSES = {"ade20k": 150, "camvid": 11, "folder": 8}
 """Number of classes by data set."""
+IMAGES = 8
+"""Training images."""
 WARM_UP = 1
 """Steps that are not timed: kernels are compiled in the first one."""
 
@@ -78,6 +81,7 @@ def measure(name: str, steps: int) -> dict[str, object]:
     from meanshifter.training.display import Log
     from meanshifter.training.loop import score, take_step
     from meanshifter.training.setup import prepare, resolve
+    from meanshifter.training.token_cache import bytes_needed
 
     torch.set_num_threads(1)
     planned = parse_recipe(name).steps
@@ -87,6 +91,12 @@ def measure(name: str, steps: int) -> dict[str, object]:
         setup = prepare(config, resume=False)
         stack.callback(setup.run.release)
         log = stack.enter_context(Log(setup.run, setup.learner.state, setup.learner.processes))
+        tokens = setup.feed.tokens
+        began = time.process_time()
+        if tokens is not None:
+            tokens.fill(lambda done, number: None)
+        filled = time.process_time() - began
+        stored = 0.0 if tokens is None else bytes_needed(tokens.stream, setup.learner.state.model) / IMAGES / 1e6
         taken = []
         for step in range(WARM_UP + steps):
             began = time.process_time()
@@ -100,6 +110,7 @@ def measure(name: str, steps: int) -> dict[str, object]:
         "peak_gb": round(peak / 1e9, 2),
         "steps": planned,
         "random_weights": True,
+        **({} if tokens is None else {"image_seconds": round(filled / IMAGES, 3), "image_mb": round(stored, 2)}),
     }
 
 
@@ -116,10 +127,10 @@ def fields(name: str, folder: Path, steps: int) -> list[str]:
 
 
 def write_images(root: Path, classes: int) -> None:
-    """A folder of eight training images and a validation image whose masks are squares of all classes."""
+    """A folder of training images and a validation image whose masks are squares of all classes."""
     rng = np.random.default_rng(0)
-    for number in range(9):
-        split = "val" if number == 8 else "train"
+    for number in range(IMAGES + 1):
+        split = "val" if number == IMAGES else "train"
         squares = np.resize(rng.permutation(classes), (24, 32)).astype(np.uint8)
         pixels = rng.integers(0, 256, (24, 32, 3), np.uint8)
         for kind, array, ending in (("images", pixels, "jpg"), ("masks", squares, "png")):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import recipes as measuring
 import timm
+import torch
 
+from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.cli.main import main
 from meanshifter.model.licenses import PERMISSIVE_RECIPE, terms_of
+from meanshifter.training.loop import train as train_recipe
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.recipes import ALIASES, about, list_recipes, recipe_names, recipe_text
+from meanshifter.training.setup import build_model
 
 OWN = [name for name in recipe_names() if name not in ALIASES]
 
@@ -67,8 +73,33 @@ def test_the_command_lists_every_recipe_with_its_costs(capsys: pytest.CaptureFix
     assert lines == list_recipes()
     names = [line.split(",")[0] for line in lines[:-2] if line and not line.startswith(" ")]
     assert names == OWN
-    assert sum("GB of memory; GPU: not measured" in line for line in lines) == len(OWN)
+    assert sum("GB of memory" in line and line.endswith("; GPU: not measured") for line in lines) == len(OWN)
+    assert any("s per image for its tokens" in line and "MB per image" in line for line in lines)
     assert any("folder_ti16, or folder" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name.startswith("folder_") and name != "folder_half"])
+@pytest.mark.filterwarnings("ignore:optimizer.freeze")  # of random weights
+def test_a_recipe_for_a_folder_trains_with_its_kind_of_encoder(name: str, tmp_path: Path) -> None:
+    measuring.write_images(tmp_path / "data", 3)
+    small = "{depth: 1, embed_dim: 48, num_heads: 2}"
+    words = ["--data.root", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--size", "56", "--steps", "2"]
+    words += ["--model.encoder_weights", "null", "--model.average_corners", "false", "--model.encoder_args", small]
+    config = parse_recipe(name, [*words, "--batch_size", "2", "--data.workers", "0", "--evaluation.limit", "1"])
+    trained = train_recipe(config, quiet=True)
+    assert trained.result.protocol.images == 1
+    # a frozen encoder is as it was built
+    model = load_segmenter(trained.path)
+    first = build_model(config, model.label_space).encoder.state_dict()
+    same = all(torch.equal(first[key], value) for key, value in model.encoder.state_dict().items())
+    assert same == (name == "folder_frozen")
+
+
+def test_size_keeps_crops_of_whole_images_with_cached_tokens() -> None:
+    config = parse_recipe("folder_frozen", ["--size", "784"])
+    assert (config.augment.crop, config.augment.resize_base) == ((784, 784), (784, 784))
+    assert config.evaluation.reading == {"window": None, "window_stride": 735, "short_side": 784, "long_side": 784}
+    assert parse_recipe("folder_dinov2_s", ["--size", "280"]).augment.resize_base == (1120, 280)
 
 
 def test_the_script_measures_a_recipe() -> None:

@@ -157,7 +157,7 @@ class Encoder(nn.Module):
         if self.positions == "antialias":
             return self.family.tokens(self.vit, images), grid
         x = self.vit.norm_pre(self._embed(images))
-        recomputed = self.vit.grad_checkpointing and not torch.jit.is_scripting()
+        recomputed = self.vit.grad_checkpointing
         tokens = self.vit.norm(checkpoint_seq(self.vit.blocks, x) if recomputed else self.vit.blocks(x))
         return tokens[:, self.vit.num_prefix_tokens :], grid
 

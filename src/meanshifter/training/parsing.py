@@ -164,13 +164,16 @@ def with_size(values: Mapping[str, Any], size: Any, *, wins: bool) -> dict[str, 
         side = None
     if type(side) is not int or side < 1:
         raise InputError(f"size: {size!r} is not a number of pixels of at least 1, such as 256")
+    # with cached tokens, each crop is a whole image
+    data = values.get("data")
+    longest = side if isinstance(data, Mapping) and data.get("token_cache") is not None else 4 * side
     following: dict[str, dict[str, Any]] = {
-        "augment": {"crop": [side, side], "resize_base": [4 * side, side]},
+        "augment": {"crop": [side, side], "resize_base": [longest, side]},
         "evaluation": {
             "window": side,
             "window_stride": max(side * 15 // 16, 1),
             "short_side": side,
-            "long_side": 4 * side,
+            "long_side": longest,
         },
     }
     if (values.get("evaluation") or {}).get("window", side) is not None:  # whole images have a size of their own

@@ -33,6 +33,10 @@ class Cost:
     """Steps of the recipe when it was measured."""
     random_weights: bool
     """Whether the encoder had random weights, which take the same time and memory."""
+    image_seconds: float | None = None
+    """CPU seconds of the tokens of one training image and its mirror image, on one core; None: they are not cached."""
+    image_mb: float | None = None
+    """Size of these tokens, with the labels, in 10⁶ bytes; the memory above has those of eight images."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,12 @@ class About:
         if self.cost is None:
             yield "  CPU: not measured; GPU: not measured"
         else:
-            hours = self.cost.step_seconds * self.steps / 3600
+            cost, hours = self.cost, self.cost.step_seconds * self.steps / 3600
+            first = "" if cost.image_seconds is None else f", after {cost.image_seconds:.2g} s per image for its tokens"
+            more = "" if cost.image_mb is None else f", and {cost.image_mb:.2g} MB per image"
             yield (
-                f"  CPU: {self.cost.step_seconds:.2g} s per step on one core, {spell_hours(hours)} for {self.steps:,} "
-                f"steps; {self.cost.peak_gb:.1f} GB of memory; GPU: not measured"
+                f"  CPU: {cost.step_seconds:.2g} s per step on one core, {spell_hours(hours)} for {self.steps:,} steps"
+                f"{first}; {cost.peak_gb:.1f} GB of memory{more}; GPU: not measured"
             )
 
 
