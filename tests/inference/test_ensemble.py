@@ -111,8 +111,8 @@ def test_it_survives_pickling_and_shares_its_models(three: list[ms.Segmenter]) -
     assert ms.Predictor(ensemble, **WHOLE).model is ensemble
     assert ensemble.members == tuple(models)
     again = pickle.loads(pickle.dumps(ensemble))
-    labels = [ms.Predictor(one, **WHOLE)(image).labels for one in (ensemble, again)]
-    assert np.array_equal(*labels)
+    labels, loaded = (ms.Predictor(one, **WHOLE)(image).labels for one in (ensemble, again))
+    assert np.array_equal(labels, loaded)
 
 
 def test_models_that_do_not_fit_together_are_refused(tiny_model: Make) -> None:

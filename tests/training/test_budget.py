@@ -65,7 +65,7 @@ def test_a_run_of_some_minutes_is_one_of_its_steps(
     tiny: TrainConfig, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "fit", lambda config, *_, **__: dataclasses.replace(config, minutes=None, steps=6))
-    tiny.optimizer.name = name  # type: ignore[assignment]
+    tiny.optimizer.name = name
     run = train(dataclasses.replace(tiny, minutes=0.01), quiet=True).path
     assert (stored(run)["steps"], stored(run)["minutes"]) == (6, None)
     again = train(parse_recipe(run / "config.yaml", ["--out", str(tmp_path / "again")]), quiet=True).path

@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
+from timm.optim import list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 import meanshifter as ms
 from meanshifter.training.config import OptimizerConfig
-from meanshifter.training.optimizer import WeightAverage, create_optimizer, learning_rate, set_learning_rate
+from meanshifter.training.optimizer import (
+    WeightAverage,
+    check_optimizer,
+    create_optimizer,
+    forget_steps,
+    learning_rate,
+    set_learning_rate,
+)
+from meanshifter.training.state import Progress, TrainState
 
 LR, HEAD_LR, DECAY, STEPS = 0.02, 0.05, 0.3, 7
 
@@ -66,7 +77,7 @@ def test_every_parameter_follows_its_formula(
     preset: str, head_lr: float | None, name: str, formula: Callable[..., Callable[..., np.ndarray]], schedule: str
 ) -> None:
     config = OptimizerConfig(
-        name=name,  # type: ignore[arg-type]
+        name=name,
         lr=LR,
         head_lr=head_lr,
         momentum=0.8,
@@ -160,3 +171,90 @@ def test_the_running_average_is_its_sum_written_out(decay: float) -> None:
     if decay == 0:
         for own, theirs in zip(average.parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)
+
+
+UNAVAILABLE = ("bnb", "fused", "kron", "adahessian")
+"""Prefixes of optimizers that need CUDA packages, draws of their own, or second derivatives."""
+
+
+@pytest.mark.parametrize("name", [name for name in map(str, list_optimizers()) if not name.startswith(UNAVAILABLE)])
+def test_every_optimizer_of_timm_resumes_to_the_same_weights(name: str) -> None:
+    config = OptimizerConfig(name=name, lr=1e-2, weight_decay=0.05, layer_decay=0.5)
+    check_optimizer(config)
+
+    def begin() -> TrainState:
+        torch.manual_seed(0)
+        args = {"depth": 1, "embed_dim": 8, "num_heads": 2}
+        model = ms.create_model("segmenter-ti16", num_classes=3, image_size=32, encoder_args=args).train()
+        return TrainState(model, create_optimizer(model, config), None, Progress())
+
+    def take(state: TrainState, steps: range) -> list[torch.Tensor]:
+        for step in steps:
+            torch.manual_seed(step)
+            for parameter in state.model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            state.optimizer.step()
+        return [parameter.detach().clone() for parameter in state.model.parameters()]
+
+    whole, resumed = begin(), begin()
+    start = [parameter.detach().clone() for parameter in whole.model.parameters()]
+    halfway = take(whole, range(2))
+    stored = {key: value.detach().clone().contiguous() for key, value in whole.tensors().items()}
+    resumed.load(load(save(stored)))
+    assert all(map(torch.equal, take(whole, range(2, 4)), take(resumed, range(2, 4))))
+    assert any(not torch.equal(old, new) for old, new in zip(start, halfway, strict=True))
+
+    with torch.no_grad():
+        for parameter, value in zip(resumed.model.parameters(), start, strict=True):
+            parameter.copy_(value)
+    forget_steps(resumed.optimizer)
+    assert all(map(torch.equal, take(resumed, range(2)), halfway)), "undone steps leave no trace"
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "named"),
+    [
+        ("adamm", {}, r"optimizer\.name: 'adamm' .*did you mean 'adam\w*'"),
+        ("lookahead_adamw", {}, r"optimizer\.name: 'lookahead_adamw'"),
+        ("adahessian", {}, r"optimizer\.name: 'adahessian' needs second derivatives"),
+        ("kron", {}, r"optimizer\.name: 'kron' draws from a random generator"),
+        ("adamw", {"lr": 1}, r"optimizer\.args\.lr: 1 conflicts with optimizer\.lr"),
+        ("adamw", {"betas": (0.9, 0.99)}, r"optimizer\.args\.betas: .*optimizer\.betas"),
+        ("lion", {"beta": (0.9, 0.99)}, r"optimizer\.args\.beta: not an argument of lion; did you mean 'betas'"),
+        ("lion", {"betas": [0.9, 1.5]}, r"optimizer\.args: lion rejects betas \[0.9, 1.5\]: "),
+        ("sgd", {"nesterof": True}, r"optimizer\.args\.nesterof: .*did you mean 'nesterov'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+def test_a_wrong_optimizer_or_argument_is_named(name: str, args: dict[str, Any], named: str) -> None:
+    with pytest.raises(ms.InputError, match=named):
+        check_optimizer(OptimizerConfig(name=name, args=args))
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    model = toy("segmenter-ti16")
+    sgd = create_optimizer(model, OptimizerConfig(args={"nesterov": True}))
+    assert (type(sgd), sgd.defaults["nesterov"], sgd.defaults["momentum"]) == (torch.optim.SGD, True, 0.9)
+    lion = create_optimizer(model, OptimizerConfig(name="lion", args={"betas": [0.8, 0.95]}))
+    assert lion.defaults["betas"] == (0.8, 0.95)
+    own = create_optimizer(model, OptimizerConfig(name="lion"))
+    assert own.defaults["betas"] == (0.9, 0.99), "timm's, not those of AdamW"
+
+
+def test_layer_decay_scales_the_whole_schedule() -> None:
+    """A layer whose rate is below min_lr is not pulled up to it."""
+    config = OptimizerConfig(lr=1e-3, min_lr=1e-4, layer_decay=0.1)
+    optimizer = create_optimizer(toy("segmenter-ti16"), config)
+    for step in range(STEPS):
+        expected = rate(step, 1e-3, config)
+        assert set_learning_rate(optimizer, config, step, STEPS) == pytest.approx(expected)
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(expected * group.get("lr_scale", 1.0))
+    assert {round(group.get("lr_scale", 1.0), 9) for group in optimizer.param_groups} == {0.01, 0.1, 1.0}
+
+
+def test_an_encoder_without_layers_that_timm_knows_is_refused() -> None:
+    model = toy("segmenter-ti16")
+    model.encoder.vit = nn.Linear(2, 2)
+    with pytest.raises(ms.InputError, match=r"optimizer\.layer_decay: 0.5, .*Linear.*group_matcher"):
+        create_optimizer(model, OptimizerConfig(layer_decay=0.5))

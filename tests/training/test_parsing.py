@@ -61,7 +61,7 @@ def test_a_folder_of_data_is_a_recipe(tmp_path: Path) -> None:
         ("camvid_ti16", ["--optimzer.lr", "1"], "unknown field 'optimzer.lr', did you mean 'optimizer.lr'"),
         ("camvid_ti16", ["--model.mean_shift.layer", "1"], "did you mean 'model.mean_shift.layers'"),
         ("camvid_ti16", ["--optimizer.lr", "fast"], r"optimizer\.lr: 'fast' is not a number"),
-        ("camvid_ti16", ["--optimizer.name", "adam"], r"optimizer\.name: 'adam' is not one of sgd, adamw"),
+        ("camvid_ti16", ["--precision", "int8"], "precision: 'int8' is not one of auto, fp32, bf16, fp16"),
         ("camvid_ti16", ["--minutes", "soon"], "minutes: 'soon' is not a number or null"),
         ("camvid_ti16", ["--model.mean_shift.channels", "x"], r"mean_shift\.channels: 'x' is not an integer or null"),
         ("camvid_ti16", ["--model.mean_shift", "5"], r"model\.mean_shift: '5' is not a mapping"),

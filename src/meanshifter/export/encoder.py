@@ -37,7 +37,7 @@ class SizedEncoder(Encoder):
     def __init__(self, encoder: Encoder) -> None:
         nn.Module.__init__(self)
         self.vit, self.patch_size, self.width = encoder.vit, encoder.patch_size, encoder.width
-        self.positions, self.family = encoder.positions, encoder.family
+        self.positions, self.family, self.frozen = encoder.positions, encoder.family, encoder.frozen
         if isinstance(self.vit, sam.VisionTransformerSAM):
             self.vit.blocks = nn.Sequential(*map(_SamBlock, self.vit.blocks.children()))
 

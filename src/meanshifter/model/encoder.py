@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
@@ -89,6 +90,7 @@ class Encoder(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        self.frozen = False
         self.positions = positions
         self.family: Family | None = None
         self.vit: Any
@@ -112,6 +114,15 @@ class Encoder(nn.Module):
         center_patches(self.vit.patch_embed)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.width = int(self.vit.num_features)
+
+    def freeze(self) -> None:
+        """Stop training the encoder: without gradients, and in evaluation mode whatever `train` is called with."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the mode, as of any module, unless the encoder is frozen."""
+        return super().train(mode and not self.frozen)
 
     @property
     def heads(self) -> int:
@@ -145,7 +156,9 @@ class Encoder(nn.Module):
             return own_tokens(self.vit, images, grid, self.width), grid
         if self.positions == "antialias":
             return self.family.tokens(self.vit, images), grid
-        tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self._embed(images))))
+        x = self.vit.norm_pre(self._embed(images))
+        recomputed = self.vit.grad_checkpointing
+        tokens = self.vit.norm(checkpoint_seq(self.vit.blocks, x) if recomputed else self.vit.blocks(x))
         return tokens[:, self.vit.num_prefix_tokens :], grid
 
     def _embed(self, images: Tensor) -> Tensor:

@@ -212,10 +212,27 @@ class Segmenter(nn.Module):
             fine = self.pixel_shift.readouts(padded, tokens, grid, self.decoder(tokens, grid), wanted)
             logits = {n: z[..., :h, :w] for n, z in fine.items()}
         else:
-            start = self.mean_shift_input(tokens)
-            readouts = {0: start} if self.mean_shift is None else self.mean_shift.readouts(start, wanted, grid)
-            logits = {n: self._decode(z, grid) for n, z in readouts.items()}
+            logits = self._decoded(tokens, grid, wanted)
         return [logits[steps] for steps in wanted]
+
+    def decode(
+        self, tokens: Float[Tensor, "B N D"], grid: Grid, mean_shift_layers: int | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """Compute patch logits from the tokens and grid of `encode`.
+
+        Raises:
+            InputError: the model has mean shift from pixels, which needs the images.
+        """
+        if self.pixel_shift is not None:
+            raise InputError("pixel_shift: reads the images as well as the tokens; call the model on images instead")
+        steps = self.steps(mean_shift_layers)
+        return self._decoded(tokens, grid, [steps])[steps]
+
+    def _decoded(self, tokens: Tensor, grid: Grid, wanted: list[int]) -> dict[int, Tensor]:
+        """Patch logits after each number of mean shift steps."""
+        start = self.mean_shift_input(tokens)
+        readouts = {0: start} if self.mean_shift is None else self.mean_shift.readouts(start, wanted, grid)
+        return {n: self._decode(z, grid) for n, z in readouts.items()}
 
     def mean_shift_input(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """Return the tokens that the mean shift block moves, given those of `encode`.

@@ -16,6 +16,7 @@ from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import count_images
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.display import WARM_UP
+from meanshifter.training.optimizer import forget_steps
 from meanshifter.training.parsing import read_run_config
 from meanshifter.training.setup import Setup
 from meanshifter.training.state import Progress
@@ -73,7 +74,7 @@ def plan(
     state.model.load_state_dict(before)
     if state.average is not None:
         state.average.average.load_state_dict(before)
-    state.optimizer.state.clear()  # not load_state_dict, which would leave Fabric's wrapper with the old groups
+    forget_steps(state.optimizer)
     state.progress = Progress()
 
     def decide() -> tuple[TrainConfig, float]:

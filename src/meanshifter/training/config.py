@@ -56,6 +56,9 @@ class DataConfig:
     """Megabytes of decoded training images to keep in memory, divided evenly among the workers; 0: no cache."""
     gpu_cache: bool = False
     """Keep all training images on the training device and crop and augment batches there, without workers."""
+    token_cache: Literal["memory", "disk"] | None = None
+    """Compute the tokens of a frozen encoder once per training image, and keep them in memory or in the run folder.
+    Needs optimizer.freeze and crops of whole images without random changes, except flips; null: compute them anew."""
 
     @property
     def layout(self) -> FolderLayout:
@@ -166,16 +169,24 @@ class LossConfig:
 class OptimizerConfig:
     """The optimizer and its learning rate schedule."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
+    name: str = "sgd"
+    """sgd with momentum, adamw, or any other optimizer of timm.optim.list_optimizers(), such as lion, muon or nesterov
+    (timm's own sgd)."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the optimizer, such as {betas: [0.9, 0.99]} for lion; those left out have timm's defaults."""
     lr: float = 1e-3
     """Initial learning rate."""
     head_lr: float | None = None
     """Learning rate of the mean shift block and the decoder; null: lr."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each encoder layer to the one below it, such as 0.75; null: one rate for all."""
+    freeze: Literal["encoder"] | None = None
+    """encoder: train the mean shift block and the decoder only, on the features of the encoder as it is; null: train
+    all."""
     momentum: float = 0.9
-    """Momentum (SGD)."""
+    """Momentum (sgd; others have it in args)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Betas (AdamW)."""
+    """Betas (adamw; others have them in args)."""
     weight_decay: float = 0.0
     """Weight decay of weight matrices; biases, norms and embeddings are never decayed."""
     clip_norm: float | None = None
@@ -188,6 +199,55 @@ class OptimizerConfig:
     """Final learning rate."""
     warmup: int = 0
     """Steps of linear learning rate warm-up."""
+
+    def violations(self) -> list[str]:
+        """Fields that contradict each other; names and arguments are timm's, and checked when a run is prepared."""
+        wrong = []
+        for name, owner in (("momentum", "sgd"), ("betas", "adamw")):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if self.name not in ("sgd", "adamw") and tuple_of(value) != tuple_of(default):
+                wrong.append(
+                    f"optimizer.{name}: {value} is for {owner}; with optimizer.name {self.name}, set "
+                    f"optimizer.args.{name}"
+                )
+        if self.freeze is not None and self.layer_decay is not None:
+            wrong.append(
+                f"optimizer.layer_decay: {self.layer_decay} needs an encoder that is trained, but optimizer.freeze is "
+                f"{self.freeze}; set one of them to null"
+            )
+        return wrong
+
+
+def tuple_of(value: Any) -> Any:
+    """A list as a tuple, so that the two compare equal."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation: the encoder's weights stay, and small matrices beside some of them are trained.
+
+    Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, section 4.1.
+    """
+
+    rank: int = 8
+    """Rank r of the update B·A of a weight matrix."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout of the input of A."""
+    targets: list[str] = field(default_factory=lambda: ["qkv", "proj"])
+    """Linear layers of the encoder to adapt, by the last part of timm's names: qkv, proj, fc1, fc2, …"""
+
+    def violations(self) -> list[str]:
+        """A message for every field outside its range."""
+        rules = [
+            ("rank", self.rank, 1 <= self.rank <= LARGEST, f"a number from 1 to {LARGEST}"),
+            ("alpha", self.alpha, 0 < self.alpha < inf, "a number above 0"),
+            ("dropout", self.dropout, 0 <= self.dropout < 1, "a number of at least 0 and below 1"),
+            ("targets", self.targets, len(self.targets) > 0, "a list of layer names, such as [qkv, proj]"),
+        ]
+        return [f"lora.{name}: {value} is not {rule}" for name, value, valid, rule in rules if not valid]
 
 
 @dataclass
@@ -229,6 +289,9 @@ class TrainConfig:
     """Loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the encoder's weights, such as {rank: 8, alpha: 16}; null: none. Needs the
+    package peft."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation."""
     out: str | None = None
@@ -248,6 +311,8 @@ class TrainConfig:
     """Precision of forward and backward passes; weights stay float32. auto: bf16 where the hardware supports it."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Compute the encoder's layers again in the backward pass, which takes less memory and about a third more time."""
     accelerator: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: int | None = None
@@ -277,15 +342,70 @@ class TrainConfig:
             if value is not None and most is not None and value > most and not {name, other} & bad.keys():
                 wrong.append(f"{name}: {value} is above {other} {most}; lower it")
         if self.data.gpu_cache and (host_only := self.augment.host_only):
-            fields = ", ".join(f"augment.{name}" for name in host_only)
-            wrong.append(f"data.gpu_cache: true has no implementation of {fields}; set it to false, or leave these out")
+            names = ", ".join(f"augment.{name}" for name in host_only)
+            wrong.append(f"data.gpu_cache: true has no implementation of {names}; set it to false, or leave these out")
         evaluation = self.evaluation
         if evaluation.patience is not None and evaluation.interval == 0:
             wrong.append(
                 f"evaluation.patience: {evaluation.patience}, but evaluation.interval is 0, which evaluates at the end "
                 "only; set an interval, or leave patience out"
             )
-        return [*wrong, *self.data.violations(self.evaluation), *self.augment.violations(), *self.model.violations()]
+        lora = [] if self.lora is None else self.lora.violations()
+        return [
+            *wrong,
+            *self.optimizer.violations(),
+            *lora,
+            *self._frozen_violations(),
+            *self._token_violations(),
+            *self.data.violations(self.evaluation),
+            *self.augment.violations(),
+            *self.model.violations(),
+        ]
+
+    def _frozen_violations(self) -> list[str]:
+        """Fields that contradict a frozen encoder."""
+        if self.optimizer.freeze is None:
+            return []
+        rules = [
+            ("lora", self.lora is not None, "trains the encoder through adapters", "null"),
+            ("gradient_checkpointing", self.gradient_checkpointing, "saves memory of the encoder's gradient", "false"),
+        ]
+        return [
+            f"{name}: {what}, but optimizer.freeze is {self.optimizer.freeze}; set {name} to {off}, or "
+            "optimizer.freeze to null"
+            for name, given, what, off in rules
+            if given
+        ]
+
+    def _token_violations(self) -> list[str]:
+        """Fields that make the tokens of an image differ from step to step, or contradict `data.token_cache`."""
+        kind, augment, usual = self.data.token_cache, self.augment, AugmentConfig()
+        if kind is None:
+            return []
+        low, high = augment.scale
+        handled = ("crop", "resize_base", "scale", "flip", "max_class_share", "photometric_distortion")
+        off_by_default = [item.name for item in fields(AugmentConfig) if item.name not in (*handled, *_PARAMETERS)]
+        rules: list[tuple[str, Any, bool, str]] = [
+            ("optimizer.freeze", self.optimizer.freeze, self.optimizer.freeze == "encoder", "encoder"),
+            ("augment.scale", augment.scale, low == high, f"[{high:g}, {high:g}]"),
+            (
+                *("augment.photometric_distortion", augment.photometric_distortion),
+                *(not augment.photometric_distortion, "false"),
+            ),
+            *(
+                (f"augment.{name}", value, tuple_of(value) == tuple_of(off), str(off))
+                for name in off_by_default
+                for value, off in [(getattr(augment, name), getattr(usual, name))]
+            ),
+            ("data.gpu_cache", self.data.gpu_cache, not self.data.gpu_cache, "false"),
+            ("data.cache", self.data.cache, self.data.cache == 0, "0"),
+            ("devices", self.num_processes, self.num_processes == 1, "1"),
+        ]
+        return [
+            f"{name}: {'null' if value is None else value} conflicts with data.token_cache {kind}; set it to {needed}"
+            for name, value, valid, needed in rules
+            if not valid
+        ]
 
     @property
     def num_processes(self) -> int:
@@ -303,6 +423,8 @@ class TrainConfig:
         return plain
 
 
+_PARAMETERS: Final = ("blur_sigma", "noise_std", "jpeg_quality", "erasing_area")
+"""Fields of `augment` that matter only where another one is on."""
 _Rule = tuple[Callable[[Any], bool], str]
 _COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, f"a number from 1 to {LARGEST}")
 _FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, f"a number from 0 to {LARGEST}")
@@ -320,6 +442,7 @@ _RULES: Final[dict[str, _Rule]] = {
     "optimizer.lr": (lambda value: 0 < value < inf, "a number above 0"),
     "optimizer.head_lr": (lambda value: value is None or 0 <= value < inf, "null or a number of at least 0"),
     "optimizer.min_lr": (lambda value: 0 <= value < inf, "a number of at least 0"),
+    "optimizer.layer_decay": (lambda value: value is None or 0 < value <= 1, "null or a number above 0 and up to 1"),
     "optimizer.momentum": _BELOW_ONE,
     "optimizer.betas": (lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers of at least 0 and below 1"),
     "optimizer.weight_decay": _NOT_NEGATIVE,

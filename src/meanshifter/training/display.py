@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from meanshifter.errors import InputError, RunError
 from meanshifter.evaluation.evaluate import count_images
 from meanshifter.evaluation.result import Result
+from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.setup import Setup
 from meanshifter.training.state import RunFolder, TrainState
@@ -270,7 +271,7 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
     names = ", ".join(labels.names[:NAMES]) + (", …" if labels.num_classes > NAMES else "")
     scored = count_images(setup.val_set, config.evaluation.limit)
     model = config.model.preset if config.model.init_from is None else config.model.init_from
-    parameters = sum(parameter.numel() for parameter in trained.parameters())
+    parameters = _spelled_parameters(config, trained)
     devices = f"{processes.count} × " if processes.count > 1 else ""
     height, width = config.augment.crop
     every = config.evaluation.interval
@@ -283,9 +284,18 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
     return [
         f"data: {place} · {len(setup.feed.stream.dataset):,} training images, {scored:,} validation images · "
         f"{labels.num_classes} classes ({names}), {setup.label_origin}",
-        f"model: {model} · {parameters:,} parameters · {devices}{trained.device.type}, {config.precision}",
+        f"model: {model} · {parameters} · {devices}{trained.device.type}, {config.precision}",
         f"training: {steps} of {config.crops_per_step} crops of {height}×{width}{evaluated}",
+        *([] if setup.feed.tokens is None else [setup.feed.tokens.describe()]),
     ]
+
+
+def _spelled_parameters(config: TrainConfig, model: Segmenter) -> str:
+    """Number of parameters, and how many of them are trained if not all are."""
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    how = "frozen encoder" if config.lora is None else f"adapters of rank {config.lora.rank} in the encoder"
+    return f"{whole:,} parameters" + ("" if trained == whole else f", {trained:,} of them trained ({how})")
 
 
 def advice(config: TrainConfig, device: torch.device, seconds: float | None) -> str | None:

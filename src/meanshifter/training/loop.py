@@ -124,6 +124,7 @@ def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str
     with Log(run, state, processes) as log, Interrupt(is_main=processes.is_main) as interrupt, display:
         for line in (*summary(config, setup), *notes):
             display.say(one_line(line))
+        _fill_tokens(setup, log, interrupt, display)
         config, seconds = _planned(config, setup, log, interrupt, display)
         display.begin(config.steps, state.progress.step, evaluate_every=config.evaluation.interval, evaluation=seconds)
 
@@ -223,6 +224,14 @@ def _saved_while_waiting(config: TrainConfig, run: RunFolder, learner: Learner, 
     except Stopped:
         run.save_last(learner.state, learner.processes)
         raise
+
+
+def _fill_tokens(setup: Setup, log: Log, interrupt: Interrupt, display: Display) -> None:
+    """Compute the tokens of all training images if they are cached; files of an interrupted run are kept."""
+    if setup.feed.tokens is not None:
+        with interrupt.immediately(f"stopped while computing tokens; {RESUME_HINT}"):
+            setup.feed.tokens.fill(display.bar.update)
+        log.meter.restart()
 
 
 def _planned(

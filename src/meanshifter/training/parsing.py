@@ -21,7 +21,7 @@ from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShiftConfig
 from meanshifter.model.migration import FORMER, migrate_recipe
 from meanshifter.model.presets import SHIFTS
-from meanshifter.training.config import TrainConfig, of_model
+from meanshifter.training.config import LoraConfig, TrainConfig, of_model
 from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text
 
 SIZE: Final = "size"
@@ -31,6 +31,7 @@ SIZE_HELP: Final = (
     "that the recipe sets to null stay null, and each field can be overridden; config.yaml records the result."
 )
 BLOCKS: Final = {"mean_shift": MeanShiftConfig, "pixel_shift": PixelShiftConfig}
+"""Optional sections of `model`."""
 KINDS: Final = {
     "int": "an integer",
     "float": "a number",
@@ -40,12 +41,13 @@ KINDS: Final = {
     "dict": "a mapping",
     "list": "a list",
     "NoneType": "null",
+    "LoraConfig": "a mapping of its fields",
     "MeanShiftConfig": "a mapping of its fields",
     "PixelShiftConfig": "a mapping of its fields",
 }
 """Types of fields, as messages name them."""
-ENCODER_ARGS: Final = "model.encoder_args"
-"""The field whose keys are not checked."""
+FREE_FORM: Final = ("model.encoder_args", "optimizer.args")
+"""Fields whose keys are not checked here."""
 
 
 def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any], type]]:
@@ -309,15 +311,23 @@ def _merge_blocks(values: dict[str, Any], given: list[str]) -> tuple[dict[str, A
     family = str(model.get("preset") if asked is None else asked).rpartition("-")[0].removesuffix("-mask")
     for name in BLOCKS:
         words, given = _take_block(given, f"model.{name}")
-        block = model.get(name)
-        for field, text in words:
-            value = parse_yaml(text, f"--model.{name}")
-            block = value if field is None else {**(block if isinstance(block, Mapping) else {}), field: value}
+        block = _overridden(model.get(name), words, f"--model.{name}")
         if words:
             model[name] = block
         if name == "mean_shift" and isinstance(block, Mapping) and family in SHIFTS:
             model[name] = {**dataclasses.asdict(SHIFTS[family]), **block}
+    words, given = _take_block(given, "lora")
+    lora = _overridden(values.get("lora"), words, "--lora")
+    values = {**values, "lora": lora} if words else values
     return {**values, "model": model} if model else values, given
+
+
+def _overridden(block: Any, words: Sequence[tuple[str | None, str]], source: str) -> Any:
+    """A block with the values of the command line: complete blocks (None), or fields, which are added."""
+    for field, text in words:
+        value = parse_yaml(text, source)
+        block = value if field is None else {**(block if isinstance(block, Mapping) else {}), field: value}
+    return block
 
 
 def _take_block(given: list[str], name: str) -> tuple[list[tuple[str | None, str]], list[str]]:
@@ -378,17 +388,25 @@ def _kinds(stated: str) -> str:
 def _with_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parse the values of blocks on their own, since jsonargparse names no field within an optional dataclass."""
     found = dict(values)
+    if "lora" in found:
+        found["lora"] = _parsed_block("lora", found["lora"], LoraConfig)
     if not isinstance(found.get("model"), Mapping):
         return found
     found["model"] = dict(found["model"])
     for name, block in BLOCKS.items():
-        given = found["model"].get(name)
-        if isinstance(given, Mapping):
-            try:
-                found["model"][name] = _parser(block).parse_object(dict(given), defaults=True).as_dict()
-            except (ArgumentError, TypeError, ValueError) as error:
-                raise ValueError(f"model.{name}.{_of_parser(error)}") from error
+        if name in found["model"]:
+            found["model"][name] = _parsed_block(f"model.{name}", found["model"][name], block)
     return found
+
+
+def _parsed_block(name: str, given: Any, block: type) -> Any:
+    """The values of a block, with defaults; what is no mapping is returned as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return _parser(block).parse_object(dict(given), defaults=True).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}.{_of_parser(error)}") from error
 
 
 def _drop_wrong_blocks(model: Namespace) -> list[str]:
@@ -424,7 +442,7 @@ def _packaged(name: str) -> str:
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != ENCODER_ARGS:
+        if isinstance(value, Mapping) and name not in FREE_FORM:
             yield from _leaves(value, f"{name}.")
         else:
             yield name
@@ -432,7 +450,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _refuse_unknown(names: Iterator[str], source: str) -> None:
     known = {SIZE, *field_names(TrainConfig)}
-    wrong = [name for name in names if name not in known and not name.startswith(f"{ENCODER_ARGS}.")]
+    free = tuple(f"{field}." for field in FREE_FORM)
+    wrong = [name for name in names if name not in known and not name.startswith(free)]
     if wrong:
         hints = [f"unknown field {name!r}{nearest(name)}" for name in wrong]
         raise InputError(f"{source}: {'; '.join(hints)}")

@@ -26,10 +26,12 @@ from meanshifter.evaluation.evaluate import is_unnamed
 from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
 from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
+from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
 from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
-from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, create_optimizer
+from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
+from meanshifter.training.token_cache import TokenCache, check_tokens
 from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -56,8 +58,10 @@ class Learner:
 class Feed:
     """The batches of this process, starting at any step."""
 
-    def __init__(self, stream: SampleStream, device: torch.device, share: Share) -> None:
-        self.stream, self._device, self._share = stream, device, share
+    def __init__(
+        self, stream: SampleStream, device: torch.device, share: Share, tokens: TokenCache | None = None
+    ) -> None:
+        self.stream, self._device, self._share, self.tokens = stream, device, share, tokens
         self._batches: Iterator[Batch] = iter(())
 
     def begin(self, config: TrainConfig, step: int) -> None:
@@ -65,7 +69,9 @@ class Feed:
         self.close()
         start, stop = step * config.accumulate, config.steps * config.accumulate
         span: dict[str, Any] = {"batch_size": config.batch_size, "start": start, "stop": stop, "share": self._share}
-        if config.data.gpu_cache:
+        if self.tokens is not None:
+            self._batches = self.tokens.batches(**span)
+        elif config.data.gpu_cache:
             self._batches = gpu_cached_batches(self.stream, self._device, **span)
         else:
             self._batches = batches(self.stream, workers=config.data.workers, **span)
@@ -93,8 +99,11 @@ class Setup(NamedTuple):
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with machine-dependent fields filled in."""
     config.check()
+    check_package(config)
+    check_optimizer(config.optimizer)
     devices, num_nodes = process_counts(config.devices, config.num_nodes)
     config = replace(config, devices=devices, num_nodes=num_nodes)
+    config.check()  # again: torchrun or SLURM may have started several processes
     device = _fabric(replace(config, precision="fp32")).device
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision: 'fp16' training is not supported on a CPU; use 'auto', 'bf16' or 'fp32'")
@@ -127,25 +136,30 @@ def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = No
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space, encoder)
+    choose_trained(model, config)
     processes = launch(fabric)
     look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    cached = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    decoded = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
     counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
     normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
-    stream = SampleStream(cached, config.augment, config.seed, pixels=counts, **normalization)
+    stream = SampleStream(decoded, config.augment, config.seed, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
     if config.ema is not None:
-        average = WeightAverage(copy.deepcopy(model).requires_grad_(False), config.ema)
-    tokens = math.prod(-(-side // model.patch_size) for side in config.augment.crop)
-    size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": tokens}
+        average = WeightAverage(sharing_frozen(model), config.ema)
+    grid = [-(-side // model.patch_size) for side in config.augment.crop]
+    size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": math.prod(grid)}
     pays = fused_attention_pays(fabric.device, config.precision, **size, layers=model.encoder.depth)
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model)
     weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
+    if (cached := config.data.token_cache) is not None:
+        check_tokens(cached, stream, model, run.path)
     processes.broadcast(lambda: run.claim(config, data, resume=resume))
     state = TrainState(model, optimizer, average, Progress())
     if resume:
@@ -158,9 +172,11 @@ def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = No
         run.forget_after(state.progress)
     else:
         state.progress.loss_sum = (0.0, state.progress.loss_sum[1])  # the main process has the sum over all processes
-    compiled = cast(nn.Module, torch.compile(model)) if config.compile else model
+    tokens = None if cached is None else TokenCache(stream, model, fabric, run.path if cached == "disk" else None)
+    trained = model if tokens is None else tokens.head
+    compiled = cast(nn.Module, torch.compile(trained)) if config.compile else trained
     network, wrapped = fabric.setup(compiled, optimizer)
-    feed = Feed(stream, fabric.device, (processes.rank, processes.count))
+    feed = Feed(stream, fabric.device, (processes.rank, processes.count), tokens)
     feed.begin(config, state.progress.step)
     class_weight = None if weight is None else fabric.to_device(weight)
     learner = Learner(fabric, processes, network, wrapped, state, drop_path, class_weight, config.batch_size)

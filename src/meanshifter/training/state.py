@@ -35,9 +35,10 @@ from meanshifter.model.config import FORMAT_VERSION
 from meanshifter.model.migration import migrate_tensors
 from meanshifter.model.saving import CONFIG, WEIGHTS, save_model, save_tensors
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.training.adapters import frozen_names, without_adapters
 from meanshifter.training.config import EvaluationConfig, TrainConfig
 from meanshifter.training.data import Batch
-from meanshifter.training.optimizer import WeightAverage
+from meanshifter.training.optimizer import WeightAverage, group_values
 from meanshifter.training.parsing import read_run_config
 from meanshifter.utils.distributed import Processes
 from meanshifter.utils.files import Lock, dump_json, parse_json, read_text, write_text
@@ -45,7 +46,7 @@ from meanshifter.utils.files import Lock, dump_json, parse_json, read_text, writ
 STATE = "training.safetensors"
 FREE = (
     *("out", "format_version", "data.root", "data.workers", "data.cache", "accelerator", "evaluation"),
-    *("log_every", "save_every", "devices", "num_nodes", "batch_size", "accumulate"),
+    *("log_every", "save_every", "devices", "num_nodes", "batch_size", "accumulate", "gradient_checkpointing"),
 )
 """Fields that may differ when a run is resumed: they do not change its weights, as long as a step has as many crops."""
 
@@ -86,33 +87,74 @@ class TrainState:
 
     @property
     def evaluated(self) -> Segmenter:
-        """The model that is evaluated and saved: the running average if there is one."""
-        return self.model if self.average is None else self.average.average
+        """The model that is evaluated and saved: the running average if there is one, with adapters merged."""
+        return without_adapters(self.model if self.average is None else self.average.average)
 
     def tensors(self) -> dict[str, Tensor]:
         """Raw weights, optimizer state and average as flat tensors."""
         packed = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        values: dict[str, Any] = {}
         for index, entry in self.optimizer.state_dict()["state"].items():
-            for name, value in entry.items():
-                if value is not None:
-                    packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+            _pack(f"optimizer.{index}", entry, packed, values)
+        for number, name, value in group_values(self.optimizer):
+            _pack(f"optimizer_groups.{number}.{name}", value, packed, values)
+        if values:
+            packed[VALUES] = torch.frombuffer(bytearray(json.dumps(values, sort_keys=True).encode()), dtype=torch.uint8)
         if self.average is not None:
-            packed |= {f"average.{name}": value for name, value in self.average.average.state_dict().items()}
+            averaged, shared = self.average.average.state_dict(), frozen_names(self.model)
+            packed |= {f"average.{name}": value for name, value in averaged.items() if name not in shared}
         return packed
 
     def load(self, packed: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`; raises torch's errors if they do not fit."""
         self.model.load_state_dict(_part_of(packed, "model."))
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part_of(packed, "optimizer.").items():
+        stored = json.loads(bytes(packed[VALUES].tolist())) if VALUES in packed else {}
+        found = {**packed, **stored}
+        entries: dict[int, dict[str, Any]] = {}
+        for key, value in _part_of(found, "optimizer.").items():
             index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
+            _unpack(name, value, entries.setdefault(int(index), {}))
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        for key, value in _part_of(found, "optimizer_groups.").items():
+            number, name = key.split(".", 1)
+            self.optimizer.param_groups[int(number)][name] = value
         if self.average is not None:
-            self.average.average.load_state_dict(_part_of(packed, "average."))
+            own, shared = self.average.average.state_dict(), frozen_names(self.model)
+            kept = {name: value for name, value in own.items() if name in shared}
+            self.average.average.load_state_dict({**kept, **_part_of(packed, "average.")})
 
 
-def _part_of(packed: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+VALUES: Final = "optimizer_values"
+"""Tensor with the JSON text of what an optimizer keeps that is no tensor, such as novograd's step; absent if nothing
+is, as for sgd and adamw."""
+
+
+def _pack(key: str, value: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Add an entry of an optimizer's state to the tensors or to the other values; None is left out."""
+    if isinstance(value, Tensor):
+        tensors[key] = value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            _pack(f"{key}.{name}", part, tensors, values)
+    elif isinstance(value, list) and any(isinstance(part, Tensor) for part in value):
+        _pack(key, {f"[{place}]": part for place, part in enumerate(value)}, tensors, values)
+    elif value is not None:
+        values[key] = value
+
+
+def _unpack(name: str, value: Any, entry: dict[str, Any]) -> None:
+    """Add what `_pack` made of a part of a parameter's state; tensors of a list are in order."""
+    name, bracket, place = name.partition(".[")
+    if not bracket:
+        entry[name] = value
+        return
+    parts = entry.setdefault(name, [])
+    index = int(place.removesuffix("]"))
+    parts.extend([None] * (index + 1 - len(parts)))
+    parts[index] = value
+
+
+def _part_of(packed: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in packed.items() if key.startswith(prefix)}
 
 
@@ -324,12 +366,16 @@ class RunFolder:
         return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def keep_batch(self, step: int, parts: Sequence[Batch], rank: int) -> Path:
-        """Save the crops of a loss or gradient that is not finite, in a file named after step and process."""
+        """Save the crops of a loss or gradient that is not finite, or their tokens if these are cached.
+
+        The file is named after step and process.
+        """
         name = f"step_{step}.safetensors" if rank == 0 else f"step_{step}_process_{rank}.safetensors"
         path = self.path / "nonfinite" / name
         images, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1))  # type: ignore[misc]
         names = [name for part in parts for name in part[2]]
-        save_tensors(path, {"images": images, "labels": labels}, {"names": json.dumps(names)})
+        content = "tokens" if images.ndim == 3 else "images"
+        save_tensors(path, {content: images, "labels": labels}, {"names": json.dumps(names)})
         return path
 
 
