@@ -19,9 +19,10 @@ from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.model.config import OWN_MODULE, ModelConfig
 from meanshifter.model.decoder import LinearDecoder, MaskTransformer
-from meanshifter.model.encoder import Encoder, Grid
+from meanshifter.model.encoder import Encoder
 from meanshifter.model.mean_shift import MeanShift, check_layers
 from meanshifter.model.pixel_shift import PixelShift
+from meanshifter.model.vits import Grid
 from meanshifter.ops import upsampled_cross_entropy
 from meanshifter.ops.losses import Reduction
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Generator, Iterator
@@ -118,7 +119,7 @@ def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
     """
     if config.model.init_from is not None:
         raise InputError("encoder: given with model.init_from, whose model has its own; leave one out")
-    own = {"encoder": name_of_module(encoder), "encoder_args": {}, "encoder_weights": None}
+    own: dict[str, Any] = {"encoder": name_of_module(encoder), "encoder_args": {}, "encoder_weights": None}
     return replace(config, model=replace(config.model, **own, average_corners=False, drop_path=0.0))
 
 
