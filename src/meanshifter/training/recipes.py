@@ -97,7 +97,7 @@ def list_recipes() -> list[str]:
     return [
         *(line for entry in entries for line in (*entry.lines(), "")),
         f"CPU: processor time, measured {_costs()['machine']}.",
-        "`python benchmarks/recipes.py` measures again. Initial weights were random, which take the same time and memory.",
+        "Initial weights were random, which take the same time and memory; `python benchmarks/recipes.py` measures it.",
     ]
 
 
