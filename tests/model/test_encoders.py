@@ -65,18 +65,19 @@ def tiny(name: str, preset: str = "segmenter-ti16", **settings: Any) -> ms.Segme
 def timms_tokens(name: str, vit: nn.Module, images: Tensor) -> Tensor:
     """Patch tokens of `forward_features` of timm's model, with its final norm at the tokens."""
     side, any_size = 4 * patch_of(name), not name.startswith(("beit", "samvit"))
-    size = {"dynamic_img_size": True} if any_size else {}
+    size: dict[str, Any] = {"dynamic_img_size": True} if any_size else {}
     theirs: Any = timm.create_model(name, img_size=side, num_classes=0, **size, **FAMILIES[name]).double().eval()
     if isinstance(getattr(theirs, "norm", None), nn.Identity):
         theirs.norm, theirs.fc_norm = theirs.fc_norm, nn.Identity()
     theirs.load_state_dict({k: v for k, v in vit.state_dict().items() if k in theirs.state_dict()}, strict=False)
     assert {k for k in theirs.state_dict() if not k.startswith("attn_pool.")} == {*vit.state_dict()}
     if isinstance(theirs, beit.Beit):
-        theirs.set_input_size(tuple(images.shape[-2:]))
-    features = theirs.forward_features(images)
+        theirs.set_input_size((images.shape[-2], images.shape[-1]))
+    features: Tensor = theirs.forward_features(images)
     if isinstance(theirs, vision_transformer_sam.VisionTransformerSAM):
         return features.flatten(2).mT
-    return features[:, theirs.num_prefix_tokens :]
+    tokens: Tensor = features[:, theirs.num_prefix_tokens :]
+    return tokens
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # in timm's own resampling of BEiT's tables
@@ -177,10 +178,8 @@ def test_the_factor_of_pixels_follows_the_patch(patch: int, factor: int | None, 
     assert model(torch.randn(1, 3, 3 * patch, 2 * patch)).shape == (1, 3, 3 * chosen, 2 * chosen)
     model.eval().save(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model"]["pixel_shift"]["factor"] == chosen
-    assert ms.load_model(tmp_path).predict(np.zeros((2 * patch + 3, 40, 3), np.uint8)).labels.shape == (
-        2 * patch + 3,
-        40,
-    )  # type: ignore[attr-defined]
+    again: Any = ms.load_model(tmp_path)
+    assert again.predict(np.zeros((2 * patch + 3, 40, 3), np.uint8)).labels.shape == (2 * patch + 3, 40)
 
 
 class Strided(nn.Module):

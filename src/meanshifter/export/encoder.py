@@ -166,7 +166,7 @@ def _between(table: Tensor, size: int) -> Tensor:
     return resampled[place[:, None] - place + size - 1]
 
 
-def rotations(rope: nn.Module, grid: Grid) -> Tensor:
+def rotations(rope: Any, grid: Grid) -> Tensor:
     """Sines and cosines (N, 2d) of timm's rotary embeddings; (depth, n, N, 2d) of learned frequencies.
 
     Raises:
@@ -183,15 +183,17 @@ def rotations(rope: nn.Module, grid: Grid) -> Tensor:
         sizes = torch.stack(
             [torch.scalar_tensor(side, dtype=torch.float32) for side in _ordered(grid, rope.grid_indexing)]
         )
-        angles = 2 * math.pi * (2 * places / sizes - 1)[:, :, None] / rope.periods
+        periods: Any = rope.periods
+        angles = 2 * math.pi * (2 * places / sizes - 1)[:, :, None] / periods
         return _sines(angles.flatten(1), half=rope.rotate_half)
     if isinstance(rope, rotary.RotaryEmbeddingCat) and rope.grid_type == "index":
         places = _coordinates(grid, rope.grid_indexing) + rope.grid_offset
         if rope.ref_feat_shape is not None:
-            sizes, wanted = _ordered(grid, rope.grid_indexing), _ordered(rope.ref_feat_shape, rope.grid_indexing)
-            ratio = [r / torch.scalar_tensor(size, dtype=torch.float32) for size, r in zip(sizes, wanted, strict=True)]
+            own, wanted = (_ordered(pair, rope.grid_indexing) for pair in (grid, rope.ref_feat_shape))
+            ratio = [r / torch.scalar_tensor(size, dtype=torch.float32) for size, r in zip(own, wanted, strict=True)]
             places = places * torch.stack(ratio)
-        return _sines((places[:, :, None] * rope.bands).flatten(1), half=rope.rotate_half)
+        bands: Any = rope.bands
+        return _sines((places[:, :, None] * bands).flatten(1), half=rope.rotate_half)
     raise InputError(
         f"export: rotary embeddings of type {type(rope).__name__} as this encoder has them are not supported"
     )

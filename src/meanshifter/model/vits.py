@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
+from timm.layers.pos_embed import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
 from timm.models import beit, eva, is_model_in_modules, vision_transformer, vision_transformer_sam
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -70,7 +70,8 @@ def sequence_tokens(vit: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor,
 
 def sam_tokens(vit: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
     """Tokens of SAM's ViT after its neck, two convolutions with norms that end the encoder of Segment Anything."""
-    return rearrange(vit.forward_features(images), "b d h w -> b (h w) d")
+    features: Tensor = vit.forward_features(images)
+    return rearrange(features, "b d h w -> b (h w) d")
 
 
 def beit_tokens(vit: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
@@ -133,7 +134,8 @@ class GridAttention(beit.Attention):
             scores = q * self.scale @ k.mT
             scores = scores if shared_rel_pos_bias is None else scores + shared_rel_pos_bias
             mixed = self.attn_drop(scores.softmax(-1)) @ v
-        return self.proj_drop(self.proj(joined_heads(mixed)))
+        out: Tensor = self.proj_drop(self.proj(joined_heads(mixed)))
+        return out
 
 
 def joined_heads(x: Float[Tensor, "B n M d"]) -> Float[Tensor, "B M D"]:
@@ -191,7 +193,8 @@ def geometric_matrix(n_in: int, n_out: int) -> Float[Tensor, "out in"]:
 
 
 def _convert_vit(state: State, vit: Any) -> State:
-    return dict(vision_transformer.checkpoint_filter_fn(state, vit))
+    convert: Any = vision_transformer.checkpoint_filter_fn
+    return dict(convert(state, vit))
 
 
 def _convert_eva(state: State, vit: Any) -> State:
@@ -214,7 +217,8 @@ def _convert_eva(state: State, vit: Any) -> State:
 
 def _convert_sam(state: State, vit: Any) -> State:
     """Convert with timm, and resample positions as its forward pass does for another grid."""
-    state = dict(vision_transformer_sam.checkpoint_filter_fn(state, vit))
+    convert: Any = vision_transformer_sam.checkpoint_filter_fn
+    state = dict(convert(state, vit))
     own = vit.state_dict()
     for name in own.keys() & state.keys():
         if name == "pos_embed" and state[name].ndim == 4:
@@ -349,7 +353,7 @@ def _check_arguments(arguments: Mapping[str, Any], family: Family) -> None:
         )
 
 
-def _resize_beit(vit: beit.Beit, image_size: Grid) -> None:
+def _resize_beit(vit: Any, image_size: Grid) -> None:
     """Replace what depends on the grid, without timm's indices of N × N relative positions."""
     vit.patch_embed.set_input_size(image_size)
     grid = vit.patch_embed.grid_size

@@ -135,11 +135,12 @@ class ModelRecipe:
     drop_path: float = 0.1
     """Stochastic depth rate of the encoder."""
     encoder: str | None = None
-    """Plain timm ViT that replaces the preset's encoder."""
+    """Plain ViT of timm that replaces the preset's encoder, such as vit_small_patch16_dinov3."""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """Extra arguments for timm.create_model, such as {depth: 4, embed_dim: 96}."""
     encoder_weights: str | None = None
-    """.safetensors or .pth file with timm's names, "timm" to download the weights of encoder's tag, or null."""
+    """.safetensors or .pth file with names of timm, transformers or MMSegmentation, "timm" to download the weights of
+    encoder's tag, or null."""
     average_corners: bool = False
     """Set the position embeddings of corner patches in encoder_weights to the mean of their neighbors'. Without it, new
     heads trained for a few hundred steps mislabel the corners of images."""

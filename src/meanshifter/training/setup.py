@@ -119,8 +119,8 @@ def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
     """
     if config.model.init_from is not None:
         raise InputError("encoder: given with model.init_from, whose model has its own; leave one out")
-    own: dict[str, Any] = {"encoder": name_of_module(encoder), "encoder_args": {}, "encoder_weights": None}
-    return replace(config, model=replace(config.model, **own, average_corners=False, drop_path=0.0))
+    own: dict[str, Any] = {"encoder_args": {}, "encoder_weights": None, "average_corners": False, "drop_path": 0.0}
+    return replace(config, model=replace(config.model, encoder=name_of_module(encoder), **own))
 
 
 def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = None) -> Setup:
