@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +60,10 @@ def main() -> None:
 def write_cost(name: str, cost: dict[str, object]) -> None:
     """Replace the row of a recipe in the table."""
     rows = json.loads(FILE.read_text("utf-8"))["recipes"] if FILE.exists() else {}
-    machine = f"{environment.describe()}, {date.today():%Y-%m-%d}"
-    write_text(FILE, dump_json({"machine": machine, "recipes": dict(sorted({**rows, name: cost}.items()))}, indent=1))
+    write_text(
+        FILE,
+        dump_json({"machine": environment.describe(), "recipes": dict(sorted({**rows, name: cost}.items()))}, indent=1),
+    )
 
 
 def in_process(name: str, steps: int) -> dict[str, object]:

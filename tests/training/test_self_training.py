@@ -216,7 +216,12 @@ def test_the_preview_shows_the_samples_of_the_mixed_stream(
 ) -> None:
     config, shown = configured(data, tmp_path / "run", extra_share=0.75), list[str]()
     draw_pair = preview._pair
-    monkeypatch.setattr(preview, "_pair", lambda *args: (shown.append(args[1]), draw_pair(*args))[1])
+
+    def pair(position: int, name: str, *rest: Any) -> Any:
+        shown.append(name)
+        return draw_pair(position, name, *rest)
+
+    monkeypatch.setattr(preview, "_pair", pair)
     assert preview.preview(config, tmp_path / "sheet.png", 8).is_file()
     setup = prepare(config, resume=False)
     setup.run.release()

@@ -74,7 +74,8 @@ class About:
 def spell_hours(hours: float) -> str:
     """A duration in the largest fitting unit, such as "20 minutes" or "3.1 hours"."""
     if hours < 1:
-        return f"{max(round(60 * hours), 1)} minutes"
+        minutes = max(round(60 * hours), 1)
+        return "1 minute" if minutes == 1 else f"{minutes} minutes"
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 
@@ -86,7 +87,8 @@ def recipe_names() -> list[str]:
 
 def recipe_text(name: str) -> str:
     """The YAML of a built-in recipe."""
-    return (_folder() / f"{ALIASES.get(name, name)}.yaml").read_text("utf-8")
+    text: str = (_folder() / f"{ALIASES.get(name, name)}.yaml").read_text("utf-8")
+    return text
 
 
 def list_recipes() -> list[str]:
@@ -94,8 +96,8 @@ def list_recipes() -> list[str]:
     entries = (about(name) for name in recipe_names() if name not in ALIASES)
     return [
         *(line for entry in entries for line in (*entry.lines(), "")),
-        f"CPU: processor time on {_costs()['machine']}; `python benchmarks/recipes.py` measures it again. The initial",
-        "weights were random, which takes the same time and memory.",
+        f"CPU: processor time, measured {_costs()['machine']}.",
+        "Initial weights were random, which take the same time and memory; `python benchmarks/recipes.py` measures it.",
     ]
 
 
