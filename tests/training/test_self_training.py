@@ -27,7 +27,7 @@ from meanshifter.data.extra import Concatenated
 from meanshifter.data.predictions import RECORD
 from meanshifter.errors import InputError
 from meanshifter.training import loop
-from meanshifter.training.config import DataConfig, TrainConfig
+from meanshifter.training.config import DataConfig, LossConfig, TrainConfig
 from meanshifter.training.data import Mix, SampleStream, batches, class_weights, gpu_cached_batches, positions
 from meanshifter.training.folds import cross_validate
 from meanshifter.training.loop import train
@@ -206,7 +206,7 @@ def test_self_training_is_two_more_commands(data: Path, pseudo: Path) -> None:
     assert ignored.mean() == pytest.approx(0.5, abs=0.01)
     weight = setup.learner.class_weight
     assert weight is not None
-    expected = class_weights(Folder(data / "DIR", "train"), 0.5)
+    expected = class_weights(Folder(data / "DIR", "train"), LossConfig(class_weight_power=0.5))
     assert expected is not None
     torch.testing.assert_close(weight.cpu(), expected)  # of the labels of the training data alone
 
