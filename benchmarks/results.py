@@ -3,8 +3,9 @@
 python benchmarks/results.py FOLDER [--page docs/results.md] [--name NAME]
 
 What stands in the page between `<!-- study: NAME PART -->` and `<!-- end -->` is replaced. PART is `made` (the command,
-the machine, the day and the protocol), `table 1` (with the trained number of steps), `table 2` (over L'_ms) or `table`
-(table.md); a split behind it, as in `table 1 val`, takes that split alone. NAME is the study's, or what `--name` says.
+the machine, the day and the protocol), `table 1` (with the trained number of steps), `table 2` (over L'_ms), `table`
+(table.md) or `cost` (cost.md); a split behind it, as in `table 1 val`, takes that split alone. NAME is the study's, or
+what `--name` says.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from meanshifter.utils.files import write_text
 
 PART = re.compile(
-    r"(<!-- study: (?P<name>[^\n>]+?) (?P<part>made|table(?: [12])?)(?: (?P<split>\S+))? -->\n).*?(<!-- end -->)", re.S
+    r"(<!-- study: (?P<name>[^\n>]+?) (?P<part>made|cost|table(?: [12])?)(?: (?P<split>\S+))? -->\n).*?(<!-- end -->)",
+    re.S,
 )
-FILES = {"table": "table.md", "table 1": "table_1.md", "table 2": "table_2.md"}
+FILES = {"table": "table.md", "table 1": "table_1.md", "table 2": "table_2.md", "cost": "cost.md"}
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from meanshifter.data.reading import MAX_PIXELS, mask_values, read_image, read_m
 from meanshifter.data.rows import large_file
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.config import OptimizerConfig
-from meanshifter.training.parsing import parse_recipe, recipe_names
+from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.recipes import ALIASES, recipe_names
 from meanshifter.training.state import STATE, RunFolder
 from meanshifter.utils.distributed import Processes
 
@@ -156,7 +157,7 @@ def texts(store: Path, model: Path) -> list[Subject]:
     from importlib import resources
 
     recipes = resources.files("meanshifter") / "recipes"
-    whole = [(recipes / f"{name}.yaml").read_bytes() for name in recipe_names()]
+    whole = [(recipes / f"{name}.yaml").read_bytes() for name in recipe_names() if name not in ALIASES]
     labels = {**SPACE.to_dict(), "palette": [[0, 0, 0], [255, 0, 0], [0, 0, 255]]}
     frame = store / "pair_whole"
     shutil.copytree(store / "pair", frame)

@@ -33,8 +33,9 @@ from meanshifter.data import Shapes
 from meanshifter.export import export as exporting
 from meanshifter.export import onnx_format, runtime, torch_format
 from meanshifter.export import program as label_graph
+from meanshifter.export.encoder import resample_grid
 from meanshifter.export.export import agreement, export
-from meanshifter.export.program import PatchLogits, resample_grid
+from meanshifter.export.program import PatchLogits
 from meanshifter.export.program import exported as trace
 from meanshifter.export.torch_format import EXPORTER
 from meanshifter.inference.protocol import PatchModel
@@ -235,6 +236,33 @@ def test_positions_are_not_resampled_for_equal_numbers_of_patches(form: str, pos
     export(model, tmp_path / "out", format=form)
     exported = ms.load_model(tmp_path / "out")
     for size in ((32, 32), (16, 64), (61, 15), (24, 40)):  # 4×4 patches is the model's grid; 2×8 and 8×2 have as many
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+SAM = {"embed_dim": 24, "depth": 2, "num_heads": 2, "global_attn_indexes": [1], "window_size": 5, "neck_chans": 16}
+"""Traced with one window along each axis, and run with more."""
+
+
+@pytest.mark.parametrize(
+    ("form", "encoder", "arguments"),
+    [
+        pytest.param(*ONNX.values, "vit_small_patch16_dinov3", BACKBONE, marks=ONNX.marks),
+        ("torch", "beit_base_patch16_224", BACKBONE),
+        ("torch", "samvit_base_patch16", SAM),
+    ],
+)
+def test_encoders_of_other_families_keep_any_size(
+    form: str, encoder: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny(encoder=encoder, encoder_args=arguments)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():  # timm starts bias tables at zero
+            parameter.normal_(std=0.3)
+    export(model, tmp_path / "out", format=form)
+    exported, P = ms.load_model(tmp_path / "out"), model.patch_size
+    for size in ((4 * P, 4 * P), (2 * P, 7 * P), (6 * P, 6 * P), (5 * P - 3, 3 * P + 1)):
         images = torch.randn(2, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(exported(images), model(images), atol=1e-4, rtol=1e-4)

@@ -13,8 +13,8 @@ from PIL import Image
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import meanshifter as ms
-from meanshifter.model import encoder
-from meanshifter.model.encoder import average_corner_positions
+from meanshifter.model import vits
+from meanshifter.model.encoder_weights import average_corner_positions
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.setup import build_model
 
@@ -92,7 +92,7 @@ def test_weights_of_timm_are_averaged_before_they_are_resampled(monkeypatch: pyt
         return create(name, **arguments)
 
     monkeypatch.setattr(timm, "create_model", fetched)
-    monkeypatch.setattr(encoder, "_cached_weights", lambda _encoder: None)
+    monkeypatch.setattr(vits, "_cached_weights", lambda _encoder: None)
     model = ms.create_model(
         "segmenter-ti16",
         num_classes=2,

@@ -51,7 +51,7 @@ def definition(
     return out
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_steps_follow_the_equations(factor: int) -> None:
     block = block_of(factor, 1)
     grid = (3, 2)
@@ -59,7 +59,7 @@ def test_steps_follow_the_equations(factor: int) -> None:
     tokens, logits = torch.randn(2, 6, 6, dtype=torch.float64), torch.randn(2, 4, *grid, dtype=torch.float64)
     with torch.no_grad():
         fine = [z.numpy() for z in block.readouts(images, tokens, grid, logits, range(4)).values()]
-        looks = block.pixel_features(images).numpy()
+        looks = block.pixel_features(F.pad(images, (0, block.odd, 0, block.odd))).numpy()
     upsampled = F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
     np.testing.assert_allclose(fine[0], upsampled.numpy(), atol=1e-6)
     for b in range(2):
@@ -67,6 +67,21 @@ def test_steps_follow_the_equations(factor: int) -> None:
         for layers in (1, 2, 3):
             expected = definition(block, looks[b], z, logits[b].numpy(), layers)
             np.testing.assert_allclose(fine[layers][b], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(("patch", "factor"), [(14, 2), (14, 14), (6, 2)])
+def test_an_odd_window_has_its_extra_pixel_after_the_cell(patch: int, factor: int) -> None:
+    block = PixelShift(6, patch, PixelShiftConfig(1, factor, channels=5)).double()
+    side, images = patch // factor, torch.randn(1, 3, 3 * patch, 2 * patch, dtype=torch.float64)
+    first = block.pixel_features[0]
+    assert isinstance(first, torch.nn.Conv2d)
+    seen: list[torch.Tensor] = []
+    first.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    tokens, logits = torch.randn(1, 6, 6).double(), torch.randn(1, 4, 3, 2).double()
+    fine = block.readouts(images, tokens, (3, 2), logits, [1])[1]
+    assert fine.shape == (1, 4, 3 * factor, 2 * factor)
+    padded = F.pad(images, (side // 2, side - side // 2) * 2)
+    torch.testing.assert_close(seen[0], F.conv2d(padded, first.weight, first.bias, stride=side))
 
 
 @pytest.mark.parametrize("size", [(32, 48), (37, 50)])

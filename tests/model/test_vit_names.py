@@ -124,3 +124,82 @@ def test_a_missing_part_is_named(part: str, line: str, tmp_path: Path) -> None:
     save_file(theirs, tmp_path / "encoder.safetensors")
     with pytest.raises(ms.InputError, match=line):
         ms.create_model("segmenter-ti16", encoder_weights=tmp_path / "encoder.safetensors", **small)
+
+
+DINO: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+
+
+def dinos(kind: str, *, biased: bool) -> tuple[Any, str, dict[str, Any]]:
+    """A model of transformers, the name of its encoder in timm and the arguments that make it as small."""
+    transformers = pytest.importorskip("transformers")
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+    if kind.startswith("dinov3"):
+        config = {**DINO, "intermediate_size": 192, "num_register_tokens": 4}
+        biases = {"query_bias": biased, "value_bias": biased}
+        gated = {"use_gated_mlp": True, "hidden_act": "silu"} if kind == "dinov3_gated" else {}
+        model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**config, **biases, **gated))
+        plus = "_plus" if kind == "dinov3_gated" else ""
+        return model, f"vit_small{plus}_patch16_dinov3{'_qkvb' if biased else ''}", small
+    config = {**DINO, "image_size": 56, "patch_size": 14}
+    if kind == "dinov2":
+        return transformers.Dinov2Model(transformers.Dinov2Config(**config)), "vit_small_patch14_dinov2", small
+    if kind == "dinov2_gated":
+        gated = transformers.Dinov2Config(**config, use_swiglu_ffn=True)
+        # 128 hidden channels there, of 2/3 · 4 · 48, and timm halves its packed ones
+        return transformers.Dinov2Model(gated), "vit_giant_patch14_dinov2", {**small, "mlp_ratio": 2 * 128 / 48}
+    registers = transformers.Dinov2WithRegistersConfig(**config)
+    return transformers.Dinov2WithRegistersModel(registers), "vit_small_patch14_reg4_dinov2", small
+
+
+@pytest.mark.parametrize("written", ["save_pretrained", "state_dict"])
+@pytest.mark.parametrize(
+    ("kind", "biased"),
+    [
+        ("dinov2", False),
+        ("dinov2_gated", False),
+        ("dinov2_registers", False),
+        ("dinov3", False),
+        ("dinov3", True),
+        ("dinov3_gated", True),
+    ],
+)
+def test_dinov2_and_dinov3_of_transformers_agree(kind: str, biased: bool, written: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs, name, arguments = dinos(kind, biased=biased)
+    with torch.no_grad():
+        for parameter in theirs.eval().parameters():
+            parameter.normal_(std=0.3)
+    if written == "save_pretrained":  # the names of the files on the Hub, which differ from those of the modules
+        theirs.save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+    else:
+        file = tmp_path / "weights.pth"
+        torch.save(theirs.state_dict(), file)
+    P = theirs.config.patch_size
+    settings: dict[str, Any] = {"encoder": name, "encoder_args": arguments, "image_size": 4 * P}
+    model = ms.create_model("segmenter-ti16", 2, encoder_weights=file, **settings).eval()
+    assert model.config.mean == pytest.approx((0.485, 0.456, 0.406))
+    for size in ((4 * P, 4 * P), (3 * P, 6 * P)) if kind.startswith("dinov3") else ((4 * P, 4 * P),):
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected = theirs(images).last_hidden_state[:, 5 if "registers" in kind or "v3" in kind else 1 :]
+            torch.testing.assert_close(model.encode(images)[0], expected, atol=1e-4, rtol=0)
+
+
+def test_biases_that_the_encoder_lacks_are_refused_unless_zero(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs, name, arguments = dinos("dinov3", biased=True)
+    plain = name.removesuffix("_qkvb")
+    for parameter_name, parameter in theirs.named_parameters():
+        if "_proj.bias" in parameter_name:
+            parameter.data.zero_()
+    theirs.save_pretrained(tmp_path)
+    settings: dict[str, Any] = {"encoder_args": arguments, "image_size": 64}
+    weights = tmp_path / "model.safetensors"
+    ms.create_model("segmenter-ti16", 2, encoder=plain, encoder_weights=weights, **settings)
+    next(p for key, p in theirs.named_parameters() if key.endswith("layer.0.attention.v_proj.bias")).data.fill_(1)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ms.InputError, match=r"blocks\.0\.attn\.qkv\.bias is not zero.*_qkvb"):
+        ms.create_model("segmenter-ti16", 2, encoder=plain, encoder_weights=weights, **settings)
+    with pytest.raises(ms.InputError, match=r"has unknown|lacks"):
+        ms.create_model("segmenter-ti16", 2, encoder="vit_small_patch16_224", encoder_weights=weights, **settings)

@@ -220,9 +220,9 @@ def test_an_adapter_without_effect_is_refused() -> None:
     """Some encoders of timm multiply by the weight of a layer without calling it."""
     model = toy()
     for block in model.encoder.vit.blocks.children():
-        layer = block.attn.proj  # type: ignore[union-attr]
-        block.attn.proj = nn.Sequential(nn.Identity())  # type: ignore[union-attr]
-        block.attn.unused = nn.ModuleDict({"proj": layer})  # type: ignore[union-attr,dict-item]
+        layer = block.attn.proj
+        block.attn.proj = nn.Sequential(nn.Identity())
+        block.attn.unused = nn.ModuleDict({"proj": layer})
     with pytest.raises(ms.InputError, match=r"lora\.targets: 'proj' has no effect"):
         add_adapters(model, LoraConfig(), seed=0)
 

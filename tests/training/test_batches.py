@@ -10,6 +10,7 @@ import torch
 
 from meanshifter.data import Shapes
 from meanshifter.data.augment import AugmentConfig, augment
+from meanshifter.training.config import LossConfig
 from meanshifter.training.data import SampleStream, batches, class_weights, positions
 
 LENGTH, MEAN, STD = 12, (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
@@ -75,7 +76,7 @@ def test_class_weights_lift_rare_classes_and_keep_the_mean_over_pixels() -> None
     labels = np.stack([shapes[i].labels for i in range(4)])
     counts = torch.from_numpy(np.bincount(labels[labels != 255], minlength=7))
     share = counts.double() / counts.sum()
-    weights = class_weights(shapes, 0.5)
+    weights = class_weights(shapes, LossConfig(class_weight_power=0.5))
     assert weights is not None
     assert (weights.double() * share).sum().item() == pytest.approx(1, rel=1e-4)
     present = share > 0
@@ -83,4 +84,4 @@ def test_class_weights_lift_rare_classes_and_keep_the_mean_over_pixels() -> None
     torch.testing.assert_close(
         (weights.double()[present] / weights.double()[present][0]), expected / expected[0], rtol=1e-4, atol=1e-6
     )
-    assert class_weights(shapes, 0.0) is None
+    assert class_weights(shapes, LossConfig()) is None

@@ -16,6 +16,7 @@ from meanshifter.data.class_pixels import RareClasses, class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Sample
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.training.config import LossConfig
 from meanshifter.training.data import SampleStream, batches, class_weights, gpu_cached_batches
 from meanshifter.training.parsing import config_of
 
@@ -125,7 +126,7 @@ def test_masks_are_counted_once_and_for_the_class_weights_too() -> None:
             return super().read_labels(index)
 
     data = Counted()
-    class_weights(data, 0.5)
+    class_weights(data, LossConfig(class_weight_power=0.5))
     stream(dataset=data)
     assert Counted.counted == len(data)
     given = SampleStream(Painted(), ALL, 0, pixels=class_pixels(data), **HALF)

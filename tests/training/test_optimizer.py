@@ -255,6 +255,6 @@ def test_layer_decay_scales_the_whole_schedule() -> None:
 
 def test_an_encoder_without_layers_that_timm_knows_is_refused() -> None:
     model = toy("segmenter-ti16")
-    model.encoder.vit = nn.Linear(2, 2)  # type: ignore[assignment]
+    model.encoder.vit = nn.Linear(2, 2)
     with pytest.raises(ms.InputError, match=r"optimizer\.layer_decay: 0.5, .*Linear.*group_matcher"):
         create_optimizer(model, OptimizerConfig(layer_decay=0.5))

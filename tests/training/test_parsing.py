@@ -11,7 +11,8 @@ from meanshifter.cli.main import main
 from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
 from meanshifter.model.presets import SHIFTS
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.parsing import parse_recipe, recipe_names
+from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.recipes import recipe_names
 
 TINY_ENCODER = {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
@@ -211,7 +212,7 @@ def test_every_field_is_listed_with_its_meaning(capsys: pytest.CaptureFixture[st
     for name in ("size", "minutes", "augment.crop", "model.mean_shift.layers", "model.pixel_shift.factor"):
         assert len(lines[f"--{name}"].split()) > 5, name
     assert "(int, int; default [512, 512])" in lines["--augment.crop"]
-    assert "(int; default 4)" in lines["--model.pixel_shift.factor"]
+    assert "(int | null; default null)" in lines["--model.pixel_shift.factor"]
 
 
 def test_the_command_takes_a_pair_as_two_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,4 +255,4 @@ def test_the_same_rule_holds_in_python() -> None:
         model = ms.create_model(preset, 3, image_size=32, mean_shift={"layers": 2}, encoder_args=TINY_ENCODER)
         assert model.config.mean_shift == MeanShiftConfig(layers=2)
     model = ms.create_model("segmenter-ti16", 3, image_size=32, pixel_shift={"layers": 2}, encoder_args=TINY_ENCODER)
-    assert model.config.pixel_shift == PixelShiftConfig(layers=2)
+    assert model.config.pixel_shift == PixelShiftConfig(layers=2, factor=4)

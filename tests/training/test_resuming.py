@@ -16,6 +16,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data.labels import LabelSpace
+from meanshifter.model.config import PixelShiftConfig
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
@@ -299,6 +300,22 @@ def test_a_run_of_an_earlier_version_lacks_later_fields_and_resumes(tiny: TrainC
     with pytest.raises(ms.InputError, match=r"augment\.rotation is 9\.0, but was 0\.0"):
         train(replace(tiny, augment=replace(tiny.augment, rotation=9.0)), resume=True, quiet=True)
     train(tiny, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("former", [4, 2])
+def test_a_run_with_the_former_default_of_cells_per_patch_resumes(former: int, tiny: TrainConfig) -> None:
+    block = PixelShiftConfig(layers=1, channels=4)
+    tiny = replace(tiny, model=replace(tiny.model, pixel_shift=block), steps=2)
+    run = train(tiny, quiet=True).path
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["model"]["pixel_shift"]["factor"] is None
+    stored["model"]["pixel_shift"]["factor"] = former
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    if former == 4:
+        train(tiny, resume=True, quiet=True)
+        return
+    with pytest.raises(ms.InputError, match=r"model\.pixel_shift\.factor is 4, but was 2"):
+        train(tiny, resume=True, quiet=True)
 
 
 def test_resuming_what_was_never_started_is_refused(tiny: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from meanshifter.inference.segmentation import Segmentation, save_png
 from meanshifter.model.config import Triple
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream
-from meanshifter.training.setup import open_training_data
+from meanshifter.training.setup import join_extra, open_extra_data, open_training_data
 
 SIDE = 384
 """Maximum of the longer side of a picture, in pixels."""
@@ -31,9 +31,9 @@ HALF: Triple = (0.5, 0.5, 0.5)
 def preview(config: TrainConfig, path: str | Path, num_images: int = 16, *, overwrite: bool = False) -> Path:
     """Draw samples 0 … num_images-1 of a training run: each crop, and the crop under its labels.
 
-    They are those that training with this configuration reads in this order, including partners of mixed samples and
-    everything random. Ignored pixels are striped. Weights are not read, so that padding has the color of `model.mean`,
-    or gray.
+    They are those that training with this configuration reads in this order, including extra samples, partners of mixed
+    ones and everything random. Ignored pixels are striped. Weights are not read, so that padding has the color of
+    `model.mean`, or gray.
 
     Args:
         config: of the run, as from `training.parsing.config_of("DIR", "folder", {})`.
@@ -57,7 +57,8 @@ def preview(config: TrainConfig, path: str | Path, num_images: int = 16, *, over
     config.check()
     train_set, _ = open_training_data(config)
     mean, std = (HALF if given is None else given for given in (config.model.mean, config.model.std))
-    stream = SampleStream(train_set, config.augment, config.seed, mean=mean, std=std)
+    joined, mix = join_extra(config.data, train_set, open_extra_data(config.data, train_set))
+    stream = SampleStream(joined, config.augment, config.seed, mean=mean, std=std, mix=mix)
     tiles, shown = list[list[Tile]](), list[Labels]()
     for position in range(num_images):
         image, labels, name = stream.sample(position)

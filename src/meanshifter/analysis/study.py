@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import select
-import shutil
 import signal
 import threading
 import time
@@ -21,8 +20,9 @@ import yaml
 from filelock import FileLock
 
 from meanshifter.analysis.findings import Findings
-from meanshifter.analysis.study_plan import FORMAT_VERSION, Cell, Table, set_up
-from meanshifter.analysis.study_scores import SCORES, has_scores, is_finished, score_run, write_scores
+from meanshifter.analysis.study_plan import FORMAT_VERSION, PSEUDO, Cell, Table, set_up
+from meanshifter.analysis.study_scores import SCORES, has_scores, is_finished, score_run, scores_of, write_scores
+from meanshifter.analysis.study_training import is_begun, train_cell
 from meanshifter.analysis.tables import write_tables
 from meanshifter.errors import InputError, RunError
 from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
@@ -85,6 +85,8 @@ def _claim(folder: Path, cells: Sequence[Cell]) -> None:
         trained[f"{cell.row}, seed {cell.seed}"] = facts = cell.config.to_dict()
         for name in ("out", "log_every", "save_every", "devices", "num_nodes"):  # without effect on the result
             del facts[name]
+        if cell.teacher is not None:  # which has the same settings, but for this folder
+            facts["data"]["extra_train"] = [PSEUDO]
     path = folder / STUDY
     if path.is_file():
         try:
@@ -288,24 +290,22 @@ def end_with_study(pipe: Connection) -> None:
 
 
 def _train_and_score(cell: Cell, depths: list[int], splits: list[str]) -> str:
-    from meanshifter.training.loop import train
-
-    run = Path(str(cell.config.out))
-    resume = (run / "config.yaml").is_file()
-    if has_scores(cell) and not resume:
+    resumed = is_begun(cell)
+    if has_scores(cell) and not resumed:
         raise InputError(
-            f"{run}: not found, so its training cannot be scored again; delete {cell.folder / SCORES} to train it again"
+            f"{cell.config.out}: not found, so its training cannot be scored again; delete {cell.folder / SCORES} to "
+            "train it again"
         )
-    if not resume:
-        shutil.rmtree(run, ignore_errors=True)  # of a process that ended before the run began
     began = time.perf_counter()
     try:
-        train(cell.config, resume=resume, quiet=True)
+        cpu_seconds = train_cell(cell, splits)
     except RunError as error:
         write_scores(cell, {"failure": str(error)})
         return f"diverged ({error})"
-    facts = score_run(cell, run, depths, splits)
+    before = scores_of(cell).get("cpu_seconds") if has_scores(cell) else None
+    facts = score_run(cell, depths, splits)
     facts["seconds"] = round(time.perf_counter() - began, 1)
+    facts["cpu_seconds"] = before if resumed else round(cpu_seconds, 1)
     write_scores(cell, facts)
     own = facts["depths"].index(facts["trained_depth"])
     scores = ", ".join(f"{facts['mIoU'][split][own]:.2f} {split}" for split in splits)

@@ -23,6 +23,7 @@ from meanshifter.analysis.study import (
 )
 from meanshifter.analysis.study_plan import Cell, Setup, has_block, open_split, set_up
 from meanshifter.analysis.study_scores import COUNTS, count, has_scores, is_finished, reader, save_counts
+from meanshifter.analysis.study_training import is_cross_validated, number_of_trainings
 from meanshifter.errors import InputError, RunError
 from meanshifter.training.config import TrainConfig
 
@@ -254,6 +255,7 @@ def _measure(cell: Cell, depths: Sequence[int], splits: Sequence[str], folder: P
         device, cached = learner.fabric.device, _cache_bytes(feed.stream.dataset, config)
     if config.minutes is not None:
         training = 60 * config.minutes
+    training *= number_of_trainings(cell)
     model = read_model(folder / "checkpoints" / "last")
     scoring, kept = _scoring(cell, model, depths, splits, folder)
     on_gpu = device.type == "cuda"
@@ -275,8 +277,11 @@ def _prepared(cell: Cell, folder: Path) -> Iterator[tuple[Any, TrainConfig]]:
     """The training before its first step, but in another folder, and with a learning rate that changes nothing."""
     from meanshifter.training.setup import prepare, resolve
 
-    still = replace(cell.config.optimizer, lr=1e-12, head_lr=None, min_lr=1e-12)
-    config = resolve(replace(cell.config, out=str(folder), optimizer=still))
+    config = cell.config if cell.teacher is None else cell.teacher  # whose label maps are not there yet
+    if is_cross_validated(cell):
+        config = replace(config, data=replace(config.data, fold=0))
+    still = replace(config.optimizer, lr=1e-12, head_lr=None, min_lr=1e-12)
+    config = resolve(replace(config, out=str(folder), optimizer=still))
     setup = prepare(config, resume=False)
     try:
         yield setup, config
@@ -327,7 +332,8 @@ def _scoring(cell: Cell, model: Any, depths: Sequence[int], splits: Sequence[str
         path.unlink()
     dataset = open_split(cell, splits[0])
     one = _timed(lambda: diagnose_model(predictor, dataset, max(steps), images=1))
-    return seconds + one * min(DIAGNOSED, len(dataset)), kept
+    folds = number_of_trainings(cell) if is_cross_validated(cell) else 1
+    return seconds * folds + one * min(DIAGNOSED, len(dataset)), kept
 
 
 def _cache_bytes(dataset: Any, config: TrainConfig) -> int:

@@ -21,6 +21,8 @@ from meanshifter.training.parsing import parse_recipe
 from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text, require_file
 
 FORMAT_VERSION = 1
+PSEUDO = "pseudo"
+"""Folder of the label maps of a teacher, in the folder of a training."""
 Table = Literal[1, 2]
 
 
@@ -35,6 +37,8 @@ class Cell:
     """For the run and its scores."""
     config: TrainConfig
     """The recipe with all fields of the row."""
+    teacher: TrainConfig | None = None
+    """A training before it, whose label maps it is trained on."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ class Plan:
     """The row that others are compared with; None: the first."""
     pairs: tuple[tuple[str, str], ...] = ()
     """More comparisons: the first row minus the second."""
+    self_training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Row → fields such as data.extra_min_confidence. The row is trained twice: a teacher on its data.train_share
+    labels the other images, and with these fields a student has them as data.extra_train."""
 
     def __post_init__(self) -> None:
         rows = set(self.all_rows)
@@ -76,6 +83,7 @@ class Plan:
         depths = self.depth_table.get("depths", [])
         depth_table = set(self.depth_table) <= {"rows", "depths"} and all(isinstance(d, int) and d >= 0 for d in depths)
         pairs = all(len(pair) == 2 and set(pair) <= rows for pair in self.pairs)
+        taught = set(self.self_training) <= rows
         rules = [
             ("rows", self.rows, bool(rows), "at least one row, or a grid"),
             ("seeds", self.seeds, distinct(self.seeds), "one or more distinct seeds"),
@@ -84,6 +92,7 @@ class Plan:
             ("splits", self.splits, self.splits is None or len(self.splits) > 0, "at least one split"),
             ("depth_table", self.depth_table, depth_table, "rows, depths (integers of at least 0), or both"),
             ("pairs", self.pairs, pairs, "pairs of row names"),
+            ("self_training", self.self_training, taught, "rows, each with the fields of its student"),
             ("baseline", self.baseline, self.baseline in (None, *rows), "the name of a row"),
         ]
         wrong = [f"{name}: {value!r}; expected {rule}" for name, value, right, rule in rules if not right]
@@ -137,17 +146,30 @@ class Plan:
         for seed, (row, config) in itertools.product(every, configs.items()):
             if seed in self.seeds_of(row):
                 place = folder / "runs" / slug(row) / f"seed{seed}"
-                config = replace(config, seed=seed, out=str(place / "run"))
-                config.check()
-                cells.append(Cell(row, seed, place, config))
+                cells.append(self._cell(row, seed, place, config, fields))
         places = [cell.folder for cell in cells]
         if len(set(places)) < len(places):
             raise InputError(f"{self.name}: row names must differ in more than case and punctuation")
         _check_distinct(self.name, cells)
         return cells
 
-    def _config(self, row: str, fields: list[str]) -> TrainConfig:
-        words = [word for item in {**self.fields, **self.all_rows[row]}.items() for word in _words(*item)]
+    def _cell(self, row: str, seed: int, place: Path, config: TrainConfig, fields: list[str]) -> Cell:
+        config, teacher = replace(config, seed=seed, out=str(place / "run")), None
+        if row in self.self_training:
+            if config.data.train_share is None:
+                raise InputError(f"{self.name}, row {row!r}: data.train_share: null; self-training needs a share")
+            if config.data.folds is not None:
+                raise InputError(f"{self.name}, row {row!r}: data.folds: not for self-training; leave it out")
+            teacher = replace(config, out=str(place / "teacher"))
+            teacher.check()
+            own = {"data.extra_train": [str(place / PSEUDO)], **self.self_training[row]}
+            config = replace(self._config(row, fields, own), seed=seed, out=config.out)
+        config.check()
+        return Cell(row, seed, place, config, teacher)
+
+    def _config(self, row: str, fields: list[str], more: Mapping[str, Any] | None = None) -> TrainConfig:
+        settings = {**self.fields, **self.all_rows[row], **(more or {})}
+        words = [word for item in settings.items() for word in _words(*item)]
         try:
             return parse_recipe(self.recipe, [*words, *fields])
         except InputError as error:
@@ -220,6 +242,7 @@ def load_plan(study: str, recipe: str | None = None) -> Plan:
         rows = {str(row): dict(own or {}) for row, own in values.pop("rows").items()}
         values["pairs"] = tuple(tuple(pair) for pair in values.get("pairs", ()))
         values |= {key: tuple(values[key]) for key in ("seeds", "depths", "splits") if values.get(key) is not None}
+        values["self_training"] = {row: dict(own or {}) for row, own in values.get("self_training", {}).items()}
         values["row_seeds"] = {row: tuple(seeds) for row, seeds in values.get("row_seeds", {}).items()}
         return Plan(name=name, rows=rows, **values)
     except InputError:

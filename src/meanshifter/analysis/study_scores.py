@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meanshifter.analysis.study_plan import Cell, open_split
+from meanshifter.analysis.study_training import trained_model
 from meanshifter.errors import InputError, summarize_error
 from meanshifter.evaluation.result import Confusion
 from meanshifter.utils.files import dump_json, write_atomically, write_text
@@ -67,16 +68,18 @@ def write_scores(cell: Cell, facts: Mapping[str, Any]) -> None:
     write_text(cell.folder / SCORES, dump_json({**head, **facts}, indent=1) + "\n")
 
 
-def score_run(cell: Cell, run: Path, depths: Sequence[int], splits: Sequence[str]) -> dict[str, Any]:
-    """Score the last weights with every number of steps on every split, and save each image's confusion matrix.
+def score_run(cell: Cell, depths: Sequence[int], splits: Sequence[str]) -> dict[str, Any]:
+    """Score `trained_model` with every number of steps on every split, and save each image's confusion matrix.
 
     Numbers of steps and splits of earlier scores are included, so that none is lost.
     """
     from meanshifter.evaluation.diagnostics import boundary_figures, diagnose_model
     from meanshifter.evaluation.result import mean_accuracy, mean_iou, pixel_accuracy
-    from meanshifter.model.saving import read_model, weights_hash
+    from meanshifter.inference.ensemble import members_of, model_hash
+    from meanshifter.inference.protocol import as_segmenter
 
-    model = read_model(run / "checkpoints" / "last")
+    model = trained_model(cell)
+    members = members_of(model)
     predictor = reader(cell, model)
     before = scores_of(cell) if has_scores(cell) else {}
     own, splits = predictor.mean_shift_layers, list(dict.fromkeys([*before.get("images", ()), *splits]))
@@ -89,11 +92,12 @@ def score_run(cell: Cell, run: Path, depths: Sequence[int], splits: Sequence[str
     write_atomically(cell.folder / COUNTS, lambda file: save_counts(file, counts))
     totals = {split: np.stack([each.total() for each in by_depth.values()]) for split, by_depth in counts.items()}
     metrics = dict(zip(METRICS, (pixel_accuracy, mean_accuracy, mean_iou), strict=True))
-    protocol = {**predictor.protocol(), "weights": weights_hash(model.state_dict())}
+    protocol = {**predictor.protocol(), "weights": model_hash(model)}
     del protocol["mean_shift_layers"]
     return {
         "protocol": protocol,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(tensor.numel() for member in members for tensor in as_segmenter(member).parameters()),
+        "steps": cell.config.steps,
         "has_steps": model.has_steps,
         "trained_depth": own,
         "depths": steps,
@@ -103,7 +107,7 @@ def score_run(cell: Cell, run: Path, depths: Sequence[int], splits: Sequence[str
         },
         "boundary": boundary,
         "diagnosed_split": splits[0],
-        "diagnostics": diagnose_model(predictor, open_split(cell, splits[0]), max(steps)),
+        "diagnostics": [] if len(members) > 1 else diagnose_model(predictor, open_split(cell, splits[0]), max(steps)),
     }
 
 

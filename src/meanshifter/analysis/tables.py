@@ -14,6 +14,7 @@ from meanshifter.analysis.findings import Findings, Interval
 from meanshifter.analysis.score_tables import FORMATS, depth_table, number, table, trained_table
 from meanshifter.analysis.study_plan import Table, depth_rows
 from meanshifter.analysis.study_scores import METRICS
+from meanshifter.analysis.study_training import checkpoint, number_of_trainings
 from meanshifter.evaluation.diagnostics import DIAGNOSTICS
 from meanshifter.utils.files import dump_json, write_text
 
@@ -26,8 +27,9 @@ def write_tables(
 ) -> None:
     """Write all results of a study, with plots if matplotlib is installed.
 
-    These are `table.md`; `table.csv`, one line per score; `study.json`; and of `tables` `table_1` (with the trained
-    number of steps) and `table_2` (over L'_ms, for models with steps), each as .md, .csv, .json and .tex.
+    These are `table.md`; `table.csv`, one line per score; `cost.md`, the training of each row; `study.json`; and of
+    `tables` `table_1` (with the trained number of steps) and `table_2` (over L'_ms, for models with steps), each as
+    .md, .csv, .json and .tex.
 
     Args:
         found: the finished trainings.
@@ -37,6 +39,7 @@ def write_tables(
     """
     write_text(folder / "table.md", markdown(found))
     write_text(folder / "table.csv", _csv(found))
+    write_text(folder / "cost.md", f"# Cost of training\n\n{_cost(found)}\n")
     write_text(folder / "study.json", dump_json(_document(found, made), indent=1) + "\n")
     named = depth_rows(found.plan, list(found.cells.values()))
     every = {1: trained_table(found, protocol(found)), 2: depth_table(found, protocol(found), named)}
@@ -74,9 +77,22 @@ def protocol(found: Findings) -> str:
     }
     settings = ", ".join(f"{key} {'none' if value is None else value}" for key, value in kept.items())
     return (
-        f"{config.data.name}; recipe {found.plan.recipe}, {config.steps} steps of {config.batch_size} crops of "
-        f"{config.augment.crop[0]}×{config.augment.crop[1]}; {images}; last weights; {settings}."
+        f"{config.data.name}; recipe {found.plan.recipe}, {_steps(found)} of {config.batch_size} crops of "
+        f"{config.augment.crop[0]}×{config.augment.crop[1]}; {images}; {_weights(found)}; {settings}."
     )
+
+
+def _steps(found: Findings) -> str:
+    steps = [cell.config.steps for cell in found.cells.values()]
+    return f"{steps[0]} steps" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)} steps (cost.md)"
+
+
+def _weights(found: Findings) -> str:
+    kinds = {cell.row: checkpoint(cell.config) for cell in found.cells.values()}
+    best = [row for row, kind in kinds.items() if kind == "best"]
+    if not best:
+        return "last weights"
+    return "best weights" if len(best) == len(kinds) else f"last weights, best ones of {' and '.join(best)}"
 
 
 def _score_table(found: Findings, split: str) -> str:
@@ -106,6 +122,17 @@ def _score_table(found: Findings, split: str) -> str:
 
 def _pair_cells(pair: tuple[Interval, Interval] | None) -> tuple[str, str]:
     return ("–", "–") if pair is None else (str(pair[0]), f"[{pair[1].low:+.2f}, {pair[1].high:+.2f}]")
+
+
+def _cost(found: Findings) -> str:
+    """Steps and CPU time of each row; the trainings of a row with folds or a teacher count together."""
+    rows = []
+    for row in found.rows:
+        cells = [cell for (name, _), cell in found.cells.items() if name == row]
+        known = [seconds for facts in found.finished(row) if (seconds := facts.get("cpu_seconds")) is not None]
+        minutes = f"{fmean(known) / 60:.2f}" if known else "–"
+        rows.append([row, str(number_of_trainings(cells[0])), f"{cells[0].config.steps:,}", minutes])
+    return table(["", "trainings", "steps of each, at most", "CPU minutes, mean"], rows)
 
 
 def _pairs(found: Findings, split: str) -> str:
@@ -145,7 +172,9 @@ def _csv(found: Findings) -> str:
 
 
 def _document(found: Findings, made: Mapping[str, str] | None) -> dict[str, Any]:
-    trainings = [{k: v for k, v in facts.items() if k != "seconds"} for facts in found.facts.values()]
+    trainings = [
+        {k: v for k, v in facts.items() if k not in ("seconds", "cpu_seconds")} for facts in found.facts.values()
+    ]
     differences = {
         row: {
             split: {"seeds": pair[0]._asdict(), "images": pair[1]._asdict()}

@@ -29,7 +29,7 @@ from meanshifter.checkpoints.segmenter_official import describe_segmenter
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError, summarize_error
 from meanshifter.model.config import ModelConfig
-from meanshifter.model.encoder import check_tensors
+from meanshifter.model.encoder_weights import check_tensors
 from meanshifter.model.saving import FileState, build, dtypes_of
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.utils.safe_pickle import read_pickle

@@ -28,6 +28,7 @@ from meanshifter.model.segmenter import replace_classes
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from meanshifter.data.labels import LabelSpace
     from meanshifter.model.saving import FileState
@@ -42,6 +43,7 @@ def load_model(
     device: str | torch.device = "cpu",
     allow_missing: bool = False,
     mean_shift_layers: int | None = None,
+    encoder: nn.Module | None = None,
 ) -> PatchModel:
     """Load a model in evaluation mode: a `Segmenter`, a `RuntimeModel` from an export, or an `Ensemble`.
 
@@ -55,6 +57,8 @@ def load_model(
         device: where the weights go.
         allow_missing: for third-party checkpoints, only warn about missing and unexpected tensors.
         mean_shift_layers: for third-party checkpoints of a MeanShifter, the trained number of steps.
+        encoder: a module like the one that the model was created with, if that was a module of one's own, which a
+            model folder cannot build; it gets the weights of the folder.
 
     Raises:
         InputError: nothing of that name, no network, a missing package, or files that are damaged, unsafe or in
@@ -65,6 +69,11 @@ def load_model(
         if other:
             raise InputError(f"num_classes: given for {name}, an ensemble with fixed classes; give one of its members")
         _refuse_third_party_options(name, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)
+        if encoder is not None:
+            raise InputError(
+                f"encoder: given for {name}, an ensemble of several models; load each with its encoder and join them, "
+                "Ensemble([MODEL, …])"
+            )
         return load_ensemble(Path(name), device)
     if saving.is_export(Path(name)):
         if other:
@@ -72,8 +81,12 @@ def load_model(
                 f"num_classes: given for {name}, an export with fixed classes; give the model that was exported"
             )
         _refuse_third_party_options(name, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)
+        if encoder is not None:
+            raise InputError(f"encoder: given for {name}, an export that needs none; leave it out")
         return load_export(Path(name), device)
-    model = load_segmenter(name, device=device, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)
+    model = load_segmenter(
+        name, device=device, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers, encoder=encoder
+    )
     if not other:
         return model
     return replace_classes(model, label_space_of(num_classes, classes)).to(device).eval()
@@ -103,9 +116,12 @@ def load_segmenter(
     device: str | torch.device = "cpu",
     allow_missing: bool = False,
     mean_shift_layers: int | None = None,
+    encoder: nn.Module | None = None,
 ) -> Segmenter:
     """Load a model as `load_model` does, but refuse exports and ensembles."""
-    return load_with_state(name, device=device, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)[0]
+    return load_with_state(
+        name, device=device, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers, encoder=encoder
+    )[0]
 
 
 def load_with_state(
@@ -114,6 +130,7 @@ def load_with_state(
     device: str | torch.device = "cpu",
     allow_missing: bool = False,
     mean_shift_layers: int | None = None,
+    encoder: nn.Module | None = None,
 ) -> tuple[Segmenter, FileState]:
     """Load a model as `load_segmenter` does, along with the rest of the file's state."""
     path = Path(name)
@@ -128,7 +145,10 @@ def load_with_state(
     elif path.is_dir() and official.is_file() and not (path / saving.CONFIG).is_file():
         raise InputError(f"{path / 'variant.yml'}: missing; put it there, or give {official} if there is none")
     _refuse_part(path)
-    if path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()):
+    third_party = path.is_file() or (path.suffix in SUFFIXES and not path.is_dir())
+    if encoder is not None and (third_party or (str(name) in PUBLISHED and not path.exists())):
+        raise InputError(f"encoder: given for {name}, a checkpoint that names its encoder; leave it out")
+    if third_party:
         return read_with_state(path, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers, device=device)
     _refuse_third_party_options(name, allow_missing=allow_missing, mean_shift_layers=mean_shift_layers)
     if str(name) in PUBLISHED and not path.exists():
@@ -136,7 +156,7 @@ def load_with_state(
         return model.to(device), held
     if not path.exists() and (hint := did_you_mean(str(name), PUBLISHED, "", cutoff=0.8)):
         raise InputError(f"{name}: no model of that name; {hint}")
-    return saving.read_with_state(name, device=device)
+    return saving.read_with_state(name, device=device, encoder=encoder)
 
 
 def _refuse_part(path: Path) -> None:

@@ -144,7 +144,7 @@ TIMM = Naming(places=(("encoder.vit.", ""),), unused=("head.", "head_dist.", "fc
 _LAYER = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
-def assert_plain(vit: VisionTransformer, tool: str, *, without: Iterable[str] = (), extra: Iterable[str] = ()) -> None:
+def assert_plain(vit: nn.Module, tool: str, *, without: Iterable[str] = (), extra: Iterable[str] = ()) -> None:
     """Raise unless `vit` is the ViT of Dosovitskiy et al. (ICLR 2021) with a class token.
 
     The other tools would ignore most extras of timm's ViTs (layer scale, registers), and some extras have no tensors
@@ -159,6 +159,11 @@ def assert_plain(vit: VisionTransformer, tool: str, *, without: Iterable[str] = 
     Raises:
         InputError: names the first difference.
     """
+    if not isinstance(vit, VisionTransformer):
+        raise InputError(
+            f"model: its encoder is a {type(vit).__name__}, but {tool} builds plain ViTs only; save a model folder or "
+            "an export"
+        )
     layers = (f"blocks.{i}.{part}" for i in range(len(vit.blocks)) for part in _LAYER)
     linear = [f"{part}.{kind}" for part in ("patch_embed.proj", "norm", *layers) for kind in ("weight", "bias")]
     own, expected = set(vit.state_dict()), {"cls_token", "pos_embed", *linear}

@@ -130,7 +130,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Writes DIR/NAME.png for every image: a PNG of class numbers with the model's palette, as large as the image. "
         "Folders are searched recursively and keep their structure below DIR. Existing label maps are replaced, unless "
         "a manifest is kept. Each of several --mean-shift-layers has its own folder DIR/layers_N. Maps of confidence "
-        "and probabilities are 16-bit PNGs in DIR/confidence."
+        "and probabilities are 16-bit PNGs in DIR/confidence. With --confidence, DIR/predictions.json lists the images "
+        "for `meanshifter train … --data.extra_train [DIR]`, which can train on the label maps; with a manifest, it is "
+        "not written."
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL_HELP)
@@ -254,6 +256,7 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
         return 2 if failed else 0
     count = f"{(len(images) - len(failed)) * len(folders)} of {len(images) * len(folders)}"
     echo(f"{count} label maps written to {args.out}")
+    _record(args, out, folders, images, predictor)
     if args.sheet:
         rows = {source: row for _, share in shares for source, row in share.items()}
         _write_sheet(out, [rows[image[0].source] for image in images if image[0].source in rows], predictor, steps)
@@ -261,6 +264,19 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     for reason in failed:
         say(reason)
     return 2 if failed else 0
+
+
+def _record(
+    args: argparse.Namespace, out: Path, folders: list[str], images: list[list[Job]], predictor: Predictor
+) -> None:
+    """With confidence maps, write which label map belongs to which image, for training on them."""
+    from meanshifter.data.predictions import record_predictions
+
+    if not args.confidence:
+        return
+    for number, folder in enumerate(folders):
+        written = {jobs[number].mask: jobs[number].source for jobs in images}
+        record_predictions(out / folder, predictor.model.label_space, written)
 
 
 def _keeper(rows: dict[Path, SheetRow]) -> Callable[[Path, list[Segmentation]], None]:

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", nargs="?", help="name of a recipe, YAML file, or folder with images/ and masks/")
     add("--resume", action="store_true", help="continue the run in the run folder")
-    add("--list", action="store_true", help="list the recipes and exit")
+    add("--list", action="store_true", help="list the recipes with their costs, and exit")
     add("--list-options", action="store_true", help="list all fields of a recipe with their meaning, and exit")
     add("--print-config", action="store_true", help="print the resolved recipe as YAML and exit")
     add("--preview", metavar="FILE.png", help="draw the first augmented samples with their labels into FILE and exit")
@@ -44,17 +44,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train, or print the requested list."""
-    from meanshifter.training import parsing
+    from meanshifter.training import parsing, recipes
 
     if args.list:
-        echo(*parsing.recipe_names())
+        echo(*recipes.list_recipes())
         return 0
     if args.list_options:
         echo(*parsing.field_help().split("\n"))
         return 0
     _check_preview(args)
     if args.recipe is None:
-        raise InputError(f"recipe: missing; give a folder, a YAML file or one of {', '.join(parsing.recipe_names())}")
+        raise InputError(f"recipe: missing; give a folder, a YAML file or one of {', '.join(recipes.recipe_names())}")
     config = parsing.parse_recipe(args.recipe, [*args.fields, *_fold_fields(args)])
     if args.print_config:
         import yaml

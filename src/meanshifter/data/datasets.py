@@ -21,6 +21,7 @@ from meanshifter.data.images import Factor
 from meanshifter.data.label_files import GIVEN, folder_labels
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.data.layout import SPLIT_FOLDERS, USUAL, FolderLayout, Listing, Pair, list_folders
+from meanshifter.data.predictions import predictions_in
 from meanshifter.data.reading import IMAGE_SUFFIXES, PassedOver, files_below, is_hidden, read_mask, read_sample
 from meanshifter.errors import InputError
 
@@ -242,7 +243,9 @@ def _folder_pairs(folder: Path, split: str, layout: FolderLayout) -> list[Pair]:
 
 
 def folder_listings(folder: Path, layout: FolderLayout = USUAL) -> dict[str, Listing]:
-    """Split → its files; "all" for a folder without split folders."""
+    """Split → its files; "all" for a folder without split folders, and for the label maps of a model."""
+    if layout.is_usual and (predicted := predictions_in(folder)) is not None:
+        return {"all": predicted.listing(folder)}
     suffix = "" if layout.mask_suffix is None else layout.mask_suffix
     found = layout.folders(folder)
     listings = {split: list_folders(*folders, suffix) for split, folders in found.items()}
@@ -340,6 +343,30 @@ class Subset(_View):
                 f"{self.name} {dataset.split}: {some} of its {len(dataset)} names, such as {dataset.names[0]!r}, "
                 f"match {pattern!r}; give a pattern that matches some of them"
             )
+
+
+class Drawn(_View):
+    """A share of the samples of `dataset`, or with `drawn=False` the others; which, depends on the seed and the names.
+
+    Raises:
+        InputError: all samples or none would be drawn.
+    """
+
+    def __init__(self, dataset: Dataset, share: float, seed: int, *, drawn: bool = True) -> None:
+        names = dataset.names
+        order = sorted(range(len(names)), key=lambda place: _key(names[place], seed))
+        count = round(share * len(names))
+        if not 0 < count < len(names):
+            raise InputError(
+                f"data.train_share: {share:g} of {len(names)} training images is {count}; choose a share that is at "
+                "least one of them and not all"
+            )
+        super().__init__(dataset, sorted(order[:count] if drawn else order[count:]))
+        self.split = f"{dataset.split}, {'' if drawn else 'all but '}{share:g} of it"
+
+
+def _key(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()
 
 
 class Fold(_View):

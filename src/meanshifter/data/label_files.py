@@ -13,6 +13,7 @@ from typing import Final
 from meanshifter.data.images import decode_mask
 from meanshifter.data.labels import Color, LabelSpace, are_distinct, default_palette
 from meanshifter.data.masks import are_gray_levels, blended_masks, blended_message, labels_json, palette_of
+from meanshifter.data.predictions import RECORD, predictions_in
 from meanshifter.data.reading import mask_counts
 from meanshifter.errors import InputError, did_you_mean
 from meanshifter.utils.files import parse_json, read_text
@@ -45,11 +46,15 @@ def folder_labels(
 
 
 def labels_of_files(folder: Path) -> tuple[LabelSpace, str] | None:
-    """The label space of the folder's labels.json or classes.txt, and the file's name; None if it has neither."""
+    """The label space of the folder's labels.json or classes.txt, and the file's name; None if it has neither.
+
+    In a folder of label maps, the record that `predict` wrote has it.
+    """
     for name, read in (("labels.json", read_labels_json), ("classes.txt", read_classes)):
         if (folder / name).is_file():
             return read(folder / name), name
-    return None
+    predicted = predictions_in(folder)
+    return None if predicted is None else (predicted.label_space, RECORD)
 
 
 def assumes_ignored(label_space: LabelSpace, named_by: str) -> bool:

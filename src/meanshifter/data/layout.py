@@ -198,6 +198,16 @@ class FolderLayout:
         return found
 
     @property
+    def is_usual(self) -> bool:
+        """Whether images and masks are in the usual folders."""
+        return replace(self, val_share=None) == USUAL
+
+    def fits(self, root: Path) -> bool:
+        """Whether a folder has the folders of this layout, with or without split folders."""
+        found = self._splits(root).values() or [(root / self._images, root / self._masks)]
+        return all(folder.is_dir() for pair in found for folder in pair)
+
+    @property
     def _images(self) -> str:
         return "images" if self.images is None else self.images
 
@@ -249,7 +259,7 @@ def _unlike(root: Path, lacking: str) -> InputError:
     )
     more = "" if len(tree) <= 8 else f" and {len(tree) - 8} more folders"
     layouts = (layout for _, layout in sorted(_candidates(tree), key=lambda found: -found[0]))
-    guess = next((layout for layout in layouts if _fits(root, layout)), None)
+    guess = next((layout for layout in layouts if layout.fits(root)), None)
     remedy = (
         "put images into images/ and masks of the same names into masks/, or name their folders with --data.images and "
         "--data.masks; masks are images of class numbers or colors"
@@ -272,11 +282,6 @@ def _tree(root: Path) -> Iterator[tuple[str, _Stems]]:
         left -= len(files[:left])
         if stems:
             yield here.as_posix(), stems
-
-
-def _fits(root: Path, layout: FolderLayout) -> bool:
-    found = layout._splits(root).values() or [(root / layout._images, root / layout._masks)]
-    return all(folder.is_dir() for pair in found for folder in pair)
 
 
 def _candidates(tree: Mapping[str, _Stems]) -> Iterator[tuple[float, FolderLayout]]:

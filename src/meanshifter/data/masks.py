@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -262,13 +262,14 @@ def labels_json(
     return "{\n  " + ",\n  ".join(parts) + "\n}\n" if lines else "{" + ", ".join(parts) + "}"
 
 
-def class_weights(counts: npt.NDArray[np.float64], power: float) -> npt.NDArray[np.float64]:
+def class_weights(counts: npt.NDArray[np.float64], power: float | Literal["log"]) -> npt.NDArray[np.float64]:
     """Loss weights (K,) from pixel counts (K,): (1 / share of the pixels) ** power, scaled to a mean over pixels of 1.
 
-    A class that never occurs gets the weight of the rarest class that does.
+    "log": 1 / ln(1.02 + share of the pixels), as ENet (Paszke et al. 2016, section 5.2), scaled in the same way. A
+    class that never occurs gets the weight of the rarest class that does.
     """
     present = counts[counts > 0]
     share = np.maximum(counts, present.min(initial=counts.max(initial=1.0))) / max(counts.sum(), 1.0)
-    weights: npt.NDArray[np.float64] = share**-power
+    weights: npt.NDArray[np.float64] = 1 / np.log(1.02 + share) if power == "log" else share**-power
     weights /= max((weights * counts).sum() / max(counts.sum(), 1.0), 1e-12)
     return weights

@@ -1,7 +1,6 @@
 """A model as one traceable program for any batch and image size, and as one ONNX graph from pixels to label maps.
 
-Two parts of the encoder depend on the image size in a way that exporters would fix to the example's: padding to full
-patches, which timm's patch embedding checks, and resampling the position embeddings. Here both depend on shapes only.
+The encoder's dependence on the image size is written in terms of shapes in `export.encoder`.
 
 The label graph never holds K × H × W values: an ONNX Scan over the classes carries the largest logit so far and its
 class. Upsampling one class is two products with small matrices, those of `ops.bilinear_matrix` computed from shapes.
@@ -23,8 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from meanshifter.export import onnx_format
-from meanshifter.model.encoder import Encoder
-from meanshifter.model.mean_shift import Grid
+from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ class PatchLogits(nn.Module):
     def __init__(self, model: Segmenter, layers: int) -> None:
         super().__init__()
         self.model = deepcopy(model).cpu().eval()
-        self.model.encoder = _SizedEncoder(self.model.encoder)
+        self.model.encoder = SizedEncoder(self.model.encoder)
         self.layers = layers
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,99 +60,6 @@ def exported(module: nn.Module, example: Tensor, *, side: int, rows: int = 2) ->
             dynamic_shapes={"images": sizes},
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-
-
-class _SizedEncoder(Encoder):
-    """timm's `VisionTransformer.forward_features` for images of full patches, in terms of shapes only."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        nn.Module.__init__(self)
-        self.vit, self.patch_size, self.width = encoder.vit, encoder.patch_size, encoder.width
-        self.positions = encoder.positions
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Grid]:
-        vit = self.vit
-        x = vit.patch_embed.proj(images)
-        grid = (x.shape[-2], x.shape[-1])
-        x = self._embed_positions(vit.patch_embed.norm(x.flatten(2).mT), grid)
-        x = vit.norm(vit.blocks(vit.norm_pre(x)))
-        return x[:, vit.num_prefix_tokens :], grid
-
-    def _embed_positions(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Prepend prefix tokens to the patches (B, N, D) and add position embeddings, as timm's `_pos_embed` does."""
-        vit = self.vit
-        tokens = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
-        prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens if token is not None]
-        if vit.pos_embed is None:
-            return torch.cat([*prefix, patches], 1)
-        stated = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        size = tuple(vit.patch_embed.grid_size)
-        own = vit.pos_embed[:, stated:]
-        position = resample_grid(own, size, grid, self.positions)
-        if self.positions != "antialias":  # the other tools skip resampling if h·w = N, whatever the grid's shape
-            N, count = own.shape[1], grid[0] * grid[1]
-            same = torch.scalar_tensor(count, dtype=torch.float32) == N
-            position = torch.where(same, own[:, torch.arange(count).clamp(max=N - 1)], position)
-        if vit.no_embed_class:
-            return torch.cat([*prefix, patches + position], 1)
-        return torch.cat([*prefix, patches], 1) + torch.cat([vit.pos_embed[:, :stated], position], 1)
-
-
-def resample_grid(values: Tensor, size: Grid, grid: Grid, mode: str = "antialias") -> Tensor:
-    """Resample values (1, N, D) on a grid of `size` to `grid`, in one of the modes of `ModelConfig.positions`.
-
-    Resampling is linear and separable, so it is two products with small matrices, which depend on the two sizes only.
-    Exporters lack the operation, or have one that differs.
-    """
-    matrix = {"antialias": antialiased_matrix, "bicubic": cubic_matrix, "bilinear": linear_matrix}[mode]
-    rows, cols = (matrix(n, out).to(values.device) for n, out in zip(size, grid, strict=True))
-    wide = values.float().reshape(size[0], size[1], values.shape[-1])
-    down = torch.tensordot(rows, wide, dims=1)
-    across = torch.matmul(cols, down)
-    return across.flatten(0, 1)[None].to(values.dtype)
-
-
-def antialiased_matrix(n_in: int, n_out: int) -> Tensor:
-    """Weights (n_out, n_in) of antialiased bicubic resampling along one axis; the identity for equal sizes.
-
-    Keys' kernel with a = -1/2, as in PIL and torch's antialiased mode, widened when downsampling. Weights outside the
-    axis are dropped and each row is normalized to sum 1.
-    """
-    ratio, center = _centers(n_in, n_out)
-    x = ((torch.arange(n_in, dtype=torch.float32) + 0.5 - center[:, None]) / ratio.clamp(min=1)).abs()
-    weights = _keys(x, -0.5)
-    return weights / weights.sum(1, keepdim=True)
-
-
-def cubic_matrix(n_in: int, n_out: int) -> Tensor:
-    """Weights (n_out, n_in) of `F.interpolate(mode="bicubic")`: Keys' kernel with a = -3/4, borders repeated."""
-    _, center = _centers(n_in, n_out)
-    x = (torch.arange(-2, n_in + 2, dtype=torch.float32) + 0.5 - center[:, None]).abs()
-    weights = _keys(x, -0.75)
-    inner = weights[:, 2 : n_in + 2]
-    first, last = weights[:, :2].sum(1, keepdim=True), weights[:, n_in + 2 :].sum(1, keepdim=True)
-    places = torch.arange(n_in)
-    return inner + first * (places == 0) + last * (places == n_in - 1)
-
-
-def linear_matrix(n_in: int, n_out: int) -> Tensor:
-    """Weights (n_out, n_in) of `F.interpolate(mode="bilinear")` along one axis."""
-    _, center = _centers(n_in, n_out)
-    inside = center.clamp(0.5, n_in - 0.5)
-    return (1 - (torch.arange(n_in, dtype=torch.float32) + 0.5 - inside[:, None]).abs()).clamp(min=0)
-
-
-def _centers(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
-    """Input pixels per output pixel, and the output centers in input pixels."""
-    ratio = n_in / torch.scalar_tensor(n_out, dtype=torch.float32)
-    return ratio, (torch.arange(n_out, dtype=torch.float32) + 0.5) * ratio
-
-
-def _keys(x: Tensor, a: float) -> Tensor:
-    """Keys' cubic kernel (1981) at distances `x`."""
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 FILE = "labels.onnx"

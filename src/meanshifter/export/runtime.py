@@ -121,7 +121,8 @@ class RuntimeModel:
         logits = self._engine.run(images)
         P = self.output_stride
         h, w = -(-H // P), -(-W // P)
-        padding = 0 if self.config.pixel_shift is None else self.config.pixel_shift.factor - 1
+        factor = None if self.config.pixel_shift is None else self.config.pixel_shift.factor
+        padding = 0 if factor is None else factor - 1
         if not (h <= logits.shape[-2] <= h + padding and w <= logits.shape[-1] <= w + padding):
             raise InputError(
                 f"{self.folder / CONFIG}: runtime.output_stride is {P}, but the program computes {logits.shape[-2]}×"

@@ -15,6 +15,8 @@ LARGEST = 2**31 - 1
 """The largest size or count that torch, timm and image formats support everywhere."""
 STEPS, COUNT = f"an integer from 0 to {MOST_STEPS}", f"an integer from 1 to {LARGEST}"
 Triple = tuple[float, float, float]
+OWN_MODULE = "module:"
+"""Prefix of `ModelConfig.encoder` for a module of one's own; no name in timm has a colon."""
 
 
 def _is_steps(value: object) -> bool:
@@ -141,8 +143,9 @@ class PixelShiftConfig:
 
     layers: int = 1
     """Number of steps."""
-    factor: int = 4
-    """Cells along a side of a patch; each cell has logits."""
+    factor: int | None = None
+    """Cells along a side of a patch; each cell has logits. None: 4, or the nearest number that divides the patch size,
+    7 for patches of 14 pixels."""
     channels: int = 48
     """Width of the space in which cells and patches are compared."""
     spatial_sigma: float = 0.5
@@ -151,11 +154,24 @@ class PixelShiftConfig:
     def __post_init__(self) -> None:
         rules = [
             ("layers", self.layers, _is_steps(self.layers), STEPS),
-            ("factor", self.factor, _is_count(self.factor), COUNT),
+            ("factor", self.factor, self.factor is None or _is_count(self.factor), f"{COUNT}, or null"),
             ("channels", self.channels, _is_count(self.channels), COUNT),
             ("spatial_sigma", self.spatial_sigma, self.spatial_sigma > 0, "a number above 0"),
         ]
         _check("pixel_shift.", *rules)
+
+    def factor_for(self, patch_size: int) -> int:
+        """Return `factor`, or its default for a patch size.
+
+        Raises:
+            InputError: it does not divide the patch size.
+        """
+        if self.factor is None:
+            divisors = (number for number in range(1, patch_size + 1) if patch_size % number == 0)
+            return min(divisors, key=lambda number: max(number / 4, 4 / number))
+        if patch_size % self.factor:
+            raise InputError(f"pixel_shift.factor: {self.factor} does not divide the patch size {patch_size}")
+        return self.factor
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ class ModelConfig:
     """Encoder, mean shift block, decoder and preprocessing; the classes are in the model's `LabelSpace`."""
 
     encoder: str
-    """Name of any plain ViT in timm."""
+    """Name of any plain ViT in timm, or "module:" and the class of a module of one's own."""
     image_size: tuple[int, int] = (512, 512)
     """(H, W) in pixels that the position embeddings are made for; other sizes resample them."""
     decoder: Literal["linear", "mask"] = "linear"
@@ -239,6 +255,11 @@ class ModelConfig:
             ("norm_eps", eps, eps is None or _is_positive(eps), "a number above 0, or null"),
         ]
         _check("", *rules)
+
+    @property
+    def has_own_module(self) -> bool:
+        """Whether the encoder is a module of one's own, which no configuration can build."""
+        return self.encoder.startswith(OWN_MODULE)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""

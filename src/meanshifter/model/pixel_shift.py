@@ -31,8 +31,9 @@ class PixelShift(nn.Module):
 
     def __init__(self, width: int, patch_size: int, config: PixelShiftConfig) -> None:
         super().__init__()
-        self.layers, self.factor = config.layers, config.factor
-        C, side = config.channels, patch_size // config.factor
+        self.layers, self.factor = config.layers, config.factor_for(patch_size)
+        C, side = config.channels, patch_size // self.factor
+        self.odd = side % 2  # an odd window around a cell cannot be centered: it has one more pixel after the cell
         self.pixel_features = nn.Sequential(
             nn.Conv2d(3, C, 2 * side, side, padding=side // 2),
             nn.GELU(),
@@ -41,7 +42,7 @@ class PixelShift(nn.Module):
             nn.Conv2d(C, C, 3, padding=1),
         )
         self.project = nn.Linear(width, C)
-        self.bias = nn.Parameter(-_square_distances(config.factor) / (2 * config.spatial_sigma**2))
+        self.bias = nn.Parameter(-_square_distances(self.factor) / (2 * config.spatial_sigma**2))
 
     def readouts(
         self,
@@ -55,7 +56,7 @@ class PixelShift(nn.Module):
         found, s = {}, self.factor
         if 0 in wanted:
             found[0] = F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear")
-        features = self.pixel_features(images)
+        features = self.pixel_features(F.pad(images, (0, 1, 0, 1)) if self.odd else images)
         r = rearrange(features, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
         keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]) + F.avg_pool2d(features, s))
         values = _around(logits)

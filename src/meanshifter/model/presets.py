@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError, did_you_mean
-from meanshifter.model.config import MeanShiftConfig, ModelConfig, PixelShiftConfig, Triple
+from meanshifter.model.config import OWN_MODULE, MeanShiftConfig, ModelConfig, PixelShiftConfig, Triple
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from meanshifter.model.segmenter import Segmenter
 
 
@@ -54,8 +56,8 @@ def create_model(
     mean_shift: Mapping[str, Any] | MeanShiftConfig | None = None,
     pixel_shift: Mapping[str, Any] | PixelShiftConfig | None = None,
     decoder_layers: int = 2,
-    drop_path: float = 0.1,
-    encoder: str | None = None,
+    drop_path: float | None = None,
+    encoder: str | nn.Module | None = None,
     encoder_args: Mapping[str, Any] | None = None,
     encoder_weights: str | Path | None = None,
     average_corners: bool = False,
@@ -73,26 +75,34 @@ def create_model(
             "segmenter-…" preset gets the block of "meanshifter-…" with these fields.
         pixel_shift: the same for mean shift from pixels, `{"layers": 1, "factor": 4}`, and "meanshifter-pixel-…".
         decoder_layers: transformer layers of the mask decoder.
-        drop_path: stochastic depth of the encoder in training.
-        encoder: any other plain ViT in timm.
+        drop_path: stochastic depth of the encoder in training; None: 0.1, or that of a module of one's own.
+        encoder: the name of any other plain ViT in timm, or a module of one's own, see
+            `meanshifter.model.encoder.TokenEncoder`.
         encoder_args: more arguments for timm.create_model.
-        encoder_weights: a local .safetensors or .pth file with timm's, Hugging Face's or MMSegmentation's names;
+        encoder_weights: a local .safetensors or .pth file with timm's, transformers' or MMSegmentation's names;
             "timm" to download those of the tag in `encoder`; None for random weights.
         average_corners: replace the position embeddings of corner patches in these weights with the mean of their
-            neighbors, see `meanshifter.model.encoder.average_corner_positions`.
+            neighbors, see `meanshifter.model.encoder_weights.average_corner_positions`; encoders without position
+            embeddings stay as they are.
         mean: mean of RGB in 0..1; by default timm's value for the encoder's weights, 0.5 without weights.
         std: standard deviation of RGB, with the same defaults.
 
     Raises:
         InputError: an unknown preset or field, or weights that do not match.
     """
-    from meanshifter.model.encoder import load_encoder_weights, load_timm_weights
+    from meanshifter.model.encoder_weights import load_encoder_weights, load_timm_weights
     from meanshifter.model.segmenter import Segmenter
+    from meanshifter.model.vits import family_of
 
     family, decoder, size = parse_preset(preset)
     encoder = ENCODERS[size] if encoder is None else encoder
+    module = None if isinstance(encoder, str) else encoder
+    if not isinstance(encoder, str):
+        refused = {"encoder_args": encoder_args, "encoder_weights": encoder_weights, "drop_path": drop_path}
+        encoder = name_of_module(encoder, refused)
     pretrained = encoder_weights == "timm"
     stated = ((0.5,) * 3, (0.5,) * 3) if encoder_weights is None else _stated_normalization(encoder, pretrained)
+    rate = 0.0 if module is not None else 0.1
     config = ModelConfig(
         encoder=encoder,
         image_size=_height_and_width(image_size),
@@ -100,14 +110,15 @@ def create_model(
         decoder_layers=decoder_layers,
         mean_shift=resolve_block(family, "mean_shift", mean_shift, SHIFTS),
         pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
-        drop_path=drop_path,
+        drop_path=rate if drop_path is None else drop_path,
         encoder_args=dict(encoder_args or {}),
         mean=stated[0] if mean is None else mean,
         std=stated[1] if std is None else std,
     )
-    model = Segmenter(config, label_space_of(num_classes, classes), pretrained=pretrained and not average_corners)
-    if pretrained and average_corners:
-        load_timm_weights(model.encoder, encoder, config.encoder_args, average_corners=True)
+    while_built = pretrained and not average_corners and family_of(encoder).resampled_by_timm
+    model = Segmenter(config, label_space_of(num_classes, classes), pretrained=while_built, encoder=module)
+    if pretrained and not while_built:
+        load_timm_weights(model.encoder, encoder, config.encoder_args, average_corners=average_corners)
     elif encoder_weights is not None and not pretrained:
         load_encoder_weights(model.encoder, encoder_weights, average_corners=average_corners)
     return model
@@ -184,6 +195,18 @@ def _stated_normalization(encoder: str, pretrained: bool) -> tuple[Triple, Tripl
         raise InputError(f"encoder: timm has no published weights for {encoder!r}; give a local file or none")
     (r, g, b), (R, G, B) = stated.mean, stated.std
     return (r, g, b), (R, G, B)
+
+
+def name_of_module(module: nn.Module, refused: Mapping[str, object] | None = None) -> str:
+    """Name of a module of one's own in a configuration, after checking that nothing else describes the encoder."""
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        raise InputError(f"encoder: {module!r:.60} is neither the name of a plain ViT in timm nor a torch.nn.Module")
+    for name, value in (refused or {}).items():
+        if value is not None:
+            raise InputError(f"{name}: given with a module as encoder, which is used as it is; leave it out")
+    return OWN_MODULE + type(module).__name__
 
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -270,7 +293,8 @@ def _mean_shift(D: int, N: int, config: MeanShiftConfig) -> Size:
 
 
 def _pixel_shift(D: int, K: int, N: int, config: PixelShiftConfig) -> Size:
-    C, cells, side = config.channels, config.factor**2 * N, PATCH // config.factor
+    factor = config.factor_for(PATCH)
+    C, cells, side = config.channels, factor**2 * N, PATCH // factor
     features = _linear(3 * (2 * side) ** 2, C, cells) + _linear(9 * C, C, cells) + _linear(9 * C, C, cells)
-    steps = Size(9 * config.factor**2, cells * 9 * (C * (2 * config.layers - 1) + K) if config.layers else 0)
+    steps = Size(9 * factor**2, cells * 9 * (C * (2 * config.layers - 1) + K) if config.layers else 0)
     return features + _linear(D, C, N) + steps

@@ -14,15 +14,15 @@ from typing import IO, Any, Final
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError, summarize_error
 from meanshifter.model.config import FORMAT_VERSION, ModelConfig
-from meanshifter.model.encoder import check_tensors
+from meanshifter.model.encoder_weights import check_tensors
 from meanshifter.model.migration import FORMER, migrate_description, migrate_tensors
-from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.segmenter import Segmenter, check_own_module
 from meanshifter.utils.files import dump_json, parse_json, read_text, require_file, write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -84,20 +84,23 @@ def describe(model: Segmenter) -> dict[str, Any]:
     }
 
 
-def read_model(name: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
+def read_model(name: str | Path, *, device: str | torch.device = "cpu", encoder: nn.Module | None = None) -> Segmenter:
     """Load a model in evaluation mode from a model folder, a run folder (its best checkpoint) or the Hub.
 
     Args:
         name: a folder, a run folder, or a Hub id "owner/name".
         device: where the weights go.
+        encoder: a module like the one that the model was created with, if that was a module of one's own.
 
     Raises:
         InputError: nothing of that name, or files that are damaged or in another format.
     """
-    return read_with_state(name, device=device)[0]
+    return read_with_state(name, device=device, encoder=encoder)[0]
 
 
-def read_with_state(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[Segmenter, FileState]:
+def read_with_state(
+    name: str | Path, *, device: str | torch.device = "cpu", encoder: nn.Module | None = None
+) -> tuple[Segmenter, FileState]:
     """Load a model as `read_model` does, along with the rest of the files' state."""
     folder = model_folder(name)
     described, migrated = _read_description(folder)
@@ -106,12 +109,16 @@ def read_with_state(name: str | Path, *, device: str | torch.device = "cpu") -> 
             f"{folder}: an export, which supports prediction and evaluation only; give the model that was exported"
         )
     config, labels = _parse(described, folder / CONFIG)
+    try:
+        check_own_module(config, encoder)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error
     state = read_tensors(folder / WEIGHTS)
     if migrated:
         state = migrate_tensors(state)
     check_tensors(state, folder / WEIGHTS)
     size = sum(tensor.nbytes for tensor in state.values())
-    model = build(config, labels, folder / CONFIG, tensors=len(state), size=size)
+    model = build(config, labels, folder / CONFIG, tensors=len(state), size=size, encoder=encoder)
     _load_weights(model, state, folder / WEIGHTS)
     extra = next((folder / name for name in (EXTRA, FORMER_EXTRA) if (folder / name).is_file()), None)
     held = FileState({} if extra is None else read_tensors(extra), dtypes_of(state))
@@ -266,7 +273,15 @@ class _MetaTensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build(config: ModelConfig, label_space: LabelSpace, source: object, *, tensors: int, size: int) -> Segmenter:
+def build(
+    config: ModelConfig,
+    label_space: LabelSpace,
+    source: object,
+    *,
+    tensors: int,
+    size: int,
+    encoder: nn.Module | None = None,
+) -> Segmenter:
     """Build a model with random weights from an untrusted configuration.
 
     Args:
@@ -275,6 +290,7 @@ def build(config: ModelConfig, label_space: LabelSpace, source: object, *, tenso
         source: the file, for messages.
         tensors: number of tensors in the weights, which bounds the number of layers.
         size: bytes of the weights, which bound the memory.
+        encoder: the encoder itself, if the configuration names a module of one's own.
 
     Raises:
         InputError: the model cannot be built, or is out of proportion to its weights.
@@ -287,9 +303,10 @@ def build(config: ModelConfig, label_space: LabelSpace, source: object, *, tenso
             )
     try:
         with _MetaTensors():
-            needed = 4 * sum(tensor.numel() for tensor in Segmenter(config, label_space).state_dict().values())
+            sketch = Segmenter(config, label_space, encoder=encoder).state_dict()
+        needed = 4 * sum(tensor.numel() for tensor in sketch.values())
         if needed <= 4 * size + SLACK:
-            return Segmenter(config, label_space)
+            return Segmenter(config, label_space, encoder=encoder)
     except InputError:
         raise
     except Exception as error:  # timm and torch raise nearly any error for invalid arguments

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.model.config import ModelConfig
+from meanshifter.model.config import OWN_MODULE, ModelConfig
 from meanshifter.model.decoder import LinearDecoder, MaskTransformer
-from meanshifter.model.encoder import Encoder, Grid
+from meanshifter.model.encoder import Encoder
 from meanshifter.model.mean_shift import MeanShift, check_layers
 from meanshifter.model.pixel_shift import PixelShift
-from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.model.vits import Grid
+from meanshifter.ops import LossTerms, upsampled_loss
 from meanshifter.ops.losses import Reduction
 
 if TYPE_CHECKING:
@@ -44,12 +46,30 @@ class Output(NamedTuple):
 class Segmenter(nn.Module):
     """A plain ViT, an optional mean shift block and a decoder; images (B,3,H,W) to patch logits (B,K,h,w)."""
 
-    def __init__(self, config: ModelConfig, label_space: LabelSpace, *, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        label_space: LabelSpace,
+        *,
+        pretrained: bool = False,
+        encoder: nn.Module | None = None,
+    ) -> None:
+        """Build the model with random weights.
+
+        Args:
+            config: everything but the classes.
+            label_space: the classes.
+            pretrained: load timm's weights into the encoder.
+            encoder: the encoder itself, a `TokenEncoder`, if the configuration names a module of one's own.
+
+        Raises:
+            InputError: the configuration describes no model, or it names a module and none is given, or the reverse.
+        """
         super().__init__()
-        self.config = config
         self.label_space = label_space
+        check_own_module(config, encoder)
         self.encoder = Encoder(
-            config.encoder,
+            config.encoder if encoder is None else encoder,
             config.image_size,
             drop_path=config.drop_path,
             arguments=config.encoder_args,
@@ -61,8 +81,9 @@ class Segmenter(nn.Module):
         width, shift = self.encoder.width, config.mean_shift
         self.mean_shift = None if shift is None else MeanShift(width, shift)
         fine = config.pixel_shift
-        if fine is not None and self.patch_size % fine.factor:
-            raise InputError(f"pixel_shift.factor: {fine.factor} does not divide the patch size {self.patch_size}")
+        if fine is not None:
+            fine = replace(fine, factor=fine.factor_for(self.patch_size))
+        self.config = config if fine == config.pixel_shift else replace(config, pixel_shift=fine)
         self.pixel_shift = None if fine is None else PixelShift(width, self.patch_size, fine)
         self.decoder: LinearDecoder | MaskTransformer = (
             LinearDecoder(width, label_space.num_classes)
@@ -146,6 +167,7 @@ class Segmenter(nn.Module):
         weight: Float[Tensor, " K"] | None = None,
         reduction: Reduction = "mean_valid",
         label_smoothing: float = 0.0,
+        **terms: Unpack[LossTerms],
     ) -> Float[Tensor, "B K h w"] | Output:
         """Compute patch logits of normalized images, h = ceil(H/P), w = ceil(W/P), and with `labels` the loss.
 
@@ -153,9 +175,10 @@ class Segmenter(nn.Module):
             images: normalized floats, zero-padded at the right and bottom to a multiple of P.
             mean_shift_layers: mean shift steps (L'_ms); None is the trained number, 0 no shift.
             labels: train ids, or `label_space.ignore`, of every pixel.
-            weight: class weights in the loss; this and the following as in `ops.upsampled_cross_entropy`.
+            weight: class weights in the loss; this and the following as in `ops.upsampled_loss`.
             reduction: what the loss is divided by.
             label_smoothing: share of the target that is spread over the classes.
+            **terms: other losses, such as `dice=1.0`.
 
         Raises:
             InputError: steps for a model without a mean shift block, or labels that do not match the images.
@@ -163,7 +186,7 @@ class Segmenter(nn.Module):
         logits = self.logits_at(images, [mean_shift_layers])[0]
         if labels is None:
             return logits
-        loss = upsampled_cross_entropy(
+        loss = upsampled_loss(
             logits,
             labels,
             padded_size=(logits.shape[-2] * self.output_stride, logits.shape[-1] * self.output_stride),
@@ -171,6 +194,7 @@ class Segmenter(nn.Module):
             reduction=reduction,
             weight=weight,
             label_smoothing=label_smoothing,
+            **terms,
         )
         return Output(logits, loss)
 
@@ -311,6 +335,18 @@ class Segmenter(nn.Module):
         return push_to_hub(self, repo, results=results, license=license, private=private)
 
 
+def check_own_module(config: ModelConfig, encoder: nn.Module | None) -> None:
+    """Check that a module is given if and only if the configuration names one, and of the class that it names."""
+    if encoder is not None and not config.has_own_module:
+        raise InputError(f"encoder: given, but the model's encoder is {config.encoder!r} of timm; leave it out")
+    if config.has_own_module and encoder is None:
+        name = config.encoder.removeprefix(OWN_MODULE)
+        raise InputError(
+            f"encoder: a module of one's own, {name!r}, which a configuration cannot build; give one like it, "
+            "load_model(…, encoder=MODULE) or train(…, encoder=MODULE), or export the model where it was built"
+        )
+
+
 def replace_classes(model: Segmenter, label_space: LabelSpace, *, drop_path: float | None = None) -> Segmenter:
     """Copy a model for other classes; layers whose shape depends on the number of classes are re-initialized.
 
@@ -320,7 +356,7 @@ def replace_classes(model: Segmenter, label_space: LabelSpace, *, drop_path: flo
         drop_path: stochastic depth of the copy's encoder; None: the model's.
     """
     config = model.config if drop_path is None else replace(model.config, drop_path=drop_path)
-    copy = Segmenter(config, label_space)
+    copy = Segmenter(config, label_space, encoder=deepcopy(model.encoder.vit) if config.has_own_module else None)
     weights, own = model.state_dict(), copy.state_dict()
     copy.load_state_dict({**weights, **{key: own[key] for key in reinitialized(model, copy)}})
     return copy

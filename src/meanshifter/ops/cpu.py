@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meanshifter.ops.loss_passes import BINS
 from meanshifter.ops.upsampling import NEVER, Axes, Taps, View, axis_taps, bilinear_matrix
+
+if TYPE_CHECKING:
+    from meanshifter.ops.loss_passes import Pixels, Recipe
 
 Result = TypeVar("Result")
 
@@ -113,29 +117,134 @@ def cross_entropy(
     with_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Compute the summed loss of logits (B, K, h, w) and its gradient, which is empty unless requested."""
-    from meanshifter.ops.cpu_kernels import LANES, cross_entropy_rows
+    from meanshifter.ops.cpu_kernels import cross_entropy_rows
 
-    B, K = logits.shape[:2]
-    ignored, wide = -1, labels.long()  # 32 bits cannot hold every `ignore_index`
-    targets = wide.masked_fill(wide == ignore_index, ignored).to(torch.int32).contiguous().numpy()
-    down, across = (bilinear_taps(*axis) for axis in axes)
-    taps = (down.inputs, down.weight, across.inputs, across.weight)
-    factors = np.zeros(-(-K // LANES) * LANES, dtype=np.float32)
-    factors[:K] = weight.numpy()
-    z = [_classes_last(image) for image in logits.detach()]
-    parts = spans(labels.shape[1], max(8 // B, 1))  # independent of the number of threads, for reproducibility
-    gradients = [[np.zeros_like(image if with_gradient else image[:0]) for _ in parts] for image in z]
+    K = logits.shape[1]
+    source = _source(logits, labels, axes, ignore_index)
+    factors, gradients = _padded(weight), _zeros(source, with_gradient=with_gradient)
 
     def fill(b: int, part: int) -> float:
-        constants = (ignored, factors, smoothing, K)
-        loss = cross_entropy_rows(z[b], *taps, targets[b], *constants, *parts[part], gradients[b][part])
+        constants = (_IGNORED, factors, smoothing, K)
+        rows = source.parts[part]
+        loss = cross_entropy_rows(source.z[b], *source.taps, source.targets[b], *constants, *rows, gradients[b][part])
         return float(loss)
 
-    total = sum(in_parallel(fill, [(b, part) for b in range(B) for part in range(len(parts))]))
-    if not with_gradient:
-        return torch.tensor(total, dtype=torch.float32), logits.new_empty(0)
+    total = sum(in_parallel(fill, source.pieces))
+    return torch.tensor(total, dtype=torch.float32), _joined(gradients, K) if with_gradient else logits.new_empty(0)
+
+
+def loss_sums(
+    pixels: Pixels, *, losses: bool, overlap: bool, errors: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Collect the `Sums` of `ops.loss_terms`."""
+    from meanshifter.ops.cpu_loss_kernels import sum_rows
+
+    source = _source(*pixels[:4])
+    near = _maps(pixels.near, source, np.bool_)
+    again = overlap or errors
+    found, logsums = (np.zeros(pixels.labels.shape if wanted else _NO_MAP, np.float32) for wanted in (losses, again))
+    hard, known = (_maps(torch.from_numpy(several), source) for several in (found, logsums))
+    width, K = source.z[0].shape[2], pixels.logits.shape[1]
+
+    def fill(b: int, part: int) -> tuple[npt.NDArray[np.float64], Floats]:
+        sums = np.zeros((3, width if overlap else 0))
+        histogram = np.zeros((2, width if errors else 0, BINS), np.float32)
+        counts, rows = (near[b], pixels.near_weight), source.parts[part]
+        sum_rows(
+            source.z[b], *source.taps, source.targets[b], _IGNORED, *counts, *rows, hard[b], known[b], sums, histogram
+        )
+        return sums, histogram
+
+    sums, histograms = zip(*in_parallel(fill, source.pieces), strict=True)
+    overlaps = torch.from_numpy(np.stack(sums).sum(0)[:, :K])
+    counts = torch.from_numpy(np.stack(histograms).sum(0, dtype=np.float64)[:, :K]) if errors else None
+    return torch.from_numpy(found), overlaps, counts, torch.from_numpy(logsums) if again else None
+
+
+def weighted_loss(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Make the second pass of `ops.loss_terms`."""
+    from meanshifter.ops.cpu_loss_kernels import loss_rows
+
+    K = pixels.logits.shape[1]
+    source = _source(*pixels[:4])
+    near = _maps(pixels.near, source, np.bool_)
+    hard, known = (_maps(each, source) for each in (recipe.hard, recipe.logsums))
+    weight, gradients = _padded(recipe.weight), _zeros(source, with_gradient=with_gradient)
+    region = _padded(torch.zeros(2, 0) if recipe.region is None else recipe.region)
+    slopes = np.zeros((2, 0, BINS), np.float32)
+    if recipe.slopes is not None:
+        slopes = recipe.slopes.float().contiguous().numpy()
+    factors = (recipe.smoothing, float(recipe.cross_entropy), float(recipe.focal), recipe.gamma)
+
+    def fill(b: int, part: int) -> float:
+        counts = (near[b], pixels.near_weight, hard[b], known[b])
+        places = (source.z[b], *source.taps, source.targets[b], _IGNORED)
+        loss = loss_rows(*places, *counts, weight, K, *factors, region, slopes, *source.parts[part], gradients[b][part])
+        return float(loss)
+
+    total = torch.tensor(sum(in_parallel(fill, source.pieces)), dtype=torch.float32)
+    return total, _joined(gradients, K) if with_gradient else pixels.logits.new_empty(0)
+
+
+class _Source(NamedTuple):
+    """What the loss kernels read."""
+
+    z: list[Floats]
+    """(h, w, classes) per image."""
+    taps: tuple[Any, ...]
+    targets: npt.NDArray[np.int32]
+    """(B, H, W), `_IGNORED` where ignored."""
+    parts: list[tuple[int, int]]
+    """Spans of rows, independent of the number of threads, for reproducibility."""
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Every image with every part."""
+        return [(b, part) for b in range(len(self.z)) for part in range(len(self.parts))]
+
+
+_IGNORED = -1
+_NO_MAP = (0, 0, 0)
+
+
+def _source(logits: Tensor, labels: Tensor, axes: Axes, ignore_index: int) -> _Source:
+    targets = np.empty(labels.shape, dtype=np.int32)
+    for one, target in zip(labels, targets, strict=True):
+        wide = one.long()  # 32 bits cannot hold every `ignore_index`
+        target[:] = wide.masked_fill(wide == ignore_index, _IGNORED).numpy()
+    down, across = (bilinear_taps(*axis) for axis in axes)
+    taps = (down.inputs, down.weight, across.inputs, across.weight)
+    z = [_classes_last(image) for image in logits.detach()]
+    return _Source(z, taps, targets, spans(labels.shape[1], max(8 // len(logits), 1)))
+
+
+def _maps(
+    values: Tensor | None, source: _Source, dtype: type = np.float32
+) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
+    """One array (H, W) per image, or (0, 0) if there are none."""
+    if values is not None and len(values):
+        return values.numpy()
+    return [np.zeros((0, 0), dtype)] * len(source.z)
+
+
+def _padded(values: Tensor) -> Floats:
+    """Float32 values (…, K) with zeros for the classes of padding."""
+    from meanshifter.ops.cpu_kernels import LANES
+
+    K = values.shape[-1]
+    out = np.zeros((*values.shape[:-1], -(-K // LANES) * LANES), dtype=np.float32)
+    out[..., :K] = values.numpy()
+    return out
+
+
+def _zeros(source: _Source, *, with_gradient: bool) -> list[list[Floats]]:
+    """A gradient (h, w, classes) per image and part, empty unless requested."""
+    return [[np.zeros_like(image if with_gradient else image[:0]) for _ in source.parts] for image in source.z]
+
+
+def _joined(gradients: list[list[Floats]], K: int) -> Tensor:
     gradient = np.stack([sum(several[1:], several[0])[..., :K] for several in gradients])
-    return torch.tensor(total, dtype=torch.float32), torch.from_numpy(gradient).permute(0, 3, 1, 2)
+    return torch.from_numpy(gradient).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=32)

@@ -55,7 +55,7 @@ def upsampled_cross_entropy(
             that require a gradient, logits with a forward-mode tangent, or, on the CPU, a label outside 0..K-1 that
             is not ignored.
     """
-    _check(logits, labels, reduction, weight, label_smoothing)
+    check_inputs(logits, labels, reduction, weight, label_smoothing)
     height, width = labels.shape[-2:]
     padded = (height, width) if padded_size is None else padded_size
     upsampling_axes(logits, (height, width), padded)
@@ -87,12 +87,12 @@ def _loss_and_gradient(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient with respect to the logits, which is empty unless requested."""
-    _check_values(labels, ignore_index, logits.shape[1])
+    check_values(labels, ignore_index, logits.shape[1])
     axes = upsampling_axes(logits, labels.shape[-2:], padded_size)
     wide = logits.to(weight.dtype)
     settings: dict[str, Any] = {"ignore_index": ignore_index, "smoothing": label_smoothing}
     total, gradient = _implementation(wide)(wide, labels, axes, weight, **settings, with_gradient=with_gradient)
-    count = _divisor(labels, weight, ignore_index, reduction)
+    count = divisor(labels, weight, ignore_index, reduction)
     return total / count, (gradient / count).to(logits.dtype).contiguous()
 
 
@@ -154,7 +154,7 @@ def _hessian_product(
             turned -= q * turned.sum(0)
             turned *= keep + label_smoothing / len(weight) * weight.sum() * valid
             out[b, :, tile.in_rows, tile.in_cols] += tile.fold(turned, rows, cols)
-    return (out / _divisor(labels, weight, ignore_index, reduction)).to(logits.dtype)
+    return (out / divisor(labels, weight, ignore_index, reduction)).to(logits.dtype)
 
 
 @_hessian_product.register_fake
@@ -217,26 +217,45 @@ def _targets(
     return target[None], keep.where(valid, 0), valid
 
 
-def _divisor(labels: Tensor, weight: Tensor, ignore_index: int, reduction: Reduction) -> Tensor:
-    count = loss_count(labels, weight, ignore_index=ignore_index, reduction=reduction)
-    return torch.where(count > 0, count, 1.0)  # so that 0 / 0 is 0
+def divisor(
+    labels: Tensor,
+    weight: Tensor,
+    ignore_index: int,
+    reduction: Reduction,
+    *,
+    near: Tensor | None = None,
+    near_weight: float = 1.0,
+) -> Tensor:
+    """`loss_count`, or 1 where that is 0, so that 0 / 0 is 0."""
+    settings: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction}
+    count = loss_count(labels, weight, **settings, near=near, near_weight=near_weight)
+    return torch.where(count > 0, count, 1.0)
 
 
 def loss_count(
-    labels: Integer[Tensor, "B H W"], weight: Float[Tensor, " K"], *, ignore_index: int, reduction: Reduction
+    labels: Integer[Tensor, "B H W"],
+    weight: Float[Tensor, " K"],
+    *,
+    ignore_index: int,
+    reduction: Reduction,
+    near: Bool[Tensor, "B H W"] | None = None,
+    near_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Return the divisor of `upsampled_cross_entropy`: the (weighted) number of labeled pixels, or of all pixels.
 
-    The losses of parts of a batch, multiplied by their counts, add up to the loss of the batch times its count.
+    The losses of parts of a batch, multiplied by their counts, add up to the loss of the batch times its count. Labeled
+    pixels of `near` count `near_weight` times.
     """
     if reduction == "mean_all":
         return weight.new_tensor(labels.numel())
     target = labels.long()
     counted = (target != ignore_index) & (target >= 0) & (target < len(weight))
-    return (weight[target.where(counted, 0)] * counted).sum()
+    each = weight[target.where(counted, 0)] * counted
+    return each.sum() if near is None else torch.where(near, near_weight * each, each).sum()
 
 
-def _check(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None, smoothing: float) -> None:
+def check_inputs(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None, smoothing: float) -> None:
+    """Raise unless the arguments of a loss fit together."""
     check_logits(logits)
     if labels.ndim != 3 or len(labels) != len(logits) or labels.is_floating_point():
         raise InputError(
@@ -260,7 +279,8 @@ def _check(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None
         raise InputError("logits: a dual tensor; forward-mode derivatives are not supported, use torch.autograd.grad")
 
 
-def _check_values(labels: Tensor, ignore_index: int, K: int) -> None:
+def check_values(labels: Tensor, ignore_index: int, K: int) -> None:
+    """Raise on the CPU if a label is neither a class nor ignored."""
     if labels.device.type != "cpu":
         return
     wide = labels.long()

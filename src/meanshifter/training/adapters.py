@@ -33,7 +33,8 @@ def choose_trained(model: Segmenter, config: TrainConfig) -> None:
         InputError: the encoder lacks a layer of `lora.targets`.
     """
     fewer = [name for name, used in (("optimizer.freeze", config.optimizer.freeze), ("lora", config.lora)) if used]
-    if fewer and config.model.init_from is None and config.model.encoder_weights is None:
+    unread = config.model.init_from is None and config.model.encoder_weights is None
+    if fewer and unread and not model.config.has_own_module:
         warnings.warn(
             f"{fewer[0]}: the encoder's weights are random and stay so; give pretrained ones with "
             "model.encoder_weights or model.init_from",

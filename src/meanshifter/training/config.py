@@ -34,6 +34,9 @@ class DataConfig:
     val_pattern: str | None = None
     """Exclude training images whose names match this pattern, such as 0006R0_*, to use them for model selection;
     null: exclude none."""
+    train_share: float | None = None
+    """Train on this share of the training images, which seed and name draw, as if the others had no masks; null: all
+    of them."""
     folds: int | None = None
     """Cross-validation: number of folds that the training images are divided into, by seed and name; null: none. One
     run is trained for each fold, or only that of `fold`."""
@@ -59,6 +62,16 @@ class DataConfig:
     token_cache: Literal["memory", "disk"] | None = None
     """Compute the tokens of a frozen encoder once per training image, and keep them in memory or in the run folder.
     Needs optimizer.freeze and crops of whole images without random changes, except flips; null: compute them anew."""
+    extra_train: list[str] = field(default_factory=list)
+    """Folders of extra training data with the same classes, such as [pseudo]: label maps that `meanshifter predict
+    --confidence` wrote, or images/ and masks/."""
+    extra_share: float = 0.5
+    """Share of the training samples that are drawn from extra_train."""
+    extra_confidence: Literal["margin", "probability"] = "margin"
+    """Confidence that extra_min_confidence refers to: the probability of a pixel's class, or its margin to the second
+    class."""
+    extra_min_confidence: float = 0.0
+    """Ignore the pixels of extra_train with less confidence, from 0 to 1; 0: ignore none."""
 
     @property
     def layout(self) -> FolderLayout:
@@ -66,7 +79,7 @@ class DataConfig:
         return FolderLayout(self.images, self.masks, self.mask_suffix, self.val_share)
 
     def violations(self, evaluation: EvaluationConfig) -> list[str]:
-        """The fields about folds that are out of range, or contradict each other or the evaluation."""
+        """The fields about folds and extra data that are out of range, or contradict each other or the evaluation."""
         wrong = []
         if self.folds is not None and not 2 <= self.folds <= LARGEST:
             wrong.append(f"data.folds: {self.folds} is not null or a number from 2 to {LARGEST}")
@@ -85,7 +98,16 @@ class DataConfig:
                 f"evaluation.patience: {evaluation.patience}, but data.val_split is null, so that the images that stop "
                 "the training would also score it; set a data.val_split, or leave patience out"
             )
-        return wrong
+        return [*wrong, *self._extra_violations()]
+
+    def _extra_violations(self) -> list[str]:
+        """Fields about extra training data without such data."""
+        if self.extra_train:
+            return []
+        usual = DataConfig()
+        names = ("extra_share", "extra_confidence", "extra_min_confidence")
+        given = [name for name in names if getattr(self, name) != getattr(usual, name)]
+        return [f"data.{name}: {getattr(self, name)}, but data.extra_train is empty; name a folder" for name in given]
 
     def _group_violations(self, pattern: str) -> list[str]:
         if self.folds is None:
@@ -116,11 +138,12 @@ class ModelRecipe:
     drop_path: float = 0.1
     """Stochastic depth rate of the encoder."""
     encoder: str | None = None
-    """Plain timm ViT that replaces the preset's encoder."""
+    """Plain ViT of timm that replaces the preset's encoder, such as vit_small_patch16_dinov3."""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """Extra arguments for timm.create_model, such as {depth: 4, embed_dim: 96}."""
     encoder_weights: str | None = None
-    """.safetensors or .pth file with timm's names, "timm" to download the weights of encoder's tag, or null."""
+    """.safetensors or .pth file with names of timm, transformers or MMSegmentation, "timm" to download the weights of
+    encoder's tag, or null."""
     average_corners: bool = False
     """Set the position embeddings of corner patches in encoder_weights to the mean of their neighbors'. Without it, new
     heads trained for a few hundred steps mislabel the corners of images."""
@@ -154,14 +177,78 @@ def of_model(message: str) -> str:
 
 @dataclass
 class LossConfig:
-    """Cross-entropy of the upsampled logits."""
+    """A weighted sum of losses of the upsampled logits: cross_entropy, focal and dice are their factors."""
 
+    cross_entropy: float = 1.0
+    """Factor of the cross-entropy; 0: leave it out."""
+    focal: float = 0.0
+    """Factor of the focal loss, which gives less weight to pixels that are already right; 0: leave it out."""
+    dice: float = 0.0
+    """Factor of the Dice loss, the mean over classes of 1 - 2·overlap / (predicted + labeled); 0: leave it out."""
+    lovasz: float = 0.0
+    """Factor of the Lovász-Softmax loss, which follows the mean IoU of the crops of a pass; 0: leave it out."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss; 0 would make it the cross-entropy."""
+    ohem_share: float | None = None
+    """Average the cross-entropy over this share of the labeled pixels, the hardest ones of each forward pass (OHEM);
+    null: all labeled pixels."""
+    boundary_weight: float = 1.0
+    """Count pixels near another class this many times, in every loss."""
+    boundary_radius: int = 3
+    """How many rows and columns away the other class may be for boundary_weight."""
     reduction: Literal["mean_valid", "mean_all"] = "mean_all"
     """Divide by the labeled pixels (mean_valid), or by all pixels of the crop as MMSegmentation does (mean_all)."""
     class_weight_power: float = 0.0
     """Weight classes by (1 / share of training pixels) to this power; 0: equal weights, 0.5: boost rare classes."""
+    class_weights: Literal["log"] | list[float] | dict[str, float] | None = None
+    """Class weights instead of class_weight_power: log for 1 / ln(1.02 + share of training pixels) as in ENet, one
+    number per class, or numbers by class name such as {pole: 3}, the others 1; null: class_weight_power."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes."""
+    """Share of the target spread evenly over all classes, in the cross-entropy."""
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The arguments of `ops.upsampled_loss` that this configuration sets, but for class weights."""
+        shape = ("focal_gamma", "ohem_share", "boundary_weight", "boundary_radius", "reduction", "label_smoothing")
+        return {name: getattr(self, name) for name in (*LOSS_FACTORS, *shape)}
+
+    @property
+    def is_per_pass(self) -> bool:
+        """Whether the loss is not a sum over pixels, and thus depends on how crops are split into passes."""
+        return self.dice > 0 or self.lovasz > 0 or self.ohem_share not in (None, 1)
+
+    def contradictions(self) -> list[str]:
+        """One phrase per field that would have no effect, or that excludes another."""
+        default, wrong = LossConfig(), []
+        if not any(getattr(self, name) for name in LOSS_FACTORS):
+            wrong.append(f"loss: {', '.join(LOSS_FACTORS)} are 0; give one of them a factor above 0")
+        needs = {
+            "ohem_share": ("cross_entropy", self.cross_entropy > 0),
+            "label_smoothing": ("cross_entropy", self.cross_entropy > 0),
+            "focal_gamma": ("focal", self.focal > 0),
+            "boundary_radius": ("boundary_weight", self.boundary_weight != 1),
+            "class_weight_power": ("cross_entropy or focal", self.cross_entropy > 0 or self.focal > 0),
+            "class_weights": ("cross_entropy or focal", self.cross_entropy > 0 or self.focal > 0),
+        }
+        for name, (other, used) in needs.items():
+            value, unset = getattr(self, name), getattr(default, name)
+            if not used and value != unset:
+                rule = "other than 1" if other == "boundary_weight" else "above 0"
+                shown = "null" if unset is None else unset
+                wrong.append(f"loss.{name}: {value} has no effect; set {other} {rule}, or {name} to {shown}")
+        if self.class_weights is not None and self.class_weight_power != 0:
+            wrong.append(
+                f"loss.class_weights: {self.class_weights!r:.60} conflicts with class_weight_power "
+                f"{self.class_weight_power}; set that to 0"
+            )
+        given = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
+        if not isinstance(given, str | None) and not all(0 <= value < inf for value in given):
+            wrong.append(f"loss.class_weights: {self.class_weights!r:.60} has a number that is negative or not finite")
+        return wrong
+
+
+LOSS_FACTORS: Final = ("cross_entropy", "focal", "dice", "lovasz")
+"""Fields of `LossConfig` that are factors of its losses."""
 
 
 @dataclass
@@ -340,6 +427,8 @@ class TrainConfig:
             # a field that is already listed would only be listed twice
             if value is not None and most is not None and value > most and not {name, other} & bad.keys():
                 wrong.append(f"{name}: {value} is above {other} {most}; lower it")
+        if not any(name.startswith("loss.") for name in bad):
+            wrong += self.loss.contradictions()
         if self.data.gpu_cache and (host_only := self.augment.host_only):
             names = ", ".join(f"augment.{name}" for name in host_only)
             wrong.append(f"data.gpu_cache: true has no implementation of {names}; set it to false, or leave these out")
@@ -352,6 +441,7 @@ class TrainConfig:
         lora = [] if self.lora is None else self.lora.violations()
         return [
             *wrong,
+            *self.data.violations(evaluation),
             *self.optimizer.violations(),
             *lora,
             *self._frozen_violations(),
@@ -428,6 +518,7 @@ _Rule = tuple[Callable[[Any], bool], str]
 _COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, f"a number from 1 to {LARGEST}")
 _FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, f"a number from 0 to {LARGEST}")
 _NOT_NEGATIVE: Final[_Rule] = (lambda value: value >= 0, "a number of at least 0")
+_FINITE: Final[_Rule] = (lambda value: 0 <= value < inf, "a finite number of at least 0")
 _BELOW_ONE: Final[_Rule] = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "save_every", "devices", "num_nodes"), _COUNT),
@@ -435,7 +526,10 @@ _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("evaluation.long_side", "evaluation.limit", "evaluation.patience"), _COUNT),
     **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval"), _FROM_ZERO),
     "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
+    "data.train_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
     "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
+    "data.extra_share": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "data.extra_min_confidence": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     "ema": (lambda value: value is None or 0 <= value < 1, "null or a number of at least 0 and below 1"),
     "data.workers": (lambda value: 0 <= value <= 1024, "a number from 0 to 1024"),
     "optimizer.lr": (lambda value: 0 < value < inf, "a number above 0"),
@@ -447,6 +541,9 @@ _RULES: Final[dict[str, _Rule]] = {
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.clip_norm": (lambda value: value is None or value > 0, "null or a number above 0"),
     "loss.class_weight_power": _NOT_NEGATIVE,
+    **dict.fromkeys((*(f"loss.{name}" for name in LOSS_FACTORS), "loss.focal_gamma", "loss.boundary_weight"), _FINITE),
+    "loss.ohem_share": (lambda value: value is None or 0 < value <= 1, "null or a number above 0 and at most 1"),
+    "loss.boundary_radius": _COUNT,
     "loss.label_smoothing": _BELOW_ONE,
 }
 """What each field must satisfy, and how to say it."""

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ctypes import c_char, c_int64
-from functools import lru_cache
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import RawArray
@@ -45,10 +47,11 @@ from meanshifter.data.augment import (
 from meanshifter.data.augment_device import augment_batch
 from meanshifter.data.class_pixels import RareClasses, class_pixels
 from meanshifter.data.datasets import Dataset, Sample
-from meanshifter.data.labels import Labels
+from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.mixing import Partner, draw_partners, mixed
-from meanshifter.errors import InputError, RunError, one_line
+from meanshifter.errors import InputError, RunError, did_you_mean, one_line
 from meanshifter.model.config import Triple
+from meanshifter.training.config import LossConfig
 
 Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -65,7 +68,9 @@ class SampleStream(TorchDataset[Sampled | InputError]):
     """An endless stream of augmented samples: one shuffle of the data set after another.
 
     The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process. With
-    `augment.rare_crops`, some samples are of other images than the shuffle's.
+    `augment.rare_crops`, some samples are of other images than the shuffle's. With a `mix`, the data set's first
+    samples and its extra ones each have shuffles of their own; `rare_crops` changes only the former, and what is mixed
+    into a sample comes from them.
     """
 
     def __init__(
@@ -76,14 +81,15 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         *,
         mean: Triple,
         std: Triple,
+        mix: Mix | None = None,
         pixels: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """`pixels`: the `class_pixels` of the data set, if they are known; else they are counted when needed."""
-        self.dataset, self.config, self.seed = dataset, config, seed
+        """`pixels`: the `class_pixels` of the data set without extra samples; None: counted when needed."""
+        self.dataset, self.config, self.seed, self.mix = dataset, config, seed, mix
         self.mean, self.std = mean, std
         self._rare: RareClasses | None = None
         if config.needs_class_pixels:
-            self._rare = RareClasses(class_pixels(dataset) if pixels is None else pixels)
+            self._rare = RareClasses(class_pixels(dataset)[: self._labeled] if pixels is None else pixels)
 
     def __getitem__(self, position: int) -> Sampled | InputError:
         try:
@@ -99,12 +105,20 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         """Data set index of the sample at `position`, and the class that its crop shows; None: any."""
         return self._chosen(self._shuffled(position), self.generator(position))
 
+    @property
+    def _labeled(self) -> int:
+        """Number of samples before the extra ones."""
+        return len(self.dataset) if self.mix is None else self.mix.first
+
     def _shuffled(self, position: int) -> int:
+        if self.mix is not None:
+            return self.mix.place(position, self.seed)
         epoch, turn = divmod(position, len(self.dataset))
         return _order(len(self.dataset), self.seed, epoch)[turn]
 
     def _chosen(self, place: int, rng: np.random.Generator) -> tuple[int, int | None]:
-        if self._rare is None or not occurs(self.config.rare_crops, rng, "rare_crops"):
+        extra = place >= self._labeled
+        if extra or self._rare is None or not occurs(self.config.rare_crops, rng, "rare_crops"):
             return place, None
         return self._rare.draw(own_generator(own_generator(rng, "rare_crops"), "rare_crops"))
 
@@ -148,7 +162,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         return self.dataset.read_reduced(place, factor), scale
 
     def _partners(self, rng: np.random.Generator) -> list[Partner]:
-        return draw_partners(self.config, rng, len(self.dataset), self._rare, self._chosen) if self.config.mixes else []
+        return draw_partners(self.config, rng, self._labeled, self._rare, self._chosen) if self.config.mixes else []
 
     def _mixed(self, crop: Crop, partners: list[Partner]) -> Crop:
         ignore = self.dataset.label_space.ignore
@@ -162,9 +176,40 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         return crop
 
 
-@lru_cache(maxsize=2)
-def _order(length: int, seed: int, epoch: int) -> list[int]:
-    order: list[int] = np.random.default_rng((seed, epoch, 0)).permutation(length).tolist()
+@dataclass(frozen=True)
+class Mix:
+    """A data set whose last samples are extra ones, and the share of the stream that they get.
+
+    Extra samples are spread evenly: the first n positions of the stream hold n · share of them, rounded down.
+    """
+
+    first: int
+    """Samples before the extra ones."""
+    extra: int
+    """Extra samples."""
+    share: float
+    """Share of the stream, between 0 and 1."""
+
+    def place(self, position: int, seed: int) -> int:
+        """Data set index of the sample at `position` of the stream with this seed."""
+        before = self._extra_before(position)
+        if self._extra_before(position + 1) == before:
+            epoch, turn = divmod(position - before, self.first)
+            return _order(self.first, seed, epoch)[turn]
+        epoch, turn = divmod(before, self.extra)
+        return self.first + _order(self.extra, seed, epoch, 1)[turn]
+
+    @cached_property
+    def _exact_share(self) -> Fraction:
+        return Fraction(str(self.share))  # 0.1 as a tenth, so that rounding never moves a sample
+
+    def _extra_before(self, position: int) -> int:
+        return position * self._exact_share.numerator // self._exact_share.denominator
+
+
+@lru_cache(maxsize=4)
+def _order(length: int, seed: int, epoch: int, *source: int) -> list[int]:
+    order: list[int] = np.random.default_rng((seed, epoch, 0, *source)).permutation(length).tolist()
     return order
 
 
@@ -252,12 +297,36 @@ def _prepare_worker(_worker: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def class_weights(dataset: Dataset, power: float) -> Tensor | None:
-    """`masks.class_weights` of a data set's labeled pixels, (K,) float32; None for power 0."""
+def class_weights(dataset: Dataset, config: LossConfig) -> Tensor | None:
+    """The weight of each class in the loss, (K,) float32; None: equal weights.
+
+    Raises:
+        InputError: the weights of `loss.class_weights` do not fit the classes.
+    """
+    space, given = dataset.label_space, config.class_weights
+    if isinstance(given, list | dict):
+        return torch.tensor(_given_weights(space, given))
+    power = config.class_weight_power if given is None else given
     if power == 0:
         return None
     counts = class_pixels(dataset).sum(0).astype(np.float64)
     return torch.from_numpy(masks.class_weights(counts, power)).float()
+
+
+def _given_weights(space: LabelSpace, given: list[float] | dict[str, float]) -> list[float]:
+    """One weight per class; classes that a mapping does not name have weight 1."""
+    if isinstance(given, dict):
+        if unknown := [name for name in given if name not in space.names]:
+            hint = did_you_mean(unknown[0], space.names, f"classes are {', '.join(space.names):.200}")
+            raise InputError(f"loss.class_weights: unknown class {unknown[0]!r}; {hint}")
+        given = [given.get(name, 1.0) for name in space.names]
+    if len(given) != space.num_classes:
+        raise InputError(
+            f"loss.class_weights: {len(given)} numbers, but the data have {space.num_classes} classes; give one each"
+        )
+    if not any(given):
+        raise InputError("loss.class_weights: all are 0; give at least one class a weight above 0")
+    return given
 
 
 Read = TypeVar("Read")

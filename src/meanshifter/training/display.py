@@ -281,8 +281,12 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
         evaluated += f" · early stopping with patience {config.evaluation.patience}"
     if config.minutes is not None:
         steps, evaluated = f"as many steps as fit in {config.minutes:g} minutes,", ""
+    stream, extra = setup.feed.stream, ""
+    images = len(stream.dataset)
+    if stream.mix is not None:
+        images, extra = stream.mix.first, f" and {stream.mix.extra:,} extra ({stream.mix.share:.0%} of the samples)"
     return [
-        f"data: {place} · {len(setup.feed.stream.dataset):,} training images, {scored:,} validation images · "
+        f"data: {place} · {images:,} training images{extra}, {scored:,} validation images · "
         f"{labels.num_classes} classes ({names}), {setup.label_origin}",
         f"model: {model} · {parameters} · {devices}{trained.device.type}, {config.precision}",
         f"training: {steps} of {config.crops_per_step} crops of {height}×{width}{evaluated}",

@@ -37,8 +37,8 @@ from meanshifter.training.budget import read_plan
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import RESUME_HINT, train_config
 from meanshifter.training.parsing import config_of, read_run_config
-from meanshifter.training.setup import open_data, open_training_data, resolve
-from meanshifter.training.state import DataRecord, RunFolder, is_leftover
+from meanshifter.training.setup import open_training_data, record_data, resolve
+from meanshifter.training.state import RunFolder, is_leftover
 from meanshifter.utils.distributed import Processes, create_fabric, launch
 from meanshifter.utils.files import dump_json, parse_json, read_text, write_text
 
@@ -204,8 +204,7 @@ class _Folds:
             raise InputError(f"{self.out}: no folds to resume (no fold0/config.yaml); leave --resume out")
         for k in range(self.count):
             config = self.fold_config(k)
-            train_set, val_set = open_data(config)
-            RunFolder(self.folder(k)).check(config, DataRecord.of(train_set, val_set), resume=k in started)
+            RunFolder(self.folder(k)).check(config, record_data(config), resume=k in started)
             if k in started:
                 self.check_evaluation(k, config)
 

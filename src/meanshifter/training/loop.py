@@ -2,7 +2,7 @@
 
 A step's crops are split over processes, over `accumulate` passes, and into smaller parts if memory runs out. The loss
 of each part is divided by the total of the step (labeled pixels, or all pixels), so that every split gives the same
-gradient up to rounding.
+gradient up to rounding. Dice, Lovász and the hardest pixels refer to the crops of one part, and so depend on the split.
 
 Glossary: B crops in a batch, K classes, H W pixels of a crop, h w its patch grid.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
@@ -30,15 +30,16 @@ from meanshifter.evaluation.evaluate import check_classes, count_images, protoco
 from meanshifter.evaluation.result import Confusion, Result, confusion_matrix
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.ops import upsampled_cross_entropy
+from meanshifter.ops import upsampled_loss
 from meanshifter.ops.losses import loss_count
+from meanshifter.ops.pixel_weights import boundary_pixels
 from meanshifter.training.budget import plan, read_plan
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch
 from meanshifter.training.display import Display, Interrupt, Log, Pace, Stopped, advice, summary
 from meanshifter.training.optimizer import set_learning_rate, step_seed
 from meanshifter.training.parsing import config_of
-from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve
+from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve, with_module
 from meanshifter.training.state import RunFolder
 from meanshifter.utils.distributed import Processes
 
@@ -69,6 +70,7 @@ def train(
     recipe: str | Path = "folder",
     resume: bool = False,
     quiet: bool = False,
+    encoder: nn.Module | None = None,
     **fields: Any,
 ) -> Trained:
     """Train a model into a run folder: `train("DIR", recipe="folder", out="runs/mine", steps=2000)`.
@@ -82,6 +84,8 @@ def train(
         recipe: a name listed by `meanshifter train --list`, or a YAML file.
         resume: continue the run in the run folder, to the same weights as without the interruption.
         quiet: show no progress.
+        encoder: a module of one's own, see `meanshifter.model.encoder.TokenEncoder`, of which a copy is trained. It
+            replaces the recipe's `encoder`, `encoder_args`, `encoder_weights`, `average_corners` and `drop_path`.
         **fields: override fields of the recipe; sections are mappings: `optimizer={"lr": 0.1}`.
 
     Raises:
@@ -91,15 +95,18 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the current step is done and saved.
     """
     config = data if isinstance(data, TrainConfig) else config_of(data, recipe, fields)
-    return train_config(config, resume=resume, quiet=quiet)[0]
+    return train_config(config, resume=resume, quiet=quiet, encoder=encoder)[0]
 
 
-def train_config(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> tuple[Trained, Learner]:
+def train_config(
+    config: TrainConfig, *, resume: bool = False, quiet: bool = False, encoder: nn.Module | None = None
+) -> tuple[Trained, Learner]:
     """`train` a configuration; also returns the learner, which knows the device and the processes."""
     began = time.perf_counter()
     asked = config.minutes
+    config = config if encoder is None else with_module(config, encoder)
     config = resolve(read_plan(config) if resume else config)
-    setup = prepare(config, resume=resume)
+    setup = prepare(config, resume=resume, encoder=encoder)
     main = setup.learner.processes.is_main
     planned = asked is not None and config.minutes is None
     notes = [f"minutes {asked:g}: using the number of steps in config.yaml"] if planned else []
@@ -400,8 +407,9 @@ def _forward_and_backward(config: TrainConfig, learner: Learner, crops: Crops) -
         images, labels = fabric.to_device(part)
         learner.drop_path.use(slice(offset, offset + len(images)), device)
         share = 0.0 if crops.total == 0 else _count(config, learner, part[1]) / crops.total
+        shares = share, len(images) / config.crops_per_step
         with fabric.no_backward_sync(learner.network):  # gradients are reduced once, when all processes are done
-            loss = crop_loss(learner.network(images), labels, config, learner) * share
+            loss = crop_loss(learner.network(images), labels, config, learner, shares)
             fabric.backward(loss)
         total += loss.detach()
     return total
@@ -428,33 +436,49 @@ def _halve(config: TrainConfig, learner: Learner, failure: str | None) -> None:
         )
     learner.crops_at_once = -(-before // 2)
     if learner.processes.is_main:
+        gradient = "the same gradient"
+        if config.loss.is_per_pass:
+            gradient = (
+                "loss.dice, loss.lovasz and loss.ohem_share over those crops; lower batch_size to make runs comparable"
+            )
         warnings.warn(
             f"out of memory with {before} crops per pass: continuing with {learner.crops_at_once} crops per pass and "
-            "the same gradient",
+            f"{gradient}",
             stacklevel=2,
         )
 
 
 def _count(config: TrainConfig, learner: Learner, labels: Tensor) -> float:
     """Divisor of the summed loss of these labels."""
-    space = learner.state.model.label_space
+    space, loss = learner.state.model.label_space, config.loss
     weight = torch.ones(space.num_classes) if learner.class_weight is None else learner.class_weight
-    count = loss_count(labels, weight.to(labels.device), ignore_index=space.ignore, reduction=config.loss.reduction)
-    return float(count)
+    settings: dict[str, Any] = {"ignore_index": space.ignore, "reduction": loss.reduction}
+    if loss.boundary_weight != 1 and loss.reduction == "mean_valid":
+        near = boundary_pixels(labels, loss.boundary_radius, space.ignore)
+        settings |= {"near": near, "near_weight": loss.boundary_weight}
+    return float(loss_count(labels, weight.to(labels.device), **settings))
 
 
-def crop_loss(logits: Tensor, labels: Tensor, config: TrainConfig, learner: Learner) -> Tensor:
-    """Cross-entropy of patch logits (B, K, h, w) against labels (B, H, W), as configured."""
-    model = learner.state.model
-    return upsampled_cross_entropy(
+def crop_loss(
+    logits: Tensor, labels: Tensor, config: TrainConfig, learner: Learner, shares: tuple[float, float]
+) -> Tensor:
+    """This part's contribution to the loss of the step, from patch logits (B, K, h, w) and labels (B, H, W).
+
+    Sums over pixels count by the part's share of the step's divisor, Dice and Lovász by its share of the step's crops.
+    """
+    model, terms, (of_pixels, of_crops) = learner.state.model, config.loss.terms, shares
+    if mixed := config.loss.dice > 0 or config.loss.lovasz > 0:
+        terms |= {name: terms[name] * of_pixels for name in ("cross_entropy", "focal")}
+        terms |= {name: terms[name] * of_crops for name in ("dice", "lovasz")}
+    loss = upsampled_loss(
         logits,
         labels,
         padded_size=(logits.shape[-2] * model.output_stride, logits.shape[-1] * model.output_stride),
         ignore_index=model.label_space.ignore,
-        reduction=config.loss.reduction,
         weight=learner.class_weight,
-        label_smoothing=config.loss.label_smoothing,
+        **terms,
     )
+    return loss if mixed else loss * of_pixels
 
 
 def check_finite(run: RunFolder, learner: Learner, what: str, value: Tensor | None, crops: Crops) -> None:

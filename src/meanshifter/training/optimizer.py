@@ -215,11 +215,13 @@ class SampledDropPath(nn.Module):
         self.keep = torch.ones(1)
 
     def forward(self, branch: Tensor) -> Tensor:
-        """`branch` (B, N, D) with dropped samples set to zero and the others scaled up."""
+        """`branch` (B·W, …, D), W windows of each sample, with dropped samples set to zero and the others scaled up."""
         if not self.training:
             return branch
         factor = self.keep.to(branch.dtype) / (1 - self.rate)
-        return branch * factor[:, None, None]
+        if branch.shape[0] != factor.shape[0]:
+            factor = factor.repeat_interleave(branch.shape[0] // factor.shape[0])
+        return branch * factor.view(-1, *[1] * (branch.ndim - 1))
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -240,12 +242,11 @@ class SampledDropPaths:
         self.seeds: list[list[int]] = []
         if model.encoder.frozen:
             return
-        for block in model.encoder.vit.blocks.children():
-            for name in ("drop_path1", "drop_path2"):
-                path = getattr(block, name, None)
-                if isinstance(path, DropPath) and path.drop_prob > 0:
+        for parent in list(model.encoder.vit.modules()):
+            for name, path in list(parent.named_children()):
+                if isinstance(path, DropPath) and path.drop_prob is not None and path.drop_prob > 0:
                     self.paths.append(SampledDropPath(float(path.drop_prob)))
-                    setattr(block, name, self.paths[-1])
+                    setattr(parent, name, self.paths[-1])
 
     def draw(self, crops: int) -> None:
         """Draw for all crops of a step, from torch's CPU generator."""

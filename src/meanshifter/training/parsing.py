@@ -10,7 +10,6 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShift
 from meanshifter.model.migration import FORMER, migrate_recipe
 from meanshifter.model.presets import SHIFTS
 from meanshifter.training.config import LoraConfig, TrainConfig, of_model
+from meanshifter.training.recipes import recipe_names, recipe_text
 from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text
 
 SIZE: Final = "size"
@@ -39,14 +39,14 @@ KINDS: Final = {
     "str": "text",
     "Path": "a path",
     "dict": "a mapping",
-    "list": "a list",
+    "list": "a list, such as [a, b]",
     "NoneType": "null",
     "LoraConfig": "a mapping of its fields",
     "MeanShiftConfig": "a mapping of its fields",
     "PixelShiftConfig": "a mapping of its fields",
 }
 """Types of fields, as messages name them."""
-FREE_FORM: Final = ("model.encoder_args", "optimizer.args")
+FREE_FORM: Final = ("model.encoder_args", "optimizer.args", "loss.class_weights")
 """Fields whose keys are not checked here."""
 
 
@@ -164,13 +164,16 @@ def with_size(values: Mapping[str, Any], size: Any, *, wins: bool) -> dict[str, 
         side = None
     if type(side) is not int or side < 1:
         raise InputError(f"size: {size!r} is not a number of pixels of at least 1, such as 256")
+    # with cached tokens, each crop is a whole image
+    data = values.get("data")
+    longest = side if isinstance(data, Mapping) and data.get("token_cache") is not None else 4 * side
     following: dict[str, dict[str, Any]] = {
-        "augment": {"crop": [side, side], "resize_base": [4 * side, side]},
+        "augment": {"crop": [side, side], "resize_base": [longest, side]},
         "evaluation": {
             "window": side,
             "window_stride": max(side * 15 // 16, 1),
             "short_side": side,
-            "long_side": 4 * side,
+            "long_side": longest,
         },
     }
     if (values.get("evaluation") or {}).get("window", side) is not None:  # whole images have a size of their own
@@ -207,12 +210,6 @@ def read_run_config(run: str | Path) -> Any:
     values = parse_yaml(read_text(path), run)
     former = isinstance(values, Mapping) and values.get("format_version") == FORMER
     return migrate_recipe(values, path) if former else values
-
-
-def recipe_names() -> list[str]:
-    """Names of the built-in recipes."""
-    folder = resources.files("meanshifter") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
@@ -381,7 +378,8 @@ def _of_parser(error: Exception) -> str:
 
 def _kinds(stated: str) -> str:
     choices = re.findall(r"Literal\[(.*?)\]", stated + "]")
-    kinds = [KINDS.get(name.rpartition(".")[2], name) for name in re.findall(r"<class '(.*?)'>", stated)]
+    names = re.findall(r"<class '(.*?)'>|\b(list|dict)\[", stated)
+    kinds = [KINDS.get(name.rpartition(".")[2], name) for name in map("".join, names)]
     return " or ".join([f"one of {part.replace(chr(39), '')}" for part in choices] + kinds) or stated
 
 
@@ -426,17 +424,13 @@ def _find(recipe: str) -> tuple[str, str, list[str]]:
     """Name, text and implied fields of a recipe."""
     path = Path(recipe)
     if recipe in recipe_names():
-        return recipe, _packaged(recipe), []
+        return recipe, recipe_text(recipe), []
     if path.is_dir():
-        return path.resolve().name, _packaged("folder"), ["--data.root", str(path)]
+        return path.resolve().name, recipe_text("folder"), ["--data.root", str(path)]
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path.stem, read_text(path, LARGEST_YAML), []
     hint = did_you_mean(recipe, recipe_names(), f"recipes are {', '.join(recipe_names())}")
     raise InputError(f"{recipe}: not a recipe, YAML file or data folder, which comes before any fields; {hint}")
-
-
-def _packaged(name: str) -> str:
-    return (resources.files("meanshifter") / "recipes" / f"{name}.yaml").read_text("utf-8")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

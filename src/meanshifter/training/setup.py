@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Generator, Iterator
@@ -16,18 +17,19 @@ from torch import Tensor, nn
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.class_pixels import class_pixels
-from meanshifter.data.datasets import Cached, Dataset, Fold, Subset
-from meanshifter.data.doctor import check_sample
+from meanshifter.data.datasets import Cached, Dataset, Drawn, Fold, Subset
+from meanshifter.data.doctor import SampleReport, check_sample
+from meanshifter.data.extra import Concatenated, open_extra, shared_images
 from meanshifter.data.folds import fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
 from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
-from meanshifter.model.presets import create_model
+from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
 from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
-from meanshifter.training.data import Batch, SampleStream, Share, batches, class_weights, gpu_cached_batches
+from meanshifter.training.data import Batch, Mix, SampleStream, Share, batches, class_weights, gpu_cached_batches
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
 from meanshifter.training.token_cache import TokenCache, check_tokens
@@ -109,7 +111,19 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return replace(config, precision=resolve_precision(config.precision, device))
 
 
-def prepare(config: TrainConfig, *, resume: bool) -> Setup:
+def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
+    """A configuration whose encoder is a module of one's own instead of the recipe's, without weights from elsewhere.
+
+    Raises:
+        InputError: the model starts from another, which has its encoder.
+    """
+    if config.model.init_from is not None:
+        raise InputError("encoder: given with model.init_from, whose model has its own; leave one out")
+    own: dict[str, Any] = {"encoder_args": {}, "encoder_weights": None, "average_corners": False, "drop_path": 0.0}
+    return replace(config, model=replace(config.model, encoder=name_of_module(encoder), **own))
+
+
+def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = None) -> Setup:
     """Open the data and build model and run folder; with `resume`, restore the run.
 
     Other processes are launched late, so that errors are reported only once.
@@ -119,19 +133,21 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
     """
     fabric = _fabric(config)
     train_set, val_set = open_data(config)
-    data = DataRecord.of(train_set, val_set)
+    extra = open_extra_data(config.data, train_set)
+    joined, mix = join_extra(config.data, train_set, extra)
+    data = DataRecord.of(joined, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
-    model = build_model(config, train_set.label_space)
+    model = build_model(config, train_set.label_space, encoder)
     choose_trained(model, config)
     processes = launch(fabric)
-    look = processes.broadcast(lambda: check_sample([train_set, val_set], _check_command(config.data)))
+    look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
-    decoded = Cached(train_set, config.data.cache * 1_000_000 // max(config.data.workers, 1))
+    decoded = Cached(joined, config.data.cache * 1_000_000 // max(config.data.workers, 1))
     counts = processes.broadcast(lambda: class_pixels(train_set) if config.augment.needs_class_pixels else None)
     normalization: dict[str, Any] = {"mean": model.config.mean, "std": model.config.std}
-    stream = SampleStream(decoded, config.augment, config.seed, pixels=counts, **normalization)
+    stream = SampleStream(decoded, config.augment, config.seed, mix=mix, pixels=counts, **normalization)
     if config.model.init_from is None:
         _calibrate(model, stream, config.crops_per_step)
     average = None
@@ -139,12 +155,12 @@ def prepare(config: TrainConfig, *, resume: bool) -> Setup:
         average = WeightAverage(sharing_frozen(model), config.ema)
     grid = [-(-side // model.patch_size) for side in config.augment.crop]
     size = {"images": config.batch_size, "heads": model.encoder.heads, "tokens": math.prod(grid)}
-    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=len(model.encoder.vit.blocks))
+    pays = fused_attention_pays(fabric.device, config.precision, **size, layers=model.encoder.depth)
     model.encoder.set_attention(fused=pays)
     drop_path = SampledDropPaths(model)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
-    weight = processes.broadcast(lambda: class_weights(train_set, config.loss.class_weight_power))
+    weight = processes.broadcast(lambda: class_weights(train_set, config.loss))
     if (cached := config.data.token_cache) is not None:
         check_tokens(cached, stream, model, run.path)
     processes.broadcast(lambda: run.claim(config, data, resume=resume))
@@ -196,14 +212,71 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
 def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     """The training set, and the fold that is left out of it, if any."""
     data = config.data
-    train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
-    if data.val_pattern is not None:
-        train_set = Subset(train_set, data.val_pattern, matching=False)
+    train_set = _train_split(data)
+    if data.train_share is not None:
+        train_set = Drawn(train_set, data.train_share, config.seed)
     if data.folds is None or data.fold is None:
         return train_set, None
     numbers = fold_numbers(train_set.names, data.folds, seed=config.seed, groups=data.fold_groups)
     parts = [Fold(train_set, numbers, data.fold, data.folds, held_out=held_out) for held_out in (False, True)]
     return parts[0], parts[1]
+
+
+def open_unused_data(config: TrainConfig) -> Dataset:
+    """The training images that `data.train_share` does not draw.
+
+    Raises:
+        InputError: as `open_data`, or data.train_share is null.
+    """
+    if config.data.train_share is None:
+        raise InputError("data.train_share: null, so that all training images are used; set a share")
+    return Drawn(_train_split(config.data), config.data.train_share, config.seed, drawn=False)
+
+
+def _train_split(data: DataConfig) -> Dataset:
+    train_set = open_dataset(data.name, data.root, data.train_split, data.layout)
+    return train_set if data.val_pattern is None else Subset(train_set, data.val_pattern, matching=False)
+
+
+def open_extra_data(data: DataConfig, train_set: Dataset) -> list[Dataset]:
+    """The extra training data, one data set for each folder.
+
+    Raises:
+        InputError: a folder cannot be opened, has other classes, or lacks confidence maps that are needed.
+    """
+    measure, least = data.extra_confidence, data.extra_min_confidence
+    return open_extra(data.extra_train, train_set.label_space, measure=measure, least=least)
+
+
+def join_extra(data: DataConfig, train_set: Dataset, extra: list[Dataset]) -> tuple[Dataset, Mix | None]:
+    """All training data as one data set, and how the stream mixes the extra ones in; None: there are none."""
+    if not extra:
+        return train_set, None
+    joined = Concatenated([train_set, *extra])
+    return joined, Mix(len(train_set), len(joined) - len(train_set), data.extra_share)
+
+
+def record_data(config: TrainConfig) -> DataRecord:
+    """The record of all data of a run, by which resuming notices changes."""
+    train_set, val_set = open_data(config)
+    joined, _ = join_extra(config.data, train_set, open_extra_data(config.data, train_set))
+    return DataRecord.of(joined, val_set)
+
+
+def _check_data(config: TrainConfig, train_set: Dataset, val_set: Dataset, extra: list[Dataset]) -> SampleReport:
+    """Examine samples of all data; those of extra data on their own, as label maps of a model ignore no pixels."""
+    held_out = open_training_data(config)[1] if extra else None
+    scored = {"validation images": val_set, **({} if held_out is None else {"images of the held-out fold": held_out})}
+    for folder, dataset in zip(config.data.extra_train, extra, strict=True):
+        check_sample([dataset], f"meanshifter data check {folder}")
+        for kind, other in scored.items():
+            if shared := shared_images(dataset, other):
+                warnings.warn(
+                    f"data.extra_train: {len(shared):,} of {len(dataset):,} images of {folder}, such as {shared[0]}, "
+                    f"are {kind}, whose scores will be too high; leave them out",
+                    stacklevel=2,
+                )
+    return check_sample([train_set, val_set], _check_command(config.data))
 
 
 def _check_command(data: DataConfig) -> str:
@@ -232,7 +305,7 @@ def _fabric(config: TrainConfig) -> Fabric:
     )
 
 
-def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
+def build_model(config: TrainConfig, label_space: LabelSpace, encoder: nn.Module | None = None) -> Segmenter:
     """Build the model of a configuration, with the preprocessing of its evaluations as the model's default.
 
     Raises:
@@ -243,6 +316,8 @@ def build_model(config: TrainConfig, label_space: LabelSpace) -> Segmenter:
         skipped = ("init_from", "preset", "image_size")
         settings = {f.name: getattr(config.model, f.name) for f in fields(config.model) if f.name not in skipped}
         size = config.augment.crop if config.model.image_size is None else config.model.image_size
+        if encoder is not None:
+            settings |= {"encoder": copy.deepcopy(encoder), "encoder_args": None, "drop_path": None}
         model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
     else:
         model = _started(config.model.init_from, config.model, label_space)

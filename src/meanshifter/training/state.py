@@ -211,7 +211,9 @@ class RunFolder:
         except InputError as error:
             raise InputError(f"{self.path}: no run to resume (no readable config.yaml); leave --resume out") from error
         changed = [
-            found for found in _differences(_completed(stored), config.to_dict()) if not found[0].startswith(FREE)
+            found
+            for found in _differences(_with_factor(_completed(stored)), _with_factor(config.to_dict()))
+            if not found[0].startswith(FREE)
         ]
         changed.sort(key=lambda found: found[0] != "steps")
         listed = "; ".join(f"{name} is {new!r:.60}, but was {old!r:.60} at the start" for name, old, new in changed[:3])
@@ -226,6 +228,11 @@ class RunFolder:
             raise InputError(
                 f"{self.path}: batch_size × accumulate × devices × num_nodes is {config.crops_per_step}, but was "
                 f"{crops} at the start; keep the product the same, or start another run with --out"
+            )
+        if config.loss.is_per_pass and (size := stored.get("batch_size")) != config.batch_size:
+            raise InputError(
+                f"{self.path}: batch_size is {config.batch_size}, but was {size} at the start; loss.dice, loss.lovasz "
+                "and loss.ohem_share depend on the crops of a pass: keep it, and change accumulate or devices"
             )
         return stored
 
@@ -431,6 +438,15 @@ def _completed(stored: dict[str, Any], defaults: dict[str, Any] | None = None) -
         for inner in [defaults.get(name)]
     }
     return {**defaults, **own}
+
+
+def _with_factor(values: Any) -> Any:
+    """`values` of a config.yaml with the former default of `model.pixel_shift.factor`, which patches of 16 keep."""
+    model = values.get("model")
+    block = model.get("pixel_shift") if isinstance(model, dict) else None
+    if not isinstance(block, dict) or block.get("factor") is not None:
+        return values
+    return {**values, "model": {**model, "pixel_shift": {**block, "factor": 4}}}
 
 
 def _differences(stored: Any, ours: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from meanshifter.data.augment import draw, resized
 from meanshifter.errors import InputError, RunError
-from meanshifter.model.encoder import Grid
 from meanshifter.model.saving import save_tensors, weights_hash
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.vits import Grid
 from meanshifter.training.data import ALONE, Batch, SampleStream, Share, positions
 
 FOLDER: Final = "token_cache"
@@ -92,7 +92,7 @@ class TokenCache:
     def _compute(self, position: int, mirrored: bool) -> tuple[Tensor, Tensor]:
         stream = self.stream
         config = replace(stream.config, flip=float(mirrored))
-        fixed = SampleStream(stream.dataset, config, stream.seed, mean=stream.mean, std=stream.std)
+        fixed = SampleStream(stream.dataset, config, stream.seed, mean=stream.mean, std=stream.std, mix=stream.mix)
         image, labels, _ = fixed.sample(position)
         with torch.no_grad(), self._fabric.autocast():
             tokens, _ = self._model.encode(image[None].to(self._model.device))
