@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from meanshifter.data.augment import draw, resized
 from meanshifter.errors import InputError, RunError
-from meanshifter.model.encoder import Grid
 from meanshifter.model.saving import save_tensors, weights_hash
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.vits import Grid
 from meanshifter.training.data import ALONE, Batch, SampleStream, Share, positions
 
 FOLDER: Final = "token_cache"
