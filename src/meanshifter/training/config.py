@@ -242,6 +242,8 @@ class LossConfig:
                 f"{self.class_weight_power}; set that to 0"
             )
         given = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
+        if given is not None and not given:
+            wrong.append(f"loss.class_weights: {self.class_weights} is empty; give weights, or null")
         if not isinstance(given, str | None) and not all(0 <= value < inf for value in given):
             wrong.append(f"loss.class_weights: {self.class_weights!r:.60} has a number that is negative or not finite")
         return wrong
