@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from meanshifter.analysis import tables
 from meanshifter.analysis.study import run_study
 from meanshifter.analysis.study_plan import load_plan
-from meanshifter.analysis.study_training import label_unused
+from meanshifter.analysis.study_training import checkpoint, label_unused
 from meanshifter.checkpoints.load import load_model
 from meanshifter.data import Folder
 from meanshifter.data.datasets import Drawn
@@ -85,6 +86,15 @@ def test_a_row_has_the_scores_of_its_model(made: Path, row: str, model: str) -> 
 def test_folds_count_the_parameters_of_all_models(made: Path) -> None:
     assert scores(made, "folds")["parameters"] == 2 * scores(made, "plain")["parameters"]  # type: ignore[operator]
     assert "| Folds | 2 | 4 |" in (made / "out" / "cost.md").read_text()
+
+
+def test_weights_that_validation_chooses_are_called_best(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "study.yaml").write_text(STUDY.format(recipe=tmp_path / "tiny.yaml"))
+    rows = {name: {"data.folds": 2, "evaluation.interval": every} for name, every in (("Once", 0), ("Often", 2))}
+    plan = replace(load_plan(str(tmp_path / "study.yaml")), rows=rows, self_training={})
+    found = {cell.row: checkpoint(cell.config) for cell in plan.cells(tmp_path, [])}
+    assert found == {"Once": "last", "Often": "best"}, "of folds, with the only evaluation after the last step or not"
 
 
 def test_a_teacher_labels_the_images_without_a_share_and_only_these(made: Path) -> None:

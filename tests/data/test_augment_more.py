@@ -290,6 +290,8 @@ def test_a_rare_crop_shows_its_class() -> None:
         ({"jpeg_quality": (50, 101)}, "augment.jpeg_quality: "),
         ({"erasing_area": (0.1, 1.1)}, "augment.erasing_area: "),
         ({"rotation": float("nan")}, "augment.rotation: nan"),
+        ({"blur_sigma": (0.5, 1.0)}, "augment.blur_sigma: (0.5, 1.0) has no effect; set blur above 0"),
+        ({"jpeg_quality": (10, 20)}, "augment.jpeg_quality: (10, 20) has no effect; set jpeg above 0"),
     ],
 )
 def test_values_outside_their_range_are_refused(fields: dict[str, Any], message: str) -> None:

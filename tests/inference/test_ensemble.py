@@ -16,6 +16,7 @@ from torch import Tensor
 
 import meanshifter as ms
 from meanshifter.checkpoints.ensemble import Member, write_members
+from meanshifter.cli.main import main
 from meanshifter.data import Shapes
 from meanshifter.errors import InputError
 from meanshifter.evaluation import weights_hash
@@ -236,3 +237,11 @@ def test_commands_refuse_what_an_ensemble_has_not(stored: Path, tmp_path: Path, 
         done = commands.run(*words, cwd=tmp_path)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
         assert named in done.stderr
+
+
+def test_an_ensemble_names_a_member_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not its run folder, of which another checkpoint might be exported."""
+    (tmp_path / "fold0" / "checkpoints" / "last").mkdir(parents=True)
+    write_members(tmp_path, [Member("fold0/checkpoints/last", "0")])
+    assert main(["export", str(tmp_path), str(tmp_path / "exported"), "--format", "onnx"]) == 2
+    assert f"such as {tmp_path}/fold0/checkpoints/last" in capsys.readouterr().err

@@ -287,8 +287,10 @@ def test_without_a_val_split_the_final_weights_are_scored(done: Path) -> None:
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields: list[str], named: str, original: Path) -> None:
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=named) as raised:
         configured(original, *fields)
+    found = str(raised.value).split("; data.")
+    assert len(found) == len({phrase.removeprefix("data.") for phrase in found}), "each once"
 
 
 def test_train_and_cross_validate_name_each_other(original: Path) -> None:

@@ -167,6 +167,7 @@ def test_class_weights_that_do_not_fit_the_data_are_refused(given: Any, message:
             r"loss\.class_weights: 'log' conflicts with class_weight_power 0.5",
         ),
         (["--loss.class_weights", "[1, -1]"], r"loss\.class_weights: \[1.0, -1.0\] has a number that is negative"),
+        (["--loss.class_weights", "{}"], r"loss\.class_weights: \{\} is empty"),
         (["--loss.class_weights", "ln"], r"loss\.class_weights: 'ln' is not one of log or a list or a mapping or null"),
     ],
 )

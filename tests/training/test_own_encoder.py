@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import meanshifter as ms
@@ -65,6 +66,30 @@ def test_a_module_is_trained_resumed_exactly_and_loaded(tiny: TrainConfig, monke
     assert not torch.equal(ours.encoder.vit.project.weight, module.project.weight)
     with pytest.raises(ms.InputError, match="encoder: a module of one's own, 'Patches'"):
         ms.load_model(whole)
+
+
+class Normed(Patches):
+    """Patches with a batch norm, and attributes whose names timm uses in another sense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.blocks, self.num_heads = nn.BatchNorm1d(12), 3, (2, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute normalized tokens."""
+        tokens: Tensor = self.norm(super().forward(images).mT).mT
+        return tokens
+
+
+def test_the_average_of_the_weights_has_the_statistics_of_batch_norms(tiny: TrainConfig) -> None:
+    path = train(replace(tiny, ema=0.5), quiet=True, encoder=Normed()).path
+    trained = load_file(path / "checkpoints" / "last" / "training.safetensors")
+    saved = load_file(path / "checkpoints" / "last" / "model.safetensors")
+    name = "encoder.vit.norm.running_mean"
+    assert trained[f"model.{name}"].any()
+    assert torch.equal(saved[name], trained[f"model.{name}"])
+    averaged = ms.load_model(path, encoder=Normed())
+    assert (averaged.heads, averaged.device.type) == (1, "cpu")
 
 
 def test_a_module_beside_a_model_to_start_from_is_refused(tiny: TrainConfig) -> None:

@@ -142,10 +142,6 @@ def test_several_processes_of_torchrun_are_refused(configured: Configure, monkey
         resolve(config)
 
 
-def test_ranges_of_what_is_off_are_no_conflict(configured: Configure) -> None:
-    assert configured("memory", augment__blur_sigma="[0.5, 1.0]").data.token_cache == "memory"
-
-
 def test_tokens_of_a_loss_that_is_not_finite_are_kept(
     configured: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,13 +58,20 @@ def trained_model(cell: Cell) -> PatchModel:
 
 
 def checkpoint(config: TrainConfig) -> str:
-    """Which weights are scored: "last", or "best" where validation decides when to stop."""
-    return "last" if config.evaluation.patience is None else "best"
+    """Which weights are scored: "last", or "best" where validation decides when to stop, or on a model of each fold."""
+    if config.evaluation.patience is not None:
+        return "best"
+    chosen = _has_folds(config) and config.data.val_split is not None  # as `cross_validate` does
+    return "best" if chosen and 0 < config.evaluation.interval < config.steps else "last"
 
 
 def is_cross_validated(cell: Cell) -> bool:
     """Whether a model is trained for every fold."""
-    return cell.config.data.folds is not None and cell.config.data.fold is None
+    return _has_folds(cell.config)
+
+
+def _has_folds(config: TrainConfig) -> bool:
+    return config.data.folds is not None and config.data.fold is None
 
 
 def number_of_trainings(cell: Cell) -> int:

@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and print the agreement."""
-    from meanshifter.checkpoints.ensemble import is_ensemble
+    from meanshifter.checkpoints.ensemble import is_ensemble, read_members
     from meanshifter.export.export import check_export, export
     from meanshifter.inference.protocol import as_segmenter
 
@@ -66,9 +66,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--max-disagreement: {args.max_disagreement}; expected a percentage from 0 to 100")
     asked = {"calibrated": args.calibrate is not None, "label_graph": args.label_map, "overwrite": args.overwrite}
     if is_ensemble(Path(args.model)):
-        raise InputError(
-            f"{args.model}: an ensemble cannot be exported; export its members, such as {args.model}/fold0"
-        )
+        member = Path(args.model) / read_members(Path(args.model))[0].path
+        raise InputError(f"{args.model}: an ensemble cannot be exported; export its members, such as {member}")
     check_export(args.out, args.format, args.arithmetic, **asked)
     images, described = _images(args.images)
     predictor = load_predictor(args.model, args, args.mean_shift_layers)

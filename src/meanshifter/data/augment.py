@@ -106,7 +106,12 @@ class AugmentConfig:
                 *(_is_range(self.erasing_area, 1), "two shares above 0 and at most 1, the smaller one first"),
             ),
         ]
-        wrong = [f"augment.{name}: {value} is not {rule}" for name, value, valid, rule in rules if not valid]
+        bad = {name: f"augment.{name}: {value} is not {rule}" for name, value, valid, rule in rules if not valid}
+        wrong = list(bad.values())
+        for name, owner in RANGES.items():
+            value, usual = tuple(getattr(self, name)), getattr(AugmentConfig, name)
+            if value != usual and getattr(self, owner) == 0 and name not in bad:
+                wrong.append(f"augment.{name}: {value} has no effect; set {owner} above 0, or {name} to {list(usual)}")
         if self.cutmix <= 1 and self.classmix <= 1 < self.cutmix + self.classmix:
             wrong.append(
                 f"augment.cutmix: {self.cutmix} and augment.classmix {self.classmix} sum to more than 1; lower one"
@@ -137,6 +142,10 @@ class AugmentConfig:
     def extended(self) -> bool:
         """Whether crops go through more than MMSegmentation's pipeline."""
         return bool(self.host_only or self.vertical_flip or self.quarter_turns or self.erasing)
+
+
+RANGES: Final = {"blur_sigma": "blur", "noise_std": "noise", "jpeg_quality": "jpeg", "erasing_area": "erasing"}
+"""Fields that matter only where another one is on, and that one."""
 
 
 def _is_range(limits: Numbers, most: float = math.inf) -> bool:

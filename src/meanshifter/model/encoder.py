@@ -127,12 +127,14 @@ class Encoder(nn.Module):
     @property
     def heads(self) -> int:
         """Attention heads per layer."""
-        return max((int(getattr(module, "num_heads", 1)) for module in self.vit.modules()), default=1)
+        stated = (getattr(module, "num_heads", 1) for module in self.vit.modules())
+        return max((number for number in stated if isinstance(number, int)), default=1)
 
     @property
     def depth(self) -> int:
         """Number of layers; 1 for a module of one's own without `blocks`."""
-        return len(getattr(self.vit, "blocks", "1"))
+        blocks = getattr(self.vit, "blocks", None)
+        return len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else 1
 
     def set_attention(self, *, fused: bool) -> None:
         """Choose whether attention runs fused, without N × N weights, or as products with a softmax in between."""

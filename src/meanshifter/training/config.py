@@ -13,7 +13,7 @@ from math import inf
 from operator import attrgetter
 from typing import Any, Final, Literal
 
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment import RANGES, AugmentConfig
 from meanshifter.data.layout import FolderLayout
 from meanshifter.errors import InputError
 from meanshifter.model.config import LARGEST, MeanShiftConfig, ModelConfig, PixelShiftConfig
@@ -242,6 +242,8 @@ class LossConfig:
                 f"{self.class_weight_power}; set that to 0"
             )
         given = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
+        if given is not None and not given:
+            wrong.append(f"loss.class_weights: {self.class_weights} is empty; give weights, or null")
         if not isinstance(given, str | None) and not all(0 <= value < inf for value in given):
             wrong.append(f"loss.class_weights: {self.class_weights!r:.60} has a number that is negative or not finite")
         return wrong
@@ -446,7 +448,6 @@ class TrainConfig:
             *lora,
             *self._frozen_violations(),
             *self._token_violations(),
-            *self.data.violations(self.evaluation),
             *self.augment.violations(),
             *self.model.violations(),
         ]
@@ -472,11 +473,12 @@ class TrainConfig:
         if kind is None:
             return []
         low, high = augment.scale
+        fixed = min(max(low, 1.0), high)
         handled = ("crop", "resize_base", "scale", "flip", "max_class_share", "photometric_distortion")
-        off_by_default = [item.name for item in fields(AugmentConfig) if item.name not in (*handled, *_PARAMETERS)]
+        off_by_default = [item.name for item in fields(AugmentConfig) if item.name not in (*handled, *RANGES)]
         rules: list[tuple[str, Any, bool, str]] = [
             ("optimizer.freeze", self.optimizer.freeze, self.optimizer.freeze == "encoder", "encoder"),
-            ("augment.scale", augment.scale, low == high, f"[{high:g}, {high:g}]"),
+            ("augment.scale", augment.scale, low == high, f"[{fixed:g}, {fixed:g}]"),
             (
                 *("augment.photometric_distortion", augment.photometric_distortion),
                 *(not augment.photometric_distortion, "false"),
@@ -512,8 +514,6 @@ class TrainConfig:
         return plain
 
 
-_PARAMETERS: Final = ("blur_sigma", "noise_std", "jpeg_quality", "erasing_area")
-"""Fields of `augment` that matter only where another one is on."""
 _Rule = tuple[Callable[[Any], bool], str]
 _COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, f"a number from 1 to {LARGEST}")
 _FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, f"a number from 0 to {LARGEST}")

@@ -187,7 +187,7 @@ def take_step(
     learner.optimizer.zero_grad()
     state = learner.state
     if state.average is not None:
-        state.average.update(state.model.parameters(), state.progress.step)
+        state.average.update(state.model.parameters(), state.progress.step, state.model.buffers())
     state.progress.step += 1
     log.add(loss, config.crops_per_step)
     return lr, crops

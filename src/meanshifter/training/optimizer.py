@@ -195,11 +195,13 @@ class WeightAverage:
         self.average, self.decay = average, decay
 
     @torch.no_grad()
-    def update(self, weights: Iterable[Tensor], step: int) -> None:
-        """Update with the weights after optimizer step `step` (from 0)."""
+    def update(self, weights: Iterable[Tensor], step: int, buffers: Iterable[Tensor] = ()) -> None:
+        """Update with the weights after optimizer step `step` (from 0); buffers, as of batch norms, are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = [(own, new) for own, new in zip(self.average.parameters(), weights, strict=True) if own is not new]
         torch._foreach_lerp_([own for own, _ in pairs], [new.detach() for _, new in pairs], 1 - decay)
+        for own, new in zip(self.average.buffers(), buffers, strict=False):
+            own.copy_(new)
 
 
 SPREAD: Final = 0x9E3779B1

@@ -380,6 +380,8 @@ def _kinds(stated: str) -> str:
     choices = re.findall(r"Literal\[(.*?)\]", stated + "]")
     names = re.findall(r"<class '(.*?)'>|\b(list|dict)\[", stated)
     kinds = [KINDS.get(name.rpartition(".")[2], name) for name in map("".join, names)]
+    if choices or len(kinds) > 1:
+        kinds = [kind.partition(",")[0] for kind in kinds]  # without an example
     return " or ".join([f"one of {part.replace(chr(39), '')}" for part in choices] + kinds) or stated
 
 
