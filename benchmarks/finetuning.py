@@ -73,8 +73,9 @@ def measure(name: str, size: int, batch: int, steps: int) -> dict[str, float]:
 
     import meanshifter as ms
     from meanshifter.training.adapters import choose_trained, enable_checkpointing
-    from meanshifter.training.config import LoraConfig, ModelRecipe, OptimizerConfig, TrainConfig
+    from meanshifter.training.config import TrainConfig
     from meanshifter.training.optimizer import SampledDropPaths, create_optimizer
+    from meanshifter.training.sections import LoraConfig, ModelRecipe, OptimizerConfig
 
     mode = MODES[name]
     if mode.get("lora"):

@@ -26,9 +26,9 @@ from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, mask_values, read_image, read_mask, read_sample
 from meanshifter.data.rows import large_file
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.training.config import OptimizerConfig
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.recipes import ALIASES, recipe_names
+from meanshifter.training.sections import OptimizerConfig
 from meanshifter.training.state import STATE, RunFolder
 from meanshifter.utils.distributed import Processes
 

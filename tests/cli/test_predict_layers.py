@@ -40,7 +40,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.jsonl")
+    """All files but the records, whose paths depend on the folder."""
+    records = ("manifest.jsonl", "predictions.json")
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in records)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -66,6 +68,8 @@ def test_each_number_of_steps_has_a_folder_with_what_a_run_of_its_own_writes(
         assert main(["predict", *map(str, arguments)]) == 0
         alone = files(out)
         assert len(alone) == 2 * 4
+        assert (out / "predictions.json").is_file()
+        assert (tmp_path / "out" / f"layers_{steps}" / "predictions.json").is_file()
         assert "trip/b.png" in alone
         expected |= {f"layers_{steps}/{name}": data for name, data in alone.items()}
     assert files(tmp_path / "out") == expected

@@ -180,10 +180,8 @@ WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
     ("preset", "block", "form"),
     [
         pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *ONNX.values, marks=ONNX.marks),
-        pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *OPENVINO.values, marks=OPENVINO.marks),
-        pytest.param("meanshifter-joint-ti16", {}, *ONNX.values, marks=ONNX.marks),
+        pytest.param("meanshifter-joint-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
         pytest.param("meanshifter-pixel-ti16", {}, *ONNX.values, marks=ONNX.marks),
-        pytest.param("meanshifter-pixel-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
         ("meanshifter-pixel-ti16", {}, "torch"),
     ],
 )

@@ -20,8 +20,8 @@ from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.encoder import Encoder
 from meanshifter.model.encoder_weights import load_encoder_weights
 from meanshifter.model.vits import plain_names
-from meanshifter.training.config import OptimizerConfig
 from meanshifter.training.optimizer import SampledDropPath, SampledDropPaths, create_optimizer
+from meanshifter.training.sections import OptimizerConfig
 
 TINY: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SAM: dict[str, Any] = {**TINY, "global_attn_indexes": [1], "window_size": 3, "neck_chans": 24}

@@ -26,10 +26,11 @@ from meanshifter.training.adapters import (
     sharing_frozen,
     without_adapters,
 )
-from meanshifter.training.config import LoraConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
 from meanshifter.training.optimizer import SampledDropPaths, create_optimizer, step_seed
 from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.sections import LoraConfig
 from meanshifter.training.setup import prepare
 
 LORA = "--lora={rank: 3, alpha: 6, dropout: 0.3, targets: [qkv, fc1]}"

@@ -10,8 +10,8 @@ import torch
 
 from meanshifter.data import Shapes
 from meanshifter.data.augment import AugmentConfig, augment
-from meanshifter.training.config import LossConfig
 from meanshifter.training.data import SampleStream, batches, class_weights, positions
+from meanshifter.training.sections import LossConfig
 
 LENGTH, MEAN, STD = 12, (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
 CONFIG = AugmentConfig(crop=(48, 64), resize_base=None)

@@ -19,9 +19,10 @@ from meanshifter.errors import InputError
 from meanshifter.training import budget
 from meanshifter.training import loop as step_module
 from meanshifter.training.budget import EVALUATION_SHARE, fit
-from meanshifter.training.config import EvaluationConfig, OptimizerConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.sections import EvaluationConfig, OptimizerConfig
 
 
 @given(

@@ -16,10 +16,11 @@ from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Subset
 from meanshifter.errors import InputError
 from meanshifter.training import loop as loop_module
-from meanshifter.training.config import LossConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream, class_weights
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.sections import LossConfig
 from meanshifter.training.setup import build_model
 from meanshifter.utils.files import parse_yaml
 from tests.training.test_loop import metrics

@@ -16,9 +16,9 @@ from meanshifter.data.class_pixels import RareClasses, class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Sample
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.training.config import LossConfig
 from meanshifter.training.data import SampleStream, batches, class_weights, gpu_cached_batches
 from meanshifter.training.parsing import config_of
+from meanshifter.training.sections import LossConfig
 
 HALF: Any = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 MIXING: dict[str, Any] = {"copy_paste": 0.7, "cutmix": 0.4, "classmix": 0.4, "rare_crops": 0.5}

@@ -15,7 +15,6 @@ from timm.optim import list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 import meanshifter as ms
-from meanshifter.training.config import OptimizerConfig
 from meanshifter.training.optimizer import (
     WeightAverage,
     check_optimizer,
@@ -24,6 +23,7 @@ from meanshifter.training.optimizer import (
     learning_rate,
     set_learning_rate,
 )
+from meanshifter.training.sections import OptimizerConfig
 from meanshifter.training.state import Progress, TrainState
 
 LR, HEAD_LR, DECAY, STEPS = 0.02, 0.05, 0.3, 7

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import meanshifter as ms
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset, Subset
-from meanshifter.training.config import LossConfig, OptimizerConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import SampleStream
 from meanshifter.training.loop import train
+from meanshifter.training.sections import LossConfig, OptimizerConfig
 from meanshifter.training.setup import build_model
 
 STEPS, CROPS, SMOOTHING, EMA, CLIP = 5, 4, 0.1, 0.4, 0.9

@@ -27,11 +27,12 @@ from meanshifter.data.extra import Concatenated
 from meanshifter.data.predictions import RECORD
 from meanshifter.errors import InputError
 from meanshifter.training import loop
-from meanshifter.training.config import DataConfig, LossConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Mix, SampleStream, batches, class_weights, gpu_cached_batches, positions
 from meanshifter.training.folds import cross_validate
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.sections import DataConfig, LossConfig
 from meanshifter.training.setup import prepare
 from tests import commands
 

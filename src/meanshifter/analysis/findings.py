@@ -26,7 +26,7 @@ from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.presets import Size, parse_preset, size_of
 from meanshifter.model.saving import read_model_config
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.training.config import ModelRecipe
+from meanshifter.training.sections import ModelRecipe
 
 
 class Findings:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from meanshifter.errors import InputError, did_you_mean
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.training.config import LoraConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
+from meanshifter.training.sections import LoraConfig
 from meanshifter.utils.environment import require_installed, require_versions
 
 

@@ -51,7 +51,7 @@ from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.mixing import Partner, draw_partners, mixed
 from meanshifter.errors import InputError, RunError, did_you_mean, one_line
 from meanshifter.model.config import Triple
-from meanshifter.training.config import LossConfig
+from meanshifter.training.sections import LossConfig
 
 Sampled = tuple[Tensor, Tensor, str]
 Batch = tuple[Tensor, Tensor, list[str]]

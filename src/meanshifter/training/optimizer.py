@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.adapters import SampledDropout
-from meanshifter.training.config import OptimizerConfig
+from meanshifter.training.sections import OptimizerConfig
 
 TIMM_NAMES: Final = {"sgd": "momentum"}  # timm's "sgd" is Nesterov's
 RESERVED: Final = {"lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay", "params": "optimizer.freeze"}

@@ -20,8 +20,9 @@ from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShiftConfig
 from meanshifter.model.migration import FORMER, migrate_recipe
 from meanshifter.model.presets import SHIFTS
-from meanshifter.training.config import LoraConfig, TrainConfig, of_model
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.recipes import recipe_names, recipe_text
+from meanshifter.training.sections import LoraConfig, of_model
 from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text
 
 SIZE: Final = "size"

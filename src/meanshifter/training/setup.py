@@ -28,9 +28,10 @@ from meanshifter.inference.predictor import fused_attention_pays, resolve_precis
 from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
-from meanshifter.training.config import DataConfig, ModelRecipe, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch, Mix, SampleStream, Share, batches, class_weights, gpu_cached_batches
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
+from meanshifter.training.sections import DataConfig, ModelRecipe
 from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
 from meanshifter.training.token_cache import TokenCache, check_tokens
 from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts

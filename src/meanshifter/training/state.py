@@ -36,10 +36,11 @@ from meanshifter.model.migration import migrate_tensors
 from meanshifter.model.saving import CONFIG, WEIGHTS, save_model, save_tensors
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.adapters import frozen_names, without_adapters
-from meanshifter.training.config import EvaluationConfig, TrainConfig
+from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch
 from meanshifter.training.optimizer import WeightAverage, group_values
 from meanshifter.training.parsing import read_run_config
+from meanshifter.training.sections import EvaluationConfig
 from meanshifter.utils.distributed import Processes
 from meanshifter.utils.files import Lock, dump_json, parse_json, read_text, write_text
 
