@@ -229,6 +229,20 @@ def test_a_field_that_is_newer_than_the_folder_counts_as_its_default(study: Path
         _claim(tmp_path / "out", cells)
 
 
+def test_a_study_goes_on_where_data_and_weights_lie_elsewhere(study: Path, tmp_path: Path) -> None:
+    def claim(root: str, weights: str) -> None:
+        fields = ["--data.name", "folder", "--data.root", root, "--model.encoder_weights", str(tmp_path / weights)]
+        _claim(tmp_path / "out", load_plan(str(study)).cells(tmp_path / "out", fields))
+
+    for name, content in {"first": b"1", "moved": b"1", "other": b"2"}.items():
+        (tmp_path / name).write_bytes(content)
+    claim("here", "first")
+    assert str(tmp_path) not in (tmp_path / "out" / "study.yaml").read_text()
+    claim("there", "moved")
+    with pytest.raises(InputError, match="out: 'Plain, seed 0'"):
+        claim("there", "other")
+
+
 def test_steps_are_whole_numbers_on_the_axes_of_plots() -> None:
     axes = Figure().subplots()
     axes.plot([1, 2], [0.1, 0.2])

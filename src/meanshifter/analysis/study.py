@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing as mp
 import os
 import select
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import lru_cache
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -87,10 +89,13 @@ def _claim(folder: Path, cells: Sequence[Cell]) -> None:
             del facts[name]
         if cell.teacher is not None:  # which has the same settings, but for this folder
             facts["data"]["extra_train"] = [PSEUDO]
+        _make_portable(facts)
     path = folder / STUDY
     if path.is_file():
         try:
             before = yaml.safe_load(path.read_text("utf-8"))["trainings"]
+            for facts in before.values():
+                _make_portable(facts)
             defaults = TrainConfig().to_dict()
             defaults["model"] |= {"mean_shift": asdict(MeanShiftConfig()), "pixel_shift": asdict(PixelShiftConfig())}
             changed = [
@@ -107,6 +112,20 @@ def _claim(folder: Path, cells: Sequence[Cell]) -> None:
         raise InputError(f"{folder}: already exists and is not a study; choose another folder with --out DIR")
     text = yaml.safe_dump({"format_version": FORMAT_VERSION, "trainings": trained}, sort_keys=False)
     write_text(path, text)
+
+
+def _make_portable(facts: dict[str, Any]) -> None:
+    """Leave out where data and weights lie, so that a study goes on elsewhere; weights are known by their content."""
+    facts["data"].pop("root", None)
+    weights = facts["model"].get("encoder_weights")
+    if weights is not None and Path(weights).is_file():
+        facts["model"]["encoder_weights"] = f"sha256 {_digest(Path(weights))}"
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _same(before: Any, now: Any, defaults: Any) -> bool:
