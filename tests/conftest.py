@@ -19,8 +19,9 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Threads that wait for each other make small work slow on busy machines.
+# Threads that wait for each other make small work slow on busy machines, and another number of them rounds differently.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 # A busy machine is no fault of the code's.
 settings.register_profile("meanshifter", deadline=None)
@@ -33,6 +34,11 @@ with install_import_hook(["meanshifter.ops", "meanshifter.model"], "beartype.bea
 
 import meanshifter as ms  # noqa: E402  (after the hook)
 
+SLOW = (
+    *("test_export.py", "test_processes.py", "test_predict_archive.py", "test_study.py", "test_checkpoints.py"),
+    *("test_folds.py", "test_thesis.py", "test_study_rows.py", "test_documented_commands.py", "test_loss_terms.py"),
+)
+
 # What is imported stays: collections, of which pytest's and torch's are many, need not go through it.
 gc.collect()
 gc.freeze()
@@ -41,6 +47,11 @@ gc.freeze()
 def pytest_xdist_auto_num_workers() -> int:
     """One more than the cores, as many tests wait for other processes."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that none of them runs alone at the end."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
 
 
 @pytest.fixture(scope="session")
