@@ -219,22 +219,22 @@ class LossConfig:
         if not any(getattr(self, name) for name in LOSS_FACTORS):
             wrong.append(f"loss: {', '.join(LOSS_FACTORS)} are 0; give one of them a factor above 0")
         needs = {
-            "ohem_share": ("cross_entropy", self.cross_entropy > 0),
-            "label_smoothing": ("cross_entropy", self.cross_entropy > 0),
-            "focal_gamma": ("focal", self.focal > 0),
-            "boundary_radius": ("boundary_weight", self.boundary_weight != 1),
-            "class_weight_power": ("cross_entropy or focal", self.cross_entropy > 0 or self.focal > 0),
-            "class_weights": ("cross_entropy or focal", self.cross_entropy > 0 or self.focal > 0),
+            "ohem_share": ("loss.cross_entropy", self.cross_entropy > 0),
+            "label_smoothing": ("loss.cross_entropy", self.cross_entropy > 0),
+            "focal_gamma": ("loss.focal", self.focal > 0),
+            "boundary_radius": ("loss.boundary_weight", self.boundary_weight != 1),
+            "class_weight_power": ("loss.cross_entropy or loss.focal", self.cross_entropy > 0 or self.focal > 0),
+            "class_weights": ("loss.cross_entropy or loss.focal", self.cross_entropy > 0 or self.focal > 0),
         }
         for name, (other, used) in needs.items():
             value, unset = getattr(self, name), getattr(default, name)
             if not used and value != unset:
-                rule = "other than 1" if other == "boundary_weight" else "above 0"
+                rule = "other than 1" if name == "boundary_radius" else "above 0"
                 shown = "null" if unset is None else unset
-                wrong.append(f"loss.{name}: {value} has no effect; set {other} {rule}, or {name} to {shown}")
+                wrong.append(f"loss.{name}: {value} has no effect; set {other} {rule}, or loss.{name} to {shown}")
         if self.class_weights is not None and self.class_weight_power != 0:
             wrong.append(
-                f"loss.class_weights: {self.class_weights!r:.60} conflicts with class_weight_power "
+                f"loss.class_weights: {self.class_weights!r:.60} conflicts with loss.class_weight_power "
                 f"{self.class_weight_power}; set that to 0"
             )
         given = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
