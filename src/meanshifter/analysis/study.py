@@ -116,8 +116,8 @@ def _claim(folder: Path, cells: Sequence[Cell]) -> None:
 
 def _make_portable(facts: dict[str, Any]) -> None:
     """Leave out where data and weights lie, so that a study goes on elsewhere; weights are known by their content."""
-    facts["data"].pop("root", None)
-    weights = facts["model"].get("encoder_weights")
+    facts.get("data", {}).pop("root", None)
+    weights = facts.get("model", {}).get("encoder_weights")
     if weights is not None and Path(weights).is_file():
         facts["model"]["encoder_weights"] = f"sha256 {_digest(Path(weights))}"
 
