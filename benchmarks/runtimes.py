@@ -21,7 +21,7 @@ import meanshifter as ms
 from meanshifter.data.augment import Pixels
 from meanshifter.export.export import agreement, export, windows_of
 from meanshifter.inference.protocol import PatchModel, as_segmenter
-from meanshifter.training.state import recipe_reading
+from meanshifter.training.stored_config import recipe_reading
 from meanshifter.utils import environment
 
 WAYS = {

@@ -26,7 +26,8 @@ from meanshifter.analysis.study_plan import load_plan
 from meanshifter.checkpoints.load import PUBLISHED
 from meanshifter.cli.main import COMMANDS
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.parsing import field_names, parse_recipe
+from meanshifter.training.fields import field_names
+from meanshifter.training.parsing import parse_recipe
 from tests import documented
 from tests.documented import PAGES, ROOT, Command, Workshop, parsed, run
 

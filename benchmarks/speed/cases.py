@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 import meanshifter as ms
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.catalog.ade20k import ADE20K
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Cached, Dataset
 from meanshifter.inference.preprocess import as_pixels
 from meanshifter.inference.windows import window_starts
-from meanshifter.training.data import SampleStream
+from meanshifter.training.stream import SampleStream
 from meanshifter.utils.environment import has_bfloat16
 from speed import definition
 from speed.peers import installed

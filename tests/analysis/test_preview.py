@@ -15,8 +15,8 @@ from meanshifter.analysis.html import ignored_color
 from meanshifter.analysis.preview import preview
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError
-from meanshifter.training.data import SampleStream
 from meanshifter.training.parsing import config_of
+from meanshifter.training.stream import SampleStream
 from tests.commands import run
 
 FIELDS: dict[str, Any] = {"augment": {"crop": [48, 64], "cutmix": 0.5, "rotation": 30}, "seed": 4}

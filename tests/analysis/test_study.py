@@ -220,7 +220,7 @@ def test_a_field_that_is_newer_than_the_folder_counts_as_its_default(study: Path
     path = tmp_path / "out" / "study.yaml"
     noted = yaml.safe_load(path.read_text())
     facts = noted["trainings"]["Block, 2 steps, seed 0"]
-    del facts["accumulate"], facts["model"]["mean_shift"]["residual_readout"]
+    del facts["accumulate"], facts["model"]["mean_shift"]["residual_readout"], facts["data"]["extra_share"]
     path.write_text(yaml.safe_dump(noted))
     _claim(tmp_path / "out", cells)
     del facts["steps"]  # whose default is another one

@@ -17,7 +17,7 @@ from meanshifter.analysis.study_plan import load_plan
 from meanshifter.analysis.study_training import checkpoint, label_unused
 from meanshifter.checkpoints.load import load_model
 from meanshifter.data import Folder
-from meanshifter.data.datasets import Drawn
+from meanshifter.data.folds import Drawn
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor

@@ -14,12 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from meanshifter.data import augment as augment_module
-from meanshifter.data.augment import (
-    AugmentConfig,
-    augment,
-    draw_scale,
-    resized,
-)
+from meanshifter.data.augment import augment
+from meanshifter.data.augment_config import AugmentConfig
+from meanshifter.data.crop_plan import draw_scale, resized
 from meanshifter.data.distortion import distort, draw_distortion, shift_colors
 from meanshifter.data.resampling import nearest, resample
 

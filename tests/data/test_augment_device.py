@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meanshifter.data.augment import AugmentConfig, augment, draw, normalization
+from meanshifter.data.augment import augment, normalization
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.augment_device import augment_batch, distort_batch
+from meanshifter.data.crop_plan import draw
 from meanshifter.data.distortion import Distortion, distort, draw_distortion
 
 side = st.integers(1, 90)

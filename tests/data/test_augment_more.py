@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meanshifter.data.augment import DRAWS, AugmentConfig, Crop, augment, cut, draw, own_generator
-from meanshifter.data.degradation import blurred, compressed, noisy
+from meanshifter.data.augment import Crop, augment, blurred, compressed, cut, noisy
+from meanshifter.data.augment_config import AugmentConfig
+from meanshifter.data.crop_plan import DRAWS, draw, own_generator
 from meanshifter.data.mixing import Partner, half_of_classes, mixed, rectangle
 from meanshifter.data.resampling import rotate
 

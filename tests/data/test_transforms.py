@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from meanshifter.data.augment import AugmentConfig, augment
+from meanshifter.data.augment import augment
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.transforms import apply_transforms
 from meanshifter.errors import InputError
 from meanshifter.training.parsing import config_of, parse_recipe

@@ -17,7 +17,8 @@ from meanshifter.evaluation.diagnostics import diagnose, diagnose_model
 from meanshifter.model.config import MeanShiftConfig, ModelConfig
 from meanshifter.model.mean_shift import MeanShift
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.parsing import field_help, parse_recipe
+from meanshifter.training.fields import field_help
+from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.sections import ModelRecipe
 from meanshifter.training.setup import build_model
 from tests.model.test_decoder import Weights, attention, gelu, layer_norm, linear, softmax

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import meanshifter as ms
+from meanshifter.ops import cpu
+from meanshifter.ops.upsampling import upsampling_axes
 from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
 from tests.ops.test_loss_terms import batch, counts_of
 
@@ -122,6 +124,16 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(1)
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+
+
+def test_large_images_have_parts_whose_pixels_float32_can_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = batch()
+    expected = ms.ops.upsampled_loss(logits, labels, **ALL)
+    assert cpu.LARGEST_PART < 2**24
+    monkeypatch.setattr(cpu, "LARGEST_PART", 4 * labels.shape[2])
+    axes = upsampling_axes(logits, labels.shape[1:], labels.shape[1:])
+    assert max(end - begin for begin, end in cpu._source(logits, labels, axes, 255).parts) <= 4
+    torch.testing.assert_close(ms.ops.upsampled_loss(logits, labels, **ALL), expected, rtol=1e-6, atol=0)
 
 
 def test_a_cuda_device_uses_the_tiles() -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from meanshifter.data import Shapes
-from meanshifter.data.augment import AugmentConfig, augment
-from meanshifter.training.data import SampleStream, batches, class_weights, positions
+from meanshifter.data.augment import augment
+from meanshifter.data.augment_config import AugmentConfig
+from meanshifter.training.data import batches, class_weights, positions
 from meanshifter.training.sections import LossConfig
+from meanshifter.training.stream import SampleStream
 
 LENGTH, MEAN, STD = 12, (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
 CONFIG = AugmentConfig(crop=(48, 64), resize_base=None)

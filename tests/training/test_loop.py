@@ -25,9 +25,10 @@ from meanshifter.model.mean_shift import MeanShift
 from meanshifter.training import loop, state
 from meanshifter.training import loop as step_module
 from meanshifter.training.config import TrainConfig
+from meanshifter.training.data_record import DataRecord
 from meanshifter.training.loop import train
 from meanshifter.training.setup import build_model, open_data
-from meanshifter.training.state import DataRecord, RunFolder, TrainState
+from meanshifter.training.state import RunFolder, TrainState
 from meanshifter.utils.distributed import Processes
 
 

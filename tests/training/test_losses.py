@@ -17,11 +17,12 @@ from meanshifter.data.datasets import Subset
 from meanshifter.errors import InputError
 from meanshifter.training import loop as loop_module
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.data import SampleStream, class_weights
+from meanshifter.training.data import class_weights
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.sections import LossConfig
 from meanshifter.training.setup import build_model
+from meanshifter.training.stream import SampleStream
 from meanshifter.utils.files import parse_yaml
 from tests.training.test_loop import metrics
 

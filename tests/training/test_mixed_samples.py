@@ -10,15 +10,16 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.class_pixels import RareClasses, class_pixels
 from meanshifter.data.datasets import Cached, Dataset, Sample
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.training.data import SampleStream, batches, class_weights, gpu_cached_batches
+from meanshifter.training.data import batches, class_weights, gpu_cached_batches
 from meanshifter.training.parsing import config_of
 from meanshifter.training.sections import LossConfig
+from meanshifter.training.stream import SampleStream
 
 HALF: Any = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 MIXING: dict[str, Any] = {"copy_paste": 0.7, "cutmix": 0.4, "classmix": 0.4, "rare_crops": 0.5}

@@ -17,10 +17,10 @@ import meanshifter as ms
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset, Subset
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.data import SampleStream
 from meanshifter.training.loop import train
 from meanshifter.training.sections import LossConfig, OptimizerConfig
 from meanshifter.training.setup import build_model
+from meanshifter.training.stream import SampleStream
 
 STEPS, CROPS, SMOOTHING, EMA, CLIP = 5, 4, 0.1, 0.4, 0.9
 OPTIMIZER = OptimizerConfig(lr=0.1, head_lr=0.3, momentum=0.8, weight_decay=0.1, clip_norm=CLIP, warmup=2, min_lr=0.01)

@@ -21,19 +21,20 @@ from safetensors.torch import load_file
 
 from meanshifter.analysis import preview
 from meanshifter.data import Folder, Shapes
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.class_pixels import class_pixels
 from meanshifter.data.extra import Concatenated
 from meanshifter.data.predictions import RECORD
 from meanshifter.errors import InputError
 from meanshifter.training import loop
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.data import Mix, SampleStream, batches, class_weights, gpu_cached_batches, positions
+from meanshifter.training.data import batches, class_weights, gpu_cached_batches, positions
 from meanshifter.training.folds import cross_validate
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.sections import DataConfig, LossConfig
 from meanshifter.training.setup import prepare
+from meanshifter.training.stream import Mix, SampleStream
 from tests import commands
 
 CONFIG = AugmentConfig(crop=(32, 48), resize_base=None)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Sample
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import RunError
 from meanshifter.training import data as batches_module
-from meanshifter.training.data import Batch, SampleStream, batches
+from meanshifter.training.data import Batch, batches
+from meanshifter.training.stream import SampleStream
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "faults" / "small_shm.py"
 

@@ -20,10 +20,10 @@ from meanshifter.errors import RunError
 from meanshifter.model.encoder import Encoder
 from meanshifter.training import loop, token_cache
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.data import SampleStream
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.setup import resolve
+from meanshifter.training.stream import SampleStream
 from meanshifter.training.token_cache import is_mirrored
 from tests.training.test_adapters import interrupt_after, toy
 

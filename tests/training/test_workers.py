@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from meanshifter.data import images, reading
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.datasets import Cached, Folder, Subset
 from meanshifter.errors import RunError
-from meanshifter.training.data import SampleStream, batches
+from meanshifter.training.data import batches
+from meanshifter.training.stream import SampleStream
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 USE = """
 import numpy as np, torch
 import meanshifter as ms
-from meanshifter.data.augment import AugmentConfig, augment
+from meanshifter.data.augment import augment
+from meanshifter.data.augment_config import AugmentConfig
 logits = torch.randn(1, 5, 4, 4)
 print(ms.ops.upsampled_argmax(logits, (64, 64)).float().mean().item() >= 0)
 print(ms.ops.upsampled_cross_entropy(logits, torch.zeros(1, 64, 64, dtype=torch.uint8)).item() > 0)

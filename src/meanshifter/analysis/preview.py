@@ -10,14 +10,14 @@ from torch import Tensor
 
 from meanshifter.analysis.figures import Tile, classes_in, draw_strip, fitted
 from meanshifter.analysis.html import Pixels, ignored_color
-from meanshifter.data.augment import AugmentConfig
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.inference.segmentation import Segmentation, save_png
 from meanshifter.model.config import Triple
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.data import SampleStream
 from meanshifter.training.setup import join_extra, open_extra_data, open_training_data
+from meanshifter.training.stream import SampleStream
 
 SIDE = 384
 """Maximum of the longer side of a picture, in pixels."""

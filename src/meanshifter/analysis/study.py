@@ -9,9 +9,8 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import lru_cache
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -27,8 +26,7 @@ from meanshifter.analysis.study_scores import SCORES, has_scores, is_finished, s
 from meanshifter.analysis.study_training import is_begun, train_cell
 from meanshifter.analysis.tables import write_tables
 from meanshifter.errors import InputError, RunError
-from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
-from meanshifter.training.config import TrainConfig
+from meanshifter.training.stored_config import changed_fields
 from meanshifter.utils.environment import describe
 from meanshifter.utils.files import write_text
 
@@ -96,11 +94,7 @@ def _claim(folder: Path, cells: Sequence[Cell]) -> None:
             before = yaml.safe_load(path.read_text("utf-8"))["trainings"]
             for facts in before.values():
                 _make_portable(facts)
-            defaults = TrainConfig().to_dict()
-            defaults["model"] |= {"mean_shift": asdict(MeanShiftConfig()), "pixel_shift": asdict(PixelShiftConfig())}
-            changed = [
-                key for key, facts in trained.items() if key in before and not _same(before[key], facts, defaults)
-            ]
+            changed = [key for key, facts in trained.items() if key in before and changed_fields(before[key], facts)]
         except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is not a readable study file; choose another folder with --out DIR") from error
         if changed:
@@ -126,15 +120,6 @@ def _make_portable(facts: dict[str, Any]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _same(before: Any, now: Any, defaults: Any) -> bool:
-    """Whether two settings are equal; a field that was added since then counts as its default."""
-    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-        return bool(before == now)
-    return all(
-        _same(before.get(key, defaults.get(key)), now.get(key), defaults.get(key) or {}) for key in {*before, *now}
-    )
 
 
 def run_cells(

@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read the model and write it."""
     from meanshifter.checkpoints.load import load_with_state
-    from meanshifter.training.state import recipe_reading
+    from meanshifter.training.stored_config import recipe_reading
 
     for option, given in (("results", args.results), ("license", args.license)):
         if given is not None and args.to != "hub":

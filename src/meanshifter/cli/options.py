@@ -230,7 +230,7 @@ def _check_alike(names: Sequence[str], models: Sequence[PatchModel], settings: S
 def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The preprocessing: from the command line, else from the recipe of the run or the export `name`."""
     from meanshifter.export.runtime import reading_of
-    from meanshifter.training.state import recipe_reading
+    from meanshifter.training.stored_config import recipe_reading
 
     stated, given = {**reading_of(name), **recipe_reading(name)}, _given(args)
     if given.get("compat") == "segmenter":  # it evaluates with windows of its own

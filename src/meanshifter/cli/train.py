@@ -44,13 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train, or print the requested list."""
-    from meanshifter.training import parsing, recipes
+    from meanshifter.training import fields, parsing, recipes
 
     if args.list:
         echo(*recipes.list_recipes())
         return 0
     if args.list_options:
-        echo(*parsing.field_help().split("\n"))
+        echo(*fields.field_help().split("\n"))
         return 0
     _check_preview(args)
     if args.recipe is None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meanshifter.data.augment import Plan
+from meanshifter.data.crop_plan import Plan
 from meanshifter.data.distortion import Distortion
 from meanshifter.data.resampling import nearest_indices
 

@@ -295,7 +295,7 @@ def held_out(pairs: list[Pair], folder: Path, split: str, share: float | None = 
     return [pair for pair in pairs if (pair.name in held) == (split == "val")]
 
 
-class _View(Dataset):
+class Selection(Dataset):
     """Samples of another data set, at the given places."""
 
     def __init__(self, dataset: Dataset, places: Sequence[int]) -> None:
@@ -305,6 +305,7 @@ class _View(Dataset):
 
     @property
     def names(self) -> Sequence[str]:
+        """The names of the selected samples."""
         names = self._dataset.names
         return [names[place] for place in self._places]
 
@@ -315,19 +316,23 @@ class _View(Dataset):
         return self._dataset[self._places[index]]
 
     def read_reduced(self, index: int, factor: Factor) -> Sample:
+        """Read one sample as the data set does."""
         return self._dataset.read_reduced(self._places[index], factor)
 
     def read_labels(self, index: int) -> Labels:
+        """Read the labels of one sample as the data set does."""
         return self._dataset.read_labels(self._places[index])
 
     def pair(self, index: int) -> Pair | None:
+        """The files of one sample; None if it is generated."""
         return self._dataset.pair(self._places[index])
 
     def files(self, index: int) -> str:
+        """The files of one sample, for messages."""
         return self._dataset.files(self._places[index])
 
 
-class Subset(_View):
+class Subset(Selection):
     """The samples of `dataset` whose names match a shell pattern, or with `matching=False` those that do not.
 
     Raises:
@@ -345,47 +350,7 @@ class Subset(_View):
             )
 
 
-class Drawn(_View):
-    """A share of the samples of `dataset`, or with `drawn=False` the others; which, depends on the seed and the names.
-
-    Raises:
-        InputError: all samples or none would be drawn.
-    """
-
-    def __init__(self, dataset: Dataset, share: float, seed: int, *, drawn: bool = True) -> None:
-        names = dataset.names
-        order = sorted(range(len(names)), key=lambda place: _key(names[place], seed))
-        count = round(share * len(names))
-        if not 0 < count < len(names):
-            raise InputError(
-                f"data.train_share: {share:g} of {len(names)} training images is {count}; choose a share that is at "
-                "least one of them and not all"
-            )
-        super().__init__(dataset, sorted(order[:count] if drawn else order[count:]))
-        self.split = f"{dataset.split}, {'' if drawn else 'all but '}{share:g} of it"
-
-
-def _key(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()
-
-
-class Fold(_View):
-    """The samples of one fold, or with `held_out=False` those of all other folds.
-
-    Args:
-        dataset: the divided data set.
-        numbers: the fold of each sample, as of `folds.fold_numbers`.
-        fold: the fold.
-        folds: their number, for the name of the split.
-        held_out: whether the samples are those of the fold.
-    """
-
-    def __init__(self, dataset: Dataset, numbers: Sequence[int], fold: int, folds: int, *, held_out: bool) -> None:
-        super().__init__(dataset, [place for place, number in enumerate(numbers) if (number == fold) == held_out])
-        self.split = f"{dataset.split}, {'' if held_out else 'without '}fold {fold} of {folds}"
-
-
-class Cached(_View):
+class Cached(Selection):
     """A data set that keeps the first samples it decodes, as many as fit into `budget` bytes.
 
     Samples are never evicted: training reads all samples in turn, so the oldest would be evicted just before it is

@@ -12,8 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from meanshifter.data.augment import AugmentConfig, Crop, Mask, occurs, own_generator
+from meanshifter.data.augment import Crop
+from meanshifter.data.augment_config import AugmentConfig
 from meanshifter.data.class_pixels import RareClasses
+from meanshifter.data.crop_plan import occurs, own_generator
+from meanshifter.data.resampling import Mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from PIL import Image
 from meanshifter.data.labels import Labels
 
 Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in the resized image."""
 BILINEAR: Final = Image.Resampling.BILINEAR
@@ -73,7 +74,7 @@ def rotate(
     *,
     fill: tuple[int, int, int],
     ignore: int,
-) -> tuple[Pixels, Labels, npt.NDArray[np.bool_]]:
+) -> tuple[Pixels, Labels, Mask]:
     """A region of `shape` (h, w) of the resized image, rotated about the center of `box`: one affine resampling.
 
     Pillow rounds the pixels of affine maps down, so that they are half a level of 255 darker on average.
@@ -103,7 +104,7 @@ def rotate(
     )
     pixels = _warp(image, rows, size, shape, BILINEAR, fill)
     target = cast(Labels, _warp(labels, rows, size, shape, NEAREST, ignore).astype(labels.dtype, copy=False))
-    outside: npt.NDArray[np.bool_] = _warp(np.ones(labels.shape, np.uint8), rows, size, shape, NEAREST, 0) == 0
+    outside: Mask = _warp(np.ones(labels.shape, np.uint8), rows, size, shape, NEAREST, 0) == 0
     return pixels, target, outside
 
 

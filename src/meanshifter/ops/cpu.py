@@ -204,6 +204,8 @@ class _Source(NamedTuple):
 
 
 _IGNORED = -1
+LARGEST_PART = 2**23
+"""Pixels of a part, at most: float32, in which a part counts errors, holds every integer up to 2**24."""
 _NO_MAP = (0, 0, 0)
 
 
@@ -215,7 +217,9 @@ def _source(logits: Tensor, labels: Tensor, axes: Axes, ignore_index: int) -> _S
     down, across = (bilinear_taps(*axis) for axis in axes)
     taps = (down.inputs, down.weight, across.inputs, across.weight)
     z = [_classes_last(image) for image in logits.detach()]
-    return _Source(z, taps, targets, spans(labels.shape[1], max(8 // len(logits), 1)))
+    H, W = labels.shape[1:]
+    count = max(8 // len(logits), -(-H * W // LARGEST_PART), 1)
+    return _Source(z, taps, targets, spans(H, count))
 
 
 def _maps(

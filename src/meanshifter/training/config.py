@@ -12,7 +12,7 @@ from math import inf
 from operator import attrgetter
 from typing import Any, Final, Literal
 
-from meanshifter.data.augment import RANGES, AugmentConfig
+from meanshifter.data.augment_config import RANGES, AugmentConfig
 from meanshifter.errors import InputError
 from meanshifter.model.config import LARGEST
 from meanshifter.training.sections import (

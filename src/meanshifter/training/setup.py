@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from meanshifter.checkpoints.load import load_segmenter
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.class_pixels import class_pixels
-from meanshifter.data.datasets import Cached, Dataset, Drawn, Fold, Subset
+from meanshifter.data.datasets import Cached, Dataset, Subset
 from meanshifter.data.doctor import SampleReport, check_sample
 from meanshifter.data.extra import Concatenated, open_extra, shared_images
-from meanshifter.data.folds import fold_numbers
+from meanshifter.data.folds import Drawn, Fold, fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
@@ -29,10 +29,12 @@ from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
 from meanshifter.training.config import TrainConfig
-from meanshifter.training.data import Batch, Mix, SampleStream, Share, batches, class_weights, gpu_cached_batches
+from meanshifter.training.data import Batch, Share, batches, class_weights, gpu_cached_batches
+from meanshifter.training.data_record import DataRecord
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.sections import DataConfig, ModelRecipe
-from meanshifter.training.state import DataRecord, Progress, RunFolder, TrainState
+from meanshifter.training.state import Progress, RunFolder, TrainState
+from meanshifter.training.stream import Mix, SampleStream
 from meanshifter.training.token_cache import TokenCache, check_tokens
 from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
 

@@ -5,9 +5,6 @@ checkpoints/last/training.safetensors    raw weights, optimizer state, step and 
 
 Files are replaced atomically, one by one. Resuming reads training.safetensors only, and prediction the other two, so
 that each finds a complete checkpoint whenever the run is killed.
-
-A sample is a function of (seed, position) over the ordered list of names, so a run cannot resume with another list.
-The content of the files is not compared.
 """
 
 from __future__ import annotations
@@ -15,10 +12,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +24,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from meanshifter.data.datasets import Dataset
-from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError, RunError, summarize_error
 from meanshifter.model.config import FORMAT_VERSION
 from meanshifter.model.migration import migrate_tensors
@@ -38,11 +32,12 @@ from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.adapters import frozen_names, without_adapters
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch
+from meanshifter.training.data_record import RECORD, DataRecord
 from meanshifter.training.optimizer import WeightAverage, group_values
 from meanshifter.training.parsing import read_run_config
-from meanshifter.training.sections import EvaluationConfig
+from meanshifter.training.stored_config import changed_fields, crops_per_step, first_save
 from meanshifter.utils.distributed import Processes
-from meanshifter.utils.files import Lock, dump_json, parse_json, read_text, write_text
+from meanshifter.utils.files import Lock, dump_json, write_text
 
 STATE = "training.safetensors"
 FREE = (
@@ -211,11 +206,7 @@ class RunFolder:
                 raise InputError("not a mapping")
         except InputError as error:
             raise InputError(f"{self.path}: no run to resume (no readable config.yaml); leave --resume out") from error
-        changed = [
-            found
-            for found in _differences(_with_factor(_completed(stored)), _with_factor(config.to_dict()))
-            if not found[0].startswith(FREE)
-        ]
+        changed = [found for found in changed_fields(stored, config.to_dict()) if not found[0].startswith(FREE)]
         changed.sort(key=lambda found: found[0] != "steps")
         listed = "; ".join(f"{name} is {new!r:.60}, but was {old!r:.60} at the start" for name, old, new in changed[:3])
         if "steps" in (name for name, _, _ in changed):
@@ -225,7 +216,7 @@ class RunFolder:
             )
         if changed:
             raise InputError(f"{self.path}: {listed}; resume with the same fields, or start another run with --out DIR")
-        if (crops := _crops_per_step(stored)) != config.crops_per_step:
+        if (crops := crops_per_step(stored)) != config.crops_per_step:
             raise InputError(
                 f"{self.path}: batch_size × accumulate × devices × num_nodes is {config.crops_per_step}, but was "
                 f"{crops} at the start; keep the product the same, or start another run with --out"
@@ -253,7 +244,7 @@ class RunFolder:
         if path.is_file():
             return
         left = [self.checkpoint(name) for name in ("best", "last") if self.has(name)]
-        first, logged = _first_save(stored), [_entry(line) for line in self._lines()]
+        first, logged = first_save(stored), [_entry(line) for line in self._lines()]
         proof = [step for step, scored in logged if scored or step > first]
         if left or proof:
             found = f"{left[0]} exists" if left else f"metrics.jsonl reaches step {max(proof)}"
@@ -390,19 +381,6 @@ def is_leftover(path: Path) -> bool:
     return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
-def recipe_reading(path: str | Path) -> dict[str, Any]:
-    """The preprocessing of a run's evaluations, as arguments of `Predictor`; empty if `path` is not a run folder."""
-    try:
-        stored = read_run_config(path)
-        reading = {name: stored["evaluation"][name] for name in EvaluationConfig().reading}
-    except (InputError, KeyError, TypeError):
-        return {}
-    for name, value in reading.items():
-        if value is not None and not isinstance(value, int):
-            raise InputError(f"{path}: evaluation.{name} in config.yaml is {value!r:.40}; expected a number of pixels")
-    return reading
-
-
 def _entry(line: str) -> tuple[int, bool]:
     """Step of a line of metrics.jsonl, and whether it is an evaluation; step -1 for an incomplete line."""
     try:
@@ -410,163 +388,3 @@ def _entry(line: str) -> tuple[int, bool]:
         return int(values["step"]), "mIoU" in values
     except (ValueError, KeyError, TypeError):
         return -1, False
-
-
-def _first_save(stored: Mapping[str, Any]) -> float:
-    """The step of the first checkpoint of a run with this config.yaml."""
-    evaluation = stored.get("evaluation")
-    interval = evaluation.get("interval") if isinstance(evaluation, dict) else 0
-    every = (stored.get("save_every"), stored.get("steps"), interval)
-    return min((count for count in every if isinstance(count, int) and count > 0), default=math.inf)
-
-
-def _crops_per_step(stored: Any) -> int | None:
-    """`TrainConfig.crops_per_step` of a config.yaml."""
-    with suppress(KeyError, TypeError):
-        product: int = stored["batch_size"] * stored["accumulate"]
-        for name in ("devices", "num_nodes"):
-            product *= 1 if stored.get(name) is None else stored[name]
-        return product
-    return None
-
-
-def _completed(stored: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A config.yaml with the fields that its version did not have yet, whose defaults mean what it did."""
-    defaults = TrainConfig().to_dict() if defaults is None else defaults
-    own = {
-        name: _completed(value, inner) if isinstance(value, dict) and isinstance(inner, dict) and inner else value
-        for name, value in stored.items()
-        for inner in [defaults.get(name)]
-    }
-    return {**defaults, **own}
-
-
-def _with_factor(values: Any) -> Any:
-    """`values` of a config.yaml with the former default of `model.pixel_shift.factor`, which patches of 16 keep."""
-    model = values.get("model")
-    block = model.get("pixel_shift") if isinstance(model, dict) else None
-    if not isinstance(block, dict) or block.get("factor") is not None:
-        return values
-    return {**values, "model": {**model, "pixel_shift": {**block, "factor": 4}}}
-
-
-def _differences(stored: Any, ours: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Name, stored value and new value of each field that differs."""
-    if isinstance(stored, dict) and isinstance(ours, dict):
-        return [
-            found
-            for key in {**stored, **ours}
-            for found in _differences(stored.get(key), ours.get(key), f"{prefix}.{key}".lstrip("."))
-        ]
-    return [] if stored == ours else [(prefix, stored, ours)]
-
-
-RECORD: Final = "data.json"
-RECORD_VERSION: Final = 1
-LARGEST: Final = 2**30
-"""Bytes; ten million names."""
-DAMAGED: Final = "restore it from a copy, or remove it to resume without comparing the data"
-
-
-@dataclass(frozen=True)
-class SplitRecord:
-    """One split: its label space, and its sample names in reading order."""
-
-    label_space: LabelSpace
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """The training and validation data of a run."""
-
-    train: SplitRecord
-    val: SplitRecord
-
-    @classmethod
-    def of(cls, train_set: Dataset, val_set: Dataset) -> DataRecord:
-        """The record of two data sets; reads no samples."""
-        train, val = (SplitRecord(data.label_space, tuple(data.names)) for data in (train_set, val_set))
-        return cls(train, val)
-
-    def to_json(self) -> str:
-        """The format of `read`; without the colors of label maps, which do not affect weights."""
-        splits = {"train": _plain(self.train), "val": _plain(self.val)}
-        return json.dumps({"format_version": RECORD_VERSION, **splits}) + "\n"
-
-    @classmethod
-    def read(cls, path: Path) -> DataRecord:
-        """The inverse of `to_json`; an InputError if the file is missing, damaged, or of another version."""
-        stored = parse_json(read_text(path, LARGEST), path)
-        try:
-            version = stored["format_version"]
-            splits = [_split(stored[name]) for name in ("train", "val")] if version == RECORD_VERSION else []
-        except (KeyError, TypeError, ValueError, InputError) as error:
-            raise InputError(f"{path}: not a record of a run's data ({error}); {DAMAGED}") from error
-        if not splits:
-            raise InputError(
-                f"{path}: format_version {version!r:.20}; this version of meanshifter reads {RECORD_VERSION}; {DAMAGED}"
-            )
-        return cls(*splits)
-
-    def changes(self, now: DataRecord) -> list[str]:
-        """The differences of `now`, one phrase each; empty if the data are the same."""
-        labels = [
-            *_label_changes(self.train.label_space, now.train.label_space),
-            *_label_changes(self.val.label_space, now.val.label_space),
-        ]
-        return [
-            *dict.fromkeys(labels),  # both splits usually have the same classes
-            *_name_changes("train", self.train.names, now.train.names),
-            *_name_changes("val", self.val.names, now.val.names),
-        ]
-
-
-def _plain(split: SplitRecord) -> dict[str, Any]:
-    labels = {key: value for key, value in split.label_space.to_dict().items() if key != "palette"}
-    return {"labels": labels, "names": split.names}
-
-
-def _split(stored: Any) -> SplitRecord:
-    names = stored["names"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("names are not a list of strings")
-    return SplitRecord(LabelSpace.from_dict({**stored["labels"], "palette": ()}), tuple(names))
-
-
-def _label_changes(then: LabelSpace, now: LabelSpace) -> Iterator[str]:
-    for k, (old, new) in enumerate(zip_longest(then.names, now.names)):
-        if old is None:
-            yield f"class {k}, {new!r}, is new"
-        elif new is None:
-            yield f"class {k}, {old!r}, is gone"
-        elif old != new:
-            yield f"class {k} was {old!r} and is {new!r}"
-    if then.ignore != now.ignore:
-        yield f"the ignored train id was {then.ignore} and is {now.ignore}"
-    was, is_now = _meanings(then), _meanings(now)
-    for source in {**was, **is_now}:
-        old, new = was.get(source, "no class"), is_now.get(source, "no class")
-        if old != new:
-            yield f"{source} was {old} and is {new}"
-
-
-def _meanings(label_space: LabelSpace) -> dict[str, str]:
-    """The meaning of each mask value and color; masks without `raw` hold train ids."""
-    ignore, ids = label_space.ignore, range(label_space.num_classes)
-    raw = {**{k: k for k in ids}, ignore: ignore} if label_space.raw is None else label_space.raw
-    sources = {f"mask value {value}": k for value, k in raw.items()}
-    sources |= {f"mask color {color}": k for color, k in (label_space.colors or {}).items()}
-    return {source: "ignored" if k == ignore else repr(label_space.names[k]) for source, k in sources.items()}
-
-
-def _name_changes(split: str, then: Sequence[str], now: Sequence[str]) -> Iterator[str]:
-    if then == now:
-        return
-    before, after = set(then), set(now)
-    for names, others, what in ((now, before, "new"), (then, after, "gone")):
-        if other := [name for name in names if name not in others]:
-            yield f"{len(other):,} {split} image{'' if len(other) == 1 else 's'} {what}, such as {other[0]!r}"
-    if before == after:
-        place, pair = next((k, pair) for k, pair in enumerate(zip_longest(then, now)) if pair[0] != pair[1])
-        yield f"{split} images are in a different order: number {place} was {pair[0]!r} and is {pair[1]!r}"

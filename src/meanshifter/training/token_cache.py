@@ -23,12 +23,13 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from meanshifter.data.augment import draw, resized
+from meanshifter.data.crop_plan import draw, resized
 from meanshifter.errors import InputError, RunError
 from meanshifter.model.saving import save_tensors, weights_hash
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.model.vits import Grid
-from meanshifter.training.data import ALONE, Batch, SampleStream, Share, positions
+from meanshifter.training.data import ALONE, Batch, Share, positions
+from meanshifter.training.stream import SampleStream
 
 FOLDER: Final = "token_cache"
 """Folder in the run folder."""
