@@ -148,7 +148,7 @@ def loss_sums(
 
     def fill(b: int, part: int) -> tuple[npt.NDArray[np.float64], Floats]:
         sums = np.zeros((3, width if overlap else 0))
-        histogram = np.zeros((2, width if errors else 0, BINS), np.float32)
+        histogram = np.zeros((2, BINS, width if errors else 0), np.float32)
         counts, rows = (near[b], pixels.near_weight), source.parts[part]
         sum_rows(
             source.z[b], *source.taps, source.targets[b], _IGNORED, *counts, *rows, hard[b], known[b], sums, histogram
@@ -157,7 +157,7 @@ def loss_sums(
 
     sums, histograms = zip(*in_parallel(fill, source.pieces), strict=True)
     overlaps = torch.from_numpy(np.stack(sums).sum(0)[:, :K])
-    counts = torch.from_numpy(np.stack(histograms).sum(0, dtype=np.float64)[:, :K]) if errors else None
+    counts = torch.from_numpy(np.stack(histograms).sum(0, dtype=np.float64)[..., :K]).mT if errors else None
     return torch.from_numpy(found), overlaps, counts, torch.from_numpy(logsums) if again else None
 
 
@@ -171,9 +171,9 @@ def weighted_loss(pixels: Pixels, recipe: Recipe, *, with_gradient: bool) -> tup
     hard, known = (_maps(each, source) for each in (recipe.hard, recipe.logsums))
     weight, gradients = _padded(recipe.weight), _zeros(source, with_gradient=with_gradient)
     region = _padded(torch.zeros(2, 0) if recipe.region is None else recipe.region)
-    slopes = np.zeros((2, 0, BINS), np.float32)
+    slopes = np.zeros((2, BINS, 0), np.float32)
     if recipe.slopes is not None:
-        slopes = recipe.slopes.float().contiguous().numpy()
+        slopes = recipe.slopes.float().mT.contiguous().numpy()
     factors = (recipe.smoothing, float(recipe.cross_entropy), float(recipe.focal), recipe.gamma)
 
     def fill(b: int, part: int) -> float:

@@ -45,23 +45,23 @@ def _bin(error: Any, bins: Any) -> Any:
 @no_type_check
 @kernel(inner=True)
 def _count_errors(errors: Any, v: Any, inverse: Any, target: Any, count: Any) -> None:
-    """Add a pixel to `Sums.errors`."""
-    bins, p = errors.shape[2], v[target] * inverse
+    """Add a pixel to `Sums.errors`, here (2, bins, K): most classes of a pixel share a bin, and then lie side by side."""
+    bins, p = errors.shape[1], v[target] * inverse
     for k in range(len(v)):
-        errors[1, k, _bin(v[k] * inverse, bins)] += count
-    errors[1, target, _bin(p, bins)] -= count
-    errors[0, target, _bin(np.float32(1) - p, bins)] += count
+        errors[1, _bin(v[k] * inverse, bins), k] += count
+    errors[1, _bin(p, bins), target] -= count
+    errors[0, _bin(np.float32(1) - p, bins), target] += count
 
 
 @no_type_check
 @kernel(inner=True)
 def _add_slopes(d: Any, region: Any, slopes: Any, v: Any, inverse: Any, target: Any) -> Any:
     """Fill d with `region` and the derivatives of the Lovász loss in q_k, and return what a pixel adds to that loss."""
-    bins, value = slopes.shape[2], np.float32(0)
-    for k in range(slopes.shape[1]):
+    bins, value = slopes.shape[1], np.float32(0)
+    for k in range(slopes.shape[2]):
         q = v[k] * inverse
         others = k != target
-        slope = slopes[1, k, _bin(q, bins)] if others else -slopes[0, k, _bin(np.float32(1) - q, bins)]
+        slope = slopes[1, _bin(q, bins), k] if others else -slopes[0, _bin(np.float32(1) - q, bins), k]
         value += slope * (q if others else q - np.float32(1))
         d[k] = slope + (region[0, k] if region.shape[1] > 0 else np.float32(0))
     return value
@@ -107,7 +107,7 @@ def sum_rows(
                 if len(logsums) > 0:
                     logsums[y, x] = logsum
                 count = near_count if len(near) > 0 and near[y, x] else np.float32(1)
-                if errors.shape[1] > 0:
+                if errors.shape[2] > 0:
                     _count_errors(errors, v, np.float32(1) / total, target, count)
                 if overlap.shape[1] > 0:
                     _add_scaled(predicted, count / total, v)
@@ -184,7 +184,7 @@ def loss_rows(
     share, even = np.float32(cross_entropy * (1 - smoothing)), np.float32(cross_entropy * smoothing / classes)
     scale, near_count = np.float32(focal), np.float32(near_weight)
     loss = 0.0
-    with_region, with_slopes = region.shape[1] > 0 and len(gradient) > 0, slopes.shape[1] > 0
+    with_region, with_slopes = region.shape[1] > 0 and len(gradient) > 0, slopes.shape[2] > 0
     d = region[0].copy() if with_region else np.zeros(K if with_slopes else 0, np.float32)
     for y in range(begin, end):
         _fill_line(flat, row_index, row_weight, y, line)
