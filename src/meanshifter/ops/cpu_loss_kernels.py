@@ -45,7 +45,7 @@ def _bin(error: Any, bins: Any) -> Any:
 @no_type_check
 @kernel(inner=True)
 def _count_errors(errors: Any, v: Any, inverse: Any, target: Any, count: Any) -> None:
-    """Add a pixel to `Sums.errors`, here (2, bins, K): most classes of a pixel share a bin, and then lie side by side."""
+    """Add a pixel to `Sums.errors`, here (2, bins, K): a pixel's classes mostly share a bin, so lie side by side."""
     bins, p = errors.shape[1], v[target] * inverse
     for k in range(len(v)):
         errors[1, _bin(v[k] * inverse, bins), k] += count
