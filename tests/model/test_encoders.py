@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models import beit, vision_transformer_sam
 from torch import Tensor, nn
@@ -95,6 +96,30 @@ def test_tokens_are_timms_at_any_grid(name: str) -> None:
         assert expected.abs().mean() > 0.1
         torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(exported, expected, atol=1e-6, rtol=0)  # what export traces
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_resampled_to_another_patch_size(name: str, tmp_path: Path) -> None:
+    source, P = tiny(name), patch_of(name)
+    save_file(
+        {key: value.clone() for key, value in source.encoder.vit.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    for size in (2 * P, P // 2):
+        model = tiny(name, patch_size=size, image_size=4 * size, encoder_weights=str(tmp_path / "w.safetensors"))
+        assert model.patch_size == size
+        assert model.encode(torch.randn(1, 3, 3 * size - 1, 2 * size))[1] == (3, 2)
+    wide = ms.create_model(
+        *("segmenter-ti16", 3),
+        encoder=name,
+        encoder_args=FAMILIES[name],
+        patch_size=2 * P,
+        image_size=8 * P,
+        encoder_weights=str(tmp_path / "w.safetensors"),
+    )
+    patch = torch.randn(5, 3, P, P)
+    enlarged = F.interpolate(patch, (2 * P, 2 * P), mode="bicubic", antialias=True)
+    ours, theirs = (model.encoder.vit.patch_embed.proj for model in (wide, source))
+    torch.testing.assert_close(ours(enlarged), theirs(patch), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

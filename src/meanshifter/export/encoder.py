@@ -38,6 +38,7 @@ class SizedEncoder(Encoder):
         nn.Module.__init__(self)
         self.vit, self.patch_size, self.width = encoder.vit, encoder.patch_size, encoder.width
         self.positions, self.family, self.frozen = encoder.positions, encoder.family, encoder.frozen
+        self.merging = encoder.merging
         if isinstance(self.vit, sam.VisionTransformerSAM):
             self.vit.blocks = nn.Sequential(*map(_SamBlock, self.vit.blocks.children()))
 
@@ -49,15 +50,11 @@ class SizedEncoder(Encoder):
             return own_tokens(self.vit, images, grid, self.width), grid
         x = self.vit.patch_embed.proj(images)
         grid = (x.shape[-2], x.shape[-1])
+        if self.family.kind is VisionTransformer:
+            x = _with_positions(self.vit, self.vit.patch_embed.norm(x.flatten(2).mT), grid, self.positions)
+            return self.layers(self.vit.norm_pre(x), grid), grid
         forward: Callable[[Any, Tensor, Grid, str], Tensor] = _FORWARD[self.family.kind]
         return forward(self.vit, x, grid, self.positions), grid
-
-
-def _vit_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
-    """`VisionTransformer.forward_features` from projected patches (B, D, h, w) on."""
-    x = _with_positions(vit, vit.patch_embed.norm(x.flatten(2).mT), grid, mode)
-    tokens: Tensor = vit.norm(vit.blocks(vit.norm_pre(x)))
-    return tokens[:, vit.num_prefix_tokens :]
 
 
 def _eva_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
@@ -106,7 +103,6 @@ def _sam_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
 
 
 _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor, Grid, str], Tensor]] = {
-    VisionTransformer: _vit_tokens,
     Eva: _eva_tokens,
     Beit: _beit_tokens,
     sam.VisionTransformerSAM: _sam_tokens,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meanshifter.errors import InputError
-from meanshifter.export.program import FILE, PatchLogits, example_size, exported, write_label_graph
+from meanshifter.export.program import FILE, PatchLogits, example_size, exported, least_side, write_label_graph
 from meanshifter.export.runtime import FORMATS, RuntimeModel, load_export
 from meanshifter.export.torch_format import require_exporter
 from meanshifter.inference.predictor import Predictor
@@ -63,7 +63,7 @@ def export(
     check_export(folder, format, precision, calibrated=bool(calibration), label_graph=label_graph, overwrite=overwrite)
     layers = model.steps(mean_shift_layers)
     example = torch.zeros(2, 3, *example_size(model))
-    program = exported(PatchLogits(model, layers), example, side=model.patch_size + 1)
+    program = exported(PatchLogits(model, layers), example, side=least_side(model))
     described = describe(model)
     described[RUNTIME] = {
         "format": format,

@@ -48,7 +48,7 @@ class PatchLogits(nn.Module):
 def exported(module: nn.Module, example: Tensor, *, side: int, rows: int = 2) -> ExportedProgram:
     """Trace `module`, whose only argument `images` has any batch, height (axis `rows`) and width (the next axis).
 
-    `side` is the minimum height and width, because `torch.export` proves shapes from two patches per side upward.
+    `side` is the minimum height and width, see `least_side`.
     Dimensions are dynamic hints without names, so that guards it cannot solve become assertions instead of errors.
     """
     sizes = {axis: Dim.DYNAMIC(min=size) for axis, size in ((0, 1), (rows, side), (rows + 1, side))}
@@ -84,7 +84,7 @@ def write_label_graph(model: Segmenter, layers: int, path: Path) -> None:
     Labels are uint8, or uint16 above 255 classes.
     """
     example = torch.zeros(2, *example_size(model), 3, dtype=torch.uint8)
-    program = exported(_Parts(model, layers), example, side=model.patch_size + 1, rows=1)
+    program = exported(_Parts(model, layers), example, side=least_side(model), rows=1)
     graph = onnx_format.to_onnx(program, ("images",), _PARTS)
     _append_argmax(graph.graph, model.label_space.num_classes)
     onnx_format.save(graph, path)
@@ -129,6 +129,11 @@ def upsampling(n: int, pixels: int, stride: int) -> Tensor:
     last = torch.scalar_tensor((pixels + stride - 1) // stride - 1, dtype=torch.float32)
     position = torch.minimum(position.clamp(min=0), last)
     return (1 - (position[:, None] - places).abs()).clamp(min=0)
+
+
+def least_side(model: Segmenter) -> int:
+    """Pixels that programs need along a side: `torch.export` proves shapes for two patches or windows upward."""
+    return model.patch_size * (1 if model.config.token_merging is None else 2) + 1
 
 
 def example_size(model: Segmenter) -> tuple[int, int]:

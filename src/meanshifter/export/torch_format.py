@@ -107,8 +107,8 @@ class Program:
         except AssertionError as error:
             H, W = images.shape[-2:]
             raise InputError(
-                f"{FILE}: images of {H}×{W} pixels, but torch.export programs need sides above one patch; enlarge the "
-                "images, or export with --format onnx"
+                f"{FILE}: images of {H}×{W} pixels, but torch.export programs need sides above one patch, and two if "
+                "the model merges tokens; enlarge the images, or export with --format onnx"
             ) from error
         return logits
 

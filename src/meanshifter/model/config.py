@@ -44,6 +44,22 @@ def _is_triple(value: object) -> bool:
     return all(isinstance(entry, int | float) and isfinite(entry) for entry in value)
 
 
+def arguments_with(encoder_args: Mapping[str, Any] | None, patch_size: int | None) -> dict[str, Any]:
+    """Arguments for timm.create_model, with the patch size among them.
+
+    Raises:
+        InputError: they state another patch size already.
+    """
+    arguments = dict(encoder_args or {})
+    if patch_size is None:
+        return arguments
+    if arguments.get("patch_size", patch_size) != patch_size:
+        raise InputError(
+            f"patch_size: {patch_size}, but encoder_args.patch_size is {arguments['patch_size']}; leave one out"
+        )
+    return {**arguments, "patch_size": patch_size}
+
+
 Rule = tuple[str, Any, bool, str]
 """Field, value, whether it is valid, and what is expected."""
 
@@ -175,6 +191,25 @@ class PixelShiftConfig:
 
 
 @dataclass(frozen=True)
+class TokenMergingConfig:
+    """Merging of uniform 2×2 windows of patches within the encoder."""
+
+    after_layer: int = 4
+    """Encoder layers that see all tokens; the remaining ones see the merged tokens."""
+    ratio: float = 0.6
+    """Share of the windows, the most uniform ones, whose four tokens become one."""
+
+    def __post_init__(self) -> None:
+        ratio = self.ratio
+        is_share = isinstance(ratio, int | float) and 0 < ratio <= 1
+        rules = [
+            ("after_layer", self.after_layer, _is_steps(self.after_layer), STEPS),
+            ("ratio", ratio, is_share, "a share above 0, up to 1"),
+        ]
+        _check("token_merging.", *rules)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Encoder, mean shift block, decoder and preprocessing; the classes are in the model's `LabelSpace`."""
 
@@ -192,6 +227,8 @@ class ModelConfig:
     """The mean shift block between encoder and decoder, or within the mask decoder (`with_classes`), or None."""
     pixel_shift: PixelShiftConfig | None = None
     """Mean shift from pixels after the decoder, instead of `mean_shift`, or None."""
+    token_merging: TokenMergingConfig | None = None
+    """Merging of tokens within the encoder, or None."""
     drop_path: float = 0.1
     """Stochastic depth of the encoder, which increases linearly to this rate; active in training only."""
     encoder_args: Mapping[str, Any] = field(default_factory=dict)
@@ -231,6 +268,11 @@ class ModelConfig:
             raise InputError("pixel_shift: given together with mean_shift; a model can have only one of the two")
         if self.mean_shift is not None:
             self.mean_shift.check_decoder(self.decoder)
+        if self.token_merging is not None and self.encoder_args.get("patch_drop_rate"):
+            raise InputError(
+                "token_merging: given together with encoder_args.patch_drop_rate, which drops patches of the windows; "
+                "leave one out"
+            )
 
     def _check_fields(self) -> None:
         """Check each field by itself; values from a file may have any type."""
@@ -269,11 +311,10 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Restore the configuration that `to_dict` returned."""
         values = dict(data)
-        shift, pixel = values.pop("mean_shift", None), values.pop("pixel_shift", None)
+        blocks = {"mean_shift": MeanShiftConfig, "pixel_shift": PixelShiftConfig, "token_merging": TokenMergingConfig}
+        for name, block in blocks.items():
+            if values.get(name) is not None:
+                values[name] = block(**values[name])
         for name in ("image_size", "mean", "std"):
             values[name] = tuple(values[name])
-        return cls(
-            **values,
-            mean_shift=None if shift is None else MeanShiftConfig(**shift),
-            pixel_shift=None if pixel is None else PixelShiftConfig(**pixel),
-        )
+        return cls(**values)

@@ -6,6 +6,7 @@ Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; code and w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,6 +17,8 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
+from meanshifter.model.config import TokenMergingConfig
+from meanshifter.model.token_merging import with_merged_tokens
 from meanshifter.model.vits import PLAIN, Family, Grid, create_vit
 
 
@@ -87,16 +90,18 @@ class Encoder(nn.Module):
         positions: str = "antialias",
         norm_eps: float | None = None,
         patch_bias: bool = True,
+        merging: TokenMergingConfig | None = None,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.frozen = False
-        self.positions = positions
+        self.positions, self.merging = positions, merging
         self.family: Family | None = None
         self.vit: Any
         if isinstance(encoder, nn.Module):
             self.vit = encoder
             self.patch_size, self.width = _sizes_of(encoder)
+            self._check_merging()
             return
         vit, self.family = create_vit(encoder, image_size, drop_path, arguments or {}, pretrained=pretrained)
         if positions != "antialias" and self.family is not PLAIN:
@@ -114,6 +119,22 @@ class Encoder(nn.Module):
         center_patches(self.vit.patch_embed)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.width = int(self.vit.num_features)
+        self._check_merging()
+
+    def _check_merging(self) -> None:
+        """Check that the encoder's layers are such that some of them can see merged tokens."""
+        if self.merging is None:
+            return
+        if self.family is not PLAIN:
+            raise InputError(
+                f"token_merging: given, but the layers of a {type(self.vit).__name__} need the place of each token; "
+                "use a ViT with position embeddings, such as vit_small_patch14_dinov2, or leave it out"
+            )
+        if self.merging.after_layer >= self.depth:
+            raise InputError(
+                f"token_merging.after_layer: {self.merging.after_layer}, but the encoder has {self.depth} layers; use "
+                f"0 to {self.depth - 1}"
+            )
 
     def freeze(self) -> None:
         """Stop training the encoder: without gradients, and in evaluation mode whatever `train` is called with."""
@@ -156,22 +177,43 @@ class Encoder(nn.Module):
         images = F.pad(images, (0, grid[1] * P - images.shape[-1], 0, grid[0] * P - images.shape[-2]))
         if self.family is None:
             return own_tokens(self.vit, images, grid, self.width), grid
-        if self.positions == "antialias":
+        if self.positions == "antialias" and self.merging is None:
             return self.family.tokens(self.vit, images), grid
-        x = self.vit.norm_pre(self._embed(images))
-        recomputed = self.vit.grad_checkpointing
-        tokens = self.vit.norm(checkpoint_seq(self.vit.blocks, x) if recomputed else self.vit.blocks(x))
-        return tokens[:, self.vit.num_prefix_tokens :], grid
+        return self.layers(self.vit.norm_pre(self._embed(images)), grid), grid
+
+    def layers(self, x: Float[Tensor, "B M D"], grid: Grid) -> Float[Tensor, "B N D"]:
+        """Run the layers and the final norm of a `VisionTransformer`, from its tokens with positions on."""
+        vit, merging, prefix = self.vit, self.merging, self.vit.num_prefix_tokens
+        blocks = list(vit.blocks)
+        if merging is None:
+            x = self._run(blocks, x)
+        else:
+            x = self._run(blocks[: merging.after_layer], x)
+            rest = partial(self._run, blocks[merging.after_layer :])
+            x = with_merged_tokens(rest, x, grid, prefix=prefix, ratio=merging.ratio)
+        tokens: Tensor = vit.norm(x)
+        return tokens[:, prefix:]
+
+    def _run(self, blocks: list[nn.Module], x: Tensor) -> Tensor:
+        if blocks and self.vit.grad_checkpointing:
+            recomputed: Tensor = checkpoint_seq(blocks, x)
+            return recomputed
+        for block in blocks:
+            x = block(x)
+        return x
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Patch, class and distillation tokens with positions that are resampled as in other tools.
+        """Patch, class and distillation tokens with positions that are resampled as in timm or in other tools.
 
         Sources: MMSegmentation's `VisionTransformer.resize_pos_embed` and the official Segmenter's `resize_pos_embed`;
         both resample only if the number of patches differs.
         """
         vit = self.vit
-        assert vit.pos_embed is not None  # the models of other tools have it
         x = vit.patch_embed(images)
+        if self.positions == "antialias":
+            embedded: Tensor = vit.patch_drop(vit._pos_embed(x))
+            return embedded
+        assert vit.pos_embed is not None  # the models of other tools have it
         grid, size = tuple(vit.patch_embed.grid_size), tuple(x.shape[1:3])
         own, positions = torch.tensor_split(vit.pos_embed, [vit.num_prefix_tokens], dim=1)
         if size[0] * size[1] != positions.shape[1]:

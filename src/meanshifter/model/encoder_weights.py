@@ -30,8 +30,8 @@ from meanshifter.utils.safe_pickle import read_pickle
 def load_encoder_weights(encoder: Encoder, path: str | Path, *, average_corners: bool = False) -> None:
     """Load ViT weights from a .safetensors, .pth or .pt file with timm's, transformers' or MMSegmentation's names.
 
-    Position embeddings are resampled to the encoder's grid; with `average_corners`, their corners are averaged first
-    (see `average_corner_positions`). A classifier in the file is ignored.
+    Patch and position embeddings are resampled to the encoder's patch size and grid; with `average_corners`, the
+    corners of the latter are averaged first (see `average_corner_positions`). A classifier in the file is ignored.
 
     Raises:
         InputError: a missing or unreadable file, or tensors that do not match; nothing is loaded then.
@@ -44,7 +44,8 @@ def load_timm_weights(encoder: Encoder, name: str, arguments: Mapping[str, Any],
     stated = timm.get_pretrained_cfg(name)
     assert stated is not None  # the caller has read the normalization from it
     _, height, width = stated.input_size
-    source, _ = load_from_timm(name, (height, width), arguments, pretrained=True)
+    own = {key: value for key, value in arguments.items() if key != "patch_size"}
+    source, _ = load_from_timm(name, (height, width), own, pretrained=True)
     _load(encoder, source.state_dict(), Path(name), average_corners=average_corners)
 
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError, did_you_mean
-from meanshifter.model.config import OWN_MODULE, MeanShiftConfig, ModelConfig, PixelShiftConfig, Triple
+from meanshifter.model.config import (
+    OWN_MODULE,
+    MeanShiftConfig,
+    ModelConfig,
+    PixelShiftConfig,
+    TokenMergingConfig,
+    Triple,
+    arguments_with,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +63,8 @@ def create_model(
     image_size: int | Sequence[int] = 512,
     mean_shift: Mapping[str, Any] | MeanShiftConfig | None = None,
     pixel_shift: Mapping[str, Any] | PixelShiftConfig | None = None,
+    token_merging: Mapping[str, Any] | TokenMergingConfig | None = None,
+    patch_size: int | None = None,
     decoder_layers: int = 2,
     drop_path: float | None = None,
     encoder: str | nn.Module | None = None,
@@ -74,6 +84,10 @@ def create_model(
         mean_shift: fields that override those of the preset's mean shift block, `{"layers": 1, "channels": 192}`; a
             "segmenter-…" preset gets the block of "meanshifter-…" with these fields.
         pixel_shift: the same for mean shift from pixels, `{"layers": 1, "factor": 4}`, and "meanshifter-pixel-…".
+        token_merging: merging of uniform patches within the encoder, `{"after_layer": 4, "ratio": 0.6}`.
+        patch_size: P, the side of a patch in pixels, to which the weights of the patch embedding are resampled
+            (FlexiViT, CVPR 2023, section 3.4); None: the encoder's own. Finer patches give finer label maps, and cost
+            as many times as much as there are more of them.
         decoder_layers: transformer layers of the mask decoder.
         drop_path: stochastic depth of the encoder in training; None: 0.1, or that of a module of one's own.
         encoder: the name of any other plain ViT in timm, or a module of one's own, see
@@ -98,7 +112,13 @@ def create_model(
     encoder = ENCODERS[size] if encoder is None else encoder
     module = None if isinstance(encoder, str) else encoder
     if not isinstance(encoder, str):
-        refused = {"encoder_args": encoder_args, "encoder_weights": encoder_weights, "drop_path": drop_path}
+        refused = {
+            "encoder_args": encoder_args,
+            "encoder_weights": encoder_weights,
+            "drop_path": drop_path,
+            "patch_size": patch_size,
+            "token_merging": token_merging,
+        }
         encoder = name_of_module(encoder, refused)
     pretrained = encoder_weights == "timm"
     stated = ((0.5,) * 3, (0.5,) * 3) if encoder_weights is None else _stated_normalization(encoder, pretrained)
@@ -111,7 +131,8 @@ def create_model(
         mean_shift=resolve_block(family, "mean_shift", mean_shift, SHIFTS),
         pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
         drop_path=rate if drop_path is None else drop_path,
-        encoder_args=dict(encoder_args or {}),
+        token_merging=_merging(token_merging),
+        encoder_args=arguments_with(encoder_args, patch_size),
         mean=stated[0] if mean is None else mean,
         std=stated[1] if std is None else std,
     )
@@ -207,6 +228,16 @@ def name_of_module(module: nn.Module, refused: Mapping[str, object] | None = Non
         if value is not None:
             raise InputError(f"{name}: given with a module as encoder, which is used as it is; leave it out")
     return OWN_MODULE + type(module).__name__
+
+
+def _merging(given: Mapping[str, Any] | TokenMergingConfig | None) -> TokenMergingConfig | None:
+    if not isinstance(given, Mapping):
+        return given
+    known = [field.name for field in fields(TokenMergingConfig)]
+    for key in given:
+        if key not in known:
+            raise InputError(f"token_merging.{key}: unknown; {did_you_mean(key, known, f'fields are {known}')}")
+    return TokenMergingConfig(**given)
 
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:

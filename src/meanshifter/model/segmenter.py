@@ -76,6 +76,7 @@ class Segmenter(nn.Module):
             positions=config.positions,
             norm_eps=config.norm_eps,
             patch_bias=config.patch_bias,
+            merging=config.token_merging,
             pretrained=pretrained,
         )
         width, shift = self.encoder.width, config.mean_shift

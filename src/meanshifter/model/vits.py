@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
 from timm.models import beit, eva, is_model_in_modules, vision_transformer, vision_transformer_sam
 from torch import Tensor, nn
@@ -216,12 +217,14 @@ def _convert_eva(state: State, vit: Any) -> State:
 
 
 def _convert_sam(state: State, vit: Any) -> State:
-    """Convert with timm, and resample positions as its forward pass does for another grid."""
+    """Convert with timm, and resample patches as it does for other ViTs, and positions as its forward pass does."""
     convert: Any = vision_transformer_sam.checkpoint_filter_fn
     state = dict(convert(state, vit))
     own = vit.state_dict()
     for name in own.keys() & state.keys():
-        if name == "pos_embed" and state[name].ndim == 4:
+        if name == "patch_embed.proj.weight" and own[name].shape[1] == state[name].shape[1]:
+            state[name] = resample_patch_embed(state[name], list(own[name].shape[2:]))
+        elif name == "pos_embed" and state[name].ndim == 4:
             state[name] = resample_abs_pos_embed_nhwc(state[name], list(own[name].shape[1:3]))
         elif name.endswith((".rel_pos_h", ".rel_pos_w")) and state[name].shape[0] != own[name].shape[0]:
             state[name] = F.interpolate(state[name].T[None], own[name].shape[0], mode="linear")[0].T

@@ -15,7 +15,7 @@ from typing import Any, Final
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from meanshifter.errors import InputError, did_you_mean, summarize_error
-from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShiftConfig
+from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShiftConfig, TokenMergingConfig
 from meanshifter.model.migration import FORMER, migrate_recipe
 from meanshifter.model.presets import SHIFTS
 from meanshifter.training.config import TrainConfig
@@ -24,7 +24,11 @@ from meanshifter.training.recipes import recipe_names, recipe_text
 from meanshifter.training.sections import LoraConfig, of_model
 from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text
 
-BLOCKS: Final = {"mean_shift": MeanShiftConfig, "pixel_shift": PixelShiftConfig}
+BLOCKS: Final = {
+    "mean_shift": MeanShiftConfig,
+    "pixel_shift": PixelShiftConfig,
+    "token_merging": TokenMergingConfig,
+}
 """Optional sections of `model`."""
 KINDS: Final = {
     "int": "an integer",
@@ -38,6 +42,7 @@ KINDS: Final = {
     "LoraConfig": "a mapping of its fields",
     "MeanShiftConfig": "a mapping of its fields",
     "PixelShiftConfig": "a mapping of its fields",
+    "TokenMergingConfig": "a mapping of its fields",
 }
 """Types of fields, as messages name them."""
 FREE_FORM: Final = ("model.encoder_args", "optimizer.args", "loss.class_weights")

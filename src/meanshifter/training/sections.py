@@ -12,7 +12,14 @@ from typing import Any, Final, Literal
 
 from meanshifter.data.layout import FolderLayout
 from meanshifter.errors import InputError
-from meanshifter.model.config import LARGEST, MeanShiftConfig, ModelConfig, PixelShiftConfig
+from meanshifter.model.config import (
+    LARGEST,
+    MeanShiftConfig,
+    ModelConfig,
+    PixelShiftConfig,
+    TokenMergingConfig,
+    arguments_with,
+)
 
 
 @dataclass
@@ -127,6 +134,10 @@ class ModelRecipe:
     """Mean shift block, such as {layers: 1, channels: 192}; null: none, or the preset's."""
     pixel_shift: PixelShiftConfig | None = None
     """Mean shift from pixels, such as {layers: 1, factor: 4}; null: none, or the preset's."""
+    token_merging: TokenMergingConfig | None = None
+    """Merging of uniform patches within the encoder, such as {after_layer: 4, ratio: 0.6}; null: none."""
+    patch_size: int | None = None
+    """Side of a patch in pixels, to which the encoder's weights are resampled; null: the encoder's own."""
     decoder_layers: int = 2
     """Transformer layers in the mask decoder."""
     image_size: tuple[int, int] | None = None
@@ -157,7 +168,7 @@ class ModelRecipe:
                 encoder="" if self.encoder is None else self.encoder,
                 decoder_layers=self.decoder_layers,
                 drop_path=self.drop_path,
-                encoder_args=self.encoder_args,
+                encoder_args=arguments_with(self.encoder_args, self.patch_size),
                 **given,
             )
         except InputError as error:

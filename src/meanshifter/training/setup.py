@@ -122,7 +122,8 @@ def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
     """
     if config.model.init_from is not None:
         raise InputError("encoder: given with model.init_from, whose model has its own; leave one out")
-    own: dict[str, Any] = {"encoder_args": {}, "encoder_weights": None, "average_corners": False, "drop_path": 0.0}
+    none = dict.fromkeys(("encoder_weights", "token_merging", "patch_size"))
+    own: dict[str, Any] = {**none, "encoder_args": {}, "average_corners": False, "drop_path": 0.0}
     return replace(config, model=replace(config.model, encoder=name_of_module(encoder), **own))
 
 
@@ -330,7 +331,8 @@ def build_model(config: TrainConfig, label_space: LabelSpace, encoder: nn.Module
 
 def _started(name: str, recipe: ModelRecipe, label_space: LabelSpace) -> Segmenter:
     """The model `name` with the classes of the data; if their number differs, the layers that depend on it are new."""
-    given = [field for field in ("mean_shift", "pixel_shift") if getattr(recipe, field) is not None]
+    blocks = ("mean_shift", "pixel_shift", "token_merging", "patch_size")
+    given = [field for field in blocks if getattr(recipe, field) is not None]
     if given:
         raise InputError(f"model.{given[0]}: conflicts with model.init_from, whose model has its own; leave one out")
     source = load_segmenter(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
+from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig, TokenMergingConfig
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.parsing import read_run_config
 from meanshifter.training.sections import EvaluationConfig, LoraConfig
@@ -18,6 +18,7 @@ from meanshifter.training.sections import EvaluationConfig, LoraConfig
 BLOCKS: Final = {
     "model.mean_shift": asdict(MeanShiftConfig()),
     "model.pixel_shift": asdict(PixelShiftConfig()),
+    "model.token_merging": asdict(TokenMergingConfig()),
     "lora": asdict(LoraConfig()),
 }
 """Sections that are null by default, with the defaults of their fields."""

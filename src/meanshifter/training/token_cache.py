@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -162,10 +162,11 @@ def bytes_needed(stream: SampleStream, model: Segmenter) -> int:
 
 def _key(stream: SampleStream, model: Segmenter, fabric: Fabric) -> str:
     """A hash of everything that the tokens depend on, except the content of the images."""
-    facts = [
+    facts: list[Any] = [
         weights_hash(model.encoder.state_dict()),
         {**asdict(stream.config), "flip": None},
         [list(stream.mean), list(stream.std), model.config.positions],
+        *([] if model.config.token_merging is None else [asdict(model.config.token_merging)]),
         list(stream.dataset.names),
         str(fabric._precision.precision),
     ]

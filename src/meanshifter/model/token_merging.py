@@ -1,0 +1,80 @@
+"""Token merging: layers after the first few see the most uniform 2×2 windows of patches as one token each.
+
+Finer patches resolve edges, and cost the same everywhere, though most of an image is sky, road or wall. After the
+first layers, the windows whose tokens are most alike become their mean; the remaining layers see fewer tokens; and at
+the end every token of a merged window gets what its mean gained:
+
+z_i ← z_i + (layers(m)_w - m_w) with m_w = mean of z_j over window w, for i in w.
+
+So what the tokens of a window differed by stays on the residual stream. A fixed share of the windows is merged, since
+images of a batch need equal numbers of tokens, and exports known ones. The rule (windows of 2×2, cosine similarity) is
+that of the first stage of Norouzi et al., Adaptive Local-then-Global Token Merging, CVPR 2024, section 3.2; it merges
+above a threshold, and gives all tokens of a window the same value at the end.
+
+Glossary: B batch, D token width, h w grid of patches, W = ⌈h/2⌉·⌈w/2⌉ windows, S of them merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from meanshifter.model.vits import Grid
+
+
+def merged_windows(ratio: float, windows: int) -> int:
+    """S, how many of the windows are merged; written with integers so that exporters keep it symbolic."""
+    return windows * round(ratio * 1000) // 1000
+
+
+def with_merged_tokens(
+    layers: Callable[[Tensor], Tensor], x: Float[Tensor, "B M D"], grid: Grid, *, prefix: int, ratio: float
+) -> Float[Tensor, "B M D"]:
+    """Run `layers` on fewer tokens, and return all of them.
+
+    Args:
+        layers: residual layers without positions, from tokens to as many tokens.
+        x: `prefix` tokens, such as the class token, followed by those of the patches in row-major order.
+        grid: (h, w); the last row or column of an odd grid forms windows with a copy of itself.
+        prefix: number of tokens that are never merged.
+        ratio: share of the windows that are merged, the most uniform ones.
+    """
+    places, back = _places(grid, x.device)
+    B, W, D = x.shape[0], places.shape[0], x.shape[2]
+    first, windows = x[:, :prefix], x[:, prefix:].index_select(1, places.flatten()).view(B, W, 4, D)
+    means = windows.mean(2)
+    order = uniformity(windows, means).argsort(1, descending=True)
+    S = merged_windows(ratio, W)
+    merged, kept = order[:, :S], order[:, S:]
+    m, rest = _take(means, merged), _take(windows.flatten(2), kept)
+    out = layers(torch.cat([first, m, rest.view(B, (W - S) * 4, D)], 1))
+    first, gained, rest = out[:, :prefix], out[:, prefix : prefix + S] - m, out[:, prefix + S :]
+    own = _take(windows.flatten(2), merged) + gained.repeat(1, 1, 4)
+    both = torch.cat([own, rest.reshape(B, W - S, 4 * D)], 1)
+    tokens = _take(both, order.argsort(1)).view(B, W * 4, D).index_select(1, back)
+    return torch.cat([first, tokens], 1)
+
+
+def uniformity(windows: Float[Tensor, "B W 4 D"], means: Float[Tensor, "B W D"]) -> Float[Tensor, "B W"]:
+    """Mean cosine of the tokens of each window and their mean, 1 for equal tokens."""
+    return F.cosine_similarity(windows, means[:, :, None], dim=-1).mean(-1)
+
+
+def _places(grid: Grid, device: torch.device) -> tuple[Int[Tensor, "W 4"], Int[Tensor, " N"]]:
+    """The patches of each window, and of each patch its place among all those."""
+    (h, w), two = grid, torch.arange(2, device=device)
+    rows, cols = (2 * torch.arange((side + 1) // 2, device=device)[:, None] + two for side in grid)
+    rows, cols = rows.clamp(max=h - 1), cols.clamp(max=w - 1)
+    places = rows[:, None, :, None] * w + cols[None, :, None, :]
+    y, x = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)
+    back = (y // 2 * ((w + 1) // 2) + x // 2) * 4 + y % 2 * 2 + x % 2
+    return places.view(((h + 1) // 2) * ((w + 1) // 2), 4), back.flatten()
+
+
+def _take(values: Float[Tensor, "B W C"], places: Int[Tensor, "B S"]) -> Float[Tensor, "B S C"]:
+    """The rows of each image at its places."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
