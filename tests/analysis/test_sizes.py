@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from meanshifter.analysis.findings import TABLE_1, Published, size_of_folder
+from meanshifter.analysis.findings import TABLE_1, Published
+from meanshifter.analysis.study_scores import size_of_folder
 from meanshifter.model.presets import create_model, size_of
 
 

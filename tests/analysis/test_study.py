@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
 
 from meanshifter.analysis import tables
-from meanshifter.analysis.study import _claim
-from meanshifter.analysis.study_plan import load_plan, slug, study_names
+from meanshifter.analysis.study import claim, run_cells
+from meanshifter.analysis.study_plan import load_plan, open_split, slug, study_names
+from meanshifter.analysis.study_scores import reader, scores_of
+from meanshifter.analysis.study_training import train_cell
 from meanshifter.analysis.tables import _count_steps
 from meanshifter.cli.main import main
 from meanshifter.data.catalog.shapes import Shapes
@@ -216,31 +220,31 @@ def test_slugs_are_folder_names() -> None:
 
 def test_a_field_that_is_newer_than_the_folder_counts_as_its_default(study: Path, tmp_path: Path) -> None:
     cells = load_plan(str(study)).cells(tmp_path / "out", [])
-    _claim(tmp_path / "out", cells)
+    claim(tmp_path / "out", cells)
     path = tmp_path / "out" / "study.yaml"
     noted = yaml.safe_load(path.read_text())
     facts = noted["trainings"]["Block, 2 steps, seed 0"]
     del facts["accumulate"], facts["model"]["mean_shift"]["residual_readout"], facts["data"]["extra_share"]
     path.write_text(yaml.safe_dump(noted))
-    _claim(tmp_path / "out", cells)
+    claim(tmp_path / "out", cells)
     del facts["steps"]  # whose default is another one
     path.write_text(yaml.safe_dump(noted))
     with pytest.raises(InputError, match="out: 'Block, 2 steps, seed 0'"):
-        _claim(tmp_path / "out", cells)
+        claim(tmp_path / "out", cells)
 
 
 def test_a_study_goes_on_where_data_and_weights_lie_elsewhere(study: Path, tmp_path: Path) -> None:
-    def claim(root: str, weights: str) -> None:
+    def at(root: str, weights: str) -> None:
         fields = ["--data.name", "folder", "--data.root", root, "--model.encoder_weights", str(tmp_path / weights)]
-        _claim(tmp_path / "out", load_plan(str(study)).cells(tmp_path / "out", fields))
+        claim(tmp_path / "out", load_plan(str(study)).cells(tmp_path / "out", fields))
 
     for name, content in {"first": b"1", "moved": b"1", "other": b"2"}.items():
         (tmp_path / name).write_bytes(content)
-    claim("here", "first")
+    at("here", "first")
     assert str(tmp_path) not in (tmp_path / "out" / "study.yaml").read_text()
-    claim("there", "moved")
+    at("there", "moved")
     with pytest.raises(InputError, match="out: 'Plain, seed 0'"):
-        claim("there", "other")
+        at("there", "other")
 
 
 def test_steps_are_whole_numbers_on_the_axes_of_plots() -> None:
@@ -248,3 +252,38 @@ def test_steps_are_whole_numbers_on_the_axes_of_plots() -> None:
     axes.plot([1, 2], [0.1, 0.2])
     _count_steps(axes)
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_fields_of_text_are_taken_as_they_are(study: Path, tmp_path: Path) -> None:
+    text = study.read_text("utf-8").replace("Plain: {}", 'Plain: {data.val_pattern: "*_links × 1", steps: 3}')
+    study.write_text(text, "utf-8")
+    cells = load_plan(str(study)).cells(tmp_path / "out", [])
+    assert cells[0].config.data.val_pattern == "*_links × 1"  # YAML would quote and escape it
+    assert cells[0].config.steps == 3
+
+
+class Blocks(torch.nn.Module):
+    """An encoder of one's own: means of 8×8 pixels."""
+
+    patch_size, embed_dim = 8, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 8).flatten(2).mT * self.scale
+
+
+def test_a_row_may_have_an_encoder_of_ones_own(study: Path, tmp_path: Path) -> None:
+    study.write_text(study.read_text("utf-8").replace("Plain: {}", 'Plain: {model.encoder: "module:Blocks"}'), "utf-8")
+    cell = replace(load_plan(str(study)).cells(tmp_path / "out", [])[0], encoder=Blocks)
+    run_cells([cell], depths=(), splits=["val"], jobs=1)
+    facts = scores_of(cell)
+    K = Shapes().label_space.num_classes
+    assert facts["parameters"] == 3 + 3 * K + K
+    assert facts["multiply_adds"] == 12 * 12 * 3 * K  # of the linear head on 96×96 pixels
+    again = read_model(cell.folder / "run", encoder=Blocks())
+    assert facts["mIoU"]["val"][0] == evaluate(reader(cell, again), open_split(cell, "val"), limit=5).mIoU
+    with pytest.raises(InputError, match="Plain: encoder"):
+        train_cell(replace(cell, teacher=cell.config), ["val"])

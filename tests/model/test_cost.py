@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from meanshifter.analysis.findings import TABLE_1, Published, count
+from meanshifter.analysis.findings import TABLE_1, Published
+from meanshifter.analysis.study_scores import size_of_model
 from meanshifter.cli.main import main
 from meanshifter.errors import InputError
 from meanshifter.model.presets import ENCODERS, FAMILIES, PRESETS, Size, create_model, size_of
@@ -27,7 +28,7 @@ JOINT = {
 def counted(preset: str, num_classes: int, image_size: int, mean_shift: dict[str, Any] | None = None) -> Size:
     with torch.device("meta"):
         model = create_model(preset, num_classes=num_classes, image_size=image_size, mean_shift=mean_shift)
-    return count(model, (image_size, image_size))
+    return size_of_model(model, (image_size, image_size))
 
 
 @pytest.mark.parametrize(

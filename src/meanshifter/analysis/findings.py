@@ -16,16 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from meanshifter.analysis.study_plan import Cell, Plan
-from meanshifter.analysis.study_scores import COUNTS, load_counts, scores_of
+from meanshifter.analysis.study_scores import COUNTS, load_counts, scores_of, size_of_folder
 from meanshifter.evaluation.result import mean_iou_by_class
 from meanshifter.model.config import MeanShiftConfig
-from meanshifter.model.presets import Size, parse_preset, size_of
-from meanshifter.model.saving import read_model_config
-from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.presets import parse_preset, size_of
 from meanshifter.training.sections import ModelRecipe
 
 
@@ -69,8 +65,12 @@ class Findings:
         return sorted({depth for facts in self.facts.values() for depth in facts.get("depths", ())})
 
     def multiply_adds(self, row: str) -> int | None:
-        """Multiply-adds at the image size of the row's models; None if no checkpoint is left."""
-        for seed in self.seeds(row):
+        """Multiply-adds at the image size of the row's models; None for ensembles."""
+        for facts in self.finished(row):
+            if "multiply_adds" in facts:
+                stated: int | None = facts["multiply_adds"]
+                return stated
+        for seed in self.seeds(row):  # scored by a version that did not state them
             folder = Path(str(self.cells[row, seed].config.out)) / "checkpoints" / "last"
             if (folder / "config.json").is_file():
                 return size_of_folder(folder).multiply_adds
@@ -268,19 +268,3 @@ TABLE_1 = tuple(
     for _, layers, channels, runs, *scores in _lines("published_layers.csv")
 )
 TABLE_2 = tuple(PublishedDepth(*map(int, line[:3]), *map(float, line[3:])) for line in _lines("published_depth.csv"))
-
-
-def size_of_folder(folder: Path) -> Size:
-    """The parameters and multiply-adds of a saved model at the `image_size` of its configuration."""
-    config, labels = read_model_config(folder)
-    with torch.device("meta"):
-        model = Segmenter(config, labels)
-    return count(model, config.image_size)
-
-
-def count(model: Segmenter, image_size: tuple[int, int]) -> Size:
-    """The parameters and multiply-adds of a model on the meta device, for an image of (height, width)."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.empty(1, 3, *image_size))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Size(parameters, counter.get_total_flops() // 2)

@@ -71,14 +71,14 @@ def run_study(
     """
     choices = {"recipe": recipe, "seeds": seeds, "depths": depths, "splits": splits, "rows": rows}
     job = set_up(study, out, fields=fields, only_table=only_table, jobs=jobs, **choices)  # type: ignore[arg-type]
-    _claim(job.folder, job.cells)
+    claim(job.folder, job.cells)
     run_cells(job.chosen, depths=job.depths, splits=job.splits, jobs=jobs, say=say)
     finished = [cell for cell in job.cells if is_finished(cell, job.depths if cell in job.chosen else (), job.splits)]
     write_tables(Findings(job.plan, finished), job.folder, job.tables, {"command": job.command, "machine": describe()})
     return job.folder
 
 
-def _claim(folder: Path, cells: Sequence[Cell]) -> None:
+def claim(folder: Path, cells: Sequence[Cell]) -> None:
     """Record the trainings of this study in its folder; refuse a folder with other settings for one of them."""
     trained = {}
     for cell in cells:

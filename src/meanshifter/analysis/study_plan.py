@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -39,6 +39,8 @@ class Cell:
     """The recipe with all fields of the row."""
     teacher: TrainConfig | None = None
     """A training before it, whose label maps it is trained on."""
+    encoder: Callable[[], Any] | None = None
+    """Builds the encoder if it is a module of one's own, which a plan cannot name."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ def slug(name: str) -> str:
 
 
 def _words(name: str, value: Any) -> list[str]:
+    if isinstance(value, str):  # as it is: YAML would quote patterns such as *_left, and fields of text keep quotes
+        return [f"--{name}", value]
     return [f"--{name}", yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()]
 
 

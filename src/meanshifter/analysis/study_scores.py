@@ -9,6 +9,7 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from meanshifter.analysis.study_plan import Cell, open_split
 from meanshifter.analysis.study_training import trained_model
 from meanshifter.errors import InputError, summarize_error
 from meanshifter.evaluation.result import Confusion
+from meanshifter.model.presets import Size
 from meanshifter.utils.files import dump_json, write_atomically, write_text
 
 SCORES, COUNTS = "scores.json", "confusions.npz"
@@ -97,6 +99,7 @@ def score_run(cell: Cell, depths: Sequence[int], splits: Sequence[str]) -> dict[
     return {
         "protocol": protocol,
         "parameters": sum(tensor.numel() for member in members for tensor in as_segmenter(member).parameters()),
+        "multiply_adds": _multiply_adds(as_segmenter(model)) if len(members) == 1 else None,
         "steps": cell.config.steps,
         "has_steps": model.has_steps,
         "trained_depth": own,
@@ -109,6 +112,34 @@ def score_run(cell: Cell, depths: Sequence[int], splits: Sequence[str]) -> dict[
         "diagnosed_split": splits[0],
         "diagnostics": [] if len(members) > 1 else diagnose_model(predictor, open_split(cell, splits[0]), max(steps)),
     }
+
+
+def size_of_folder(folder: Path) -> Size:
+    """The parameters and multiply-adds of a saved model at the `image_size` of its configuration."""
+    import torch
+
+    from meanshifter.model.saving import read_model_config
+    from meanshifter.model.segmenter import Segmenter
+
+    config, labels = read_model_config(folder)
+    with torch.device("meta"):
+        model = Segmenter(config, labels)
+    return size_of_model(model, config.image_size)
+
+
+def size_of_model(model: Any, image_size: tuple[int, int]) -> Size:
+    """The parameters and multiply-adds of a model on the meta device, for an image of (height, width)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.empty(1, 3, *image_size))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Size(parameters, counter.get_total_flops() // 2)
+
+
+def _multiply_adds(model: Any) -> int:
+    return size_of_model(deepcopy(model).to("meta"), model.config.image_size).multiply_adds
 
 
 def reader(cell: Cell, model: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from meanshifter.analysis.study_plan import PSEUDO, Cell, open_split
 from meanshifter.data.datasets import Dataset
@@ -33,6 +33,8 @@ def train_cell(cell: Cell, splits: Sequence[str]) -> float:
         InputError, RunError: as `train`, and for a teacher as `label_unused`.
     """
     began = _cpu_seconds()
+    if cell.encoder is not None and (cell.teacher is not None or is_cross_validated(cell)):
+        raise InputError(f"{cell.row}: encoder: given, but neither folds nor self-training take one; leave it out")
     if cell.teacher is not None:
         _train(cell.teacher)
         label_unused(cell.teacher, cell.folder / PSEUDO, [open_split(cell, split) for split in splits])
@@ -43,7 +45,7 @@ def train_cell(cell: Cell, splits: Sequence[str]) -> float:
             shutil.rmtree(_run(cell), ignore_errors=True)  # of a process that ended before the run began
         cross_validate(cell.config, resume=resume, quiet=True)
     else:
-        _train(cell.config)
+        _train(cell.config, cell.encoder)
     return _cpu_seconds() - began
 
 
@@ -54,7 +56,8 @@ def trained_model(cell: Cell) -> PatchModel:
 
     if is_cross_validated(cell):
         return load_model(_run(cell))
-    return read_model(_run(cell) / "checkpoints" / checkpoint(cell.config))
+    encoder = None if cell.encoder is None else cell.encoder()
+    return read_model(_run(cell) / "checkpoints" / checkpoint(cell.config), encoder=encoder)
 
 
 def checkpoint(config: TrainConfig) -> str:
@@ -129,13 +132,13 @@ def _has_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
 
 
-def _train(config: TrainConfig) -> None:
+def _train(config: TrainConfig, encoder: Callable[[], Any] | None = None) -> None:
     from meanshifter.training.loop import train
 
     path = Path(str(config.out))
     if not (resume := _has_run(path)):
         shutil.rmtree(path, ignore_errors=True)  # of a process that ended before the run began
-    train(config, resume=resume, quiet=True)
+    train(config, resume=resume, quiet=True, encoder=None if encoder is None else encoder())
 
 
 def _cpu_seconds() -> float:

@@ -2,7 +2,7 @@
 
 Sizes: Strudel et al., Segmenter, ICCV 2021, table 1, after Dosovitskiy et al., ICLR 2021, and for Ti and S
 Touvron et al., DeiT, ICML 2021. `size_of` computes parameters and multiply-adds without building the model, and
-`meanshifter.analysis.findings` counts those of any model; tests check that they agree.
+`meanshifter.analysis.study_scores` counts those of any model; tests check that they agree.
 Glossary: D token width, K classes, N patches, P patch size, C channels of a block, S side of the image in pixels.
 """
 
