@@ -17,11 +17,11 @@ from torch import Tensor, nn
 import meanshifter as ms
 from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.config import TokenMergingConfig
-from meanshifter.model.token_merging import MergedTokens, merged_windows
+from meanshifter.model.token_merging import MergedTokens
 
 
 def with_merged_tokens(layers: Any, x: Tensor, grid: tuple[int, int], *, prefix: int, ratio: float) -> Tensor:
-    merged = MergedTokens(x, grid, prefix=prefix, ratio=ratio)
+    merged = MergedTokens(x, grid, prefix=prefix, config=TokenMergingConfig(ratio=ratio))
     return merged.restored(layers(merged.tokens))
 
 
@@ -101,7 +101,7 @@ def test_layers_see_a_share_of_the_tokens() -> None:
     out = with_merged_tokens(layers, x, (10, 10), prefix=1, ratio=0.6)
     torch.testing.assert_close(out, x)
     assert seen == [1 + 15 + 10 * 4]
-    assert merged_windows(0.29, 100) == 29  # floor(0.29 * 100) is 28 with floats
+    assert TokenMergingConfig(ratio=0.29).merged(100) == 29  # floor(0.29 * 100) is 28 with floats
 
 
 def test_uniform_windows_are_merged_and_the_others_keep_their_own_way() -> None:
@@ -176,7 +176,7 @@ def test_a_merged_window_is_turned_by_the_angle_of_its_middle() -> None:
     y, x = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
     angles = torch.cat([y.flatten()[:, None] * bands, x.flatten()[:, None] * bands], 1)
     rope = torch.cat([angles.sin(), angles.cos()], 1)
-    merged = MergedTokens(torch.randn(2, 1 + h * w, 5).double(), (h, w), prefix=1, ratio=1.0)
+    merged = MergedTokens(torch.randn(2, 1 + h * w, 5).double(), (h, w), prefix=1, config=TokenMergingConfig(ratio=1.0))
     found = merged.rotations(rope)
     assert found.shape == (2, 1, 6, 8)
     middles = {(0.5 + 2 * i, 0.5 + 2 * j) for i in range(2) for j in range(3)}
@@ -223,7 +223,7 @@ def test_a_model_with_merging_is_saved_and_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"token_merging": {"ratio": 0.0}}, "token_merging.ratio: 0.0"),
+        ({"token_merging": {"ratio": -0.1}}, "token_merging.ratio: -0.1"),
         ({"token_merging": {"ratio": 1.5}}, "token_merging.ratio: 1.5"),
         ({"token_merging": {"after_layer": -1}}, "token_merging.after_layer: -1"),
         ({"token_merging": {"after_layer": 4}}, "token_merging.after_layer: 4"),

@@ -195,7 +195,7 @@ class Encoder(nn.Module):
         first = len(blocks) if merging is None else merging.after_layer
         x = self._run(blocks[:first], x, by_layer)
         if merging is not None:
-            merged = MergedTokens(x, grid, prefix=vit.num_prefix_tokens, ratio=merging.ratio)
+            merged = MergedTokens(x, grid, prefix=vit.num_prefix_tokens, config=merging)
             turned = [None if each is None else merged.rotations(each) for each in by_layer[first:]]
             x = merged.restored(self._run(blocks[first:], merged.tokens, turned))
         tokens: Tensor = vit.norm(x)

@@ -22,12 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from meanshifter.model.config import TokenMergingConfig
 from meanshifter.model.vits import Grid
-
-
-def merged_windows(ratio: float, windows: int) -> int:
-    """S, how many of the windows are merged; written with integers so that exporters keep it symbolic."""
-    return windows * round(ratio * 1000) // 1000
 
 
 class MergedTokens:
@@ -36,14 +32,14 @@ class MergedTokens:
     tokens: Float[Tensor, "B M D"]
     """The prefix, the means of the merged windows, and the tokens of the others, window by window."""
 
-    def __init__(self, x: Float[Tensor, "B K D"], grid: Grid, *, prefix: int, ratio: float) -> None:
+    def __init__(self, x: Float[Tensor, "B K D"], grid: Grid, *, prefix: int, config: TokenMergingConfig) -> None:
         """Merge windows of tokens.
 
         Args:
             x: `prefix` tokens, such as the class token, followed by those of the patches in row-major order.
             grid: (h, w); the last row or column of an odd grid forms windows with a copy of itself.
             prefix: number of tokens that are never merged.
-            ratio: share of the windows that are merged.
+            config: how many of the windows are merged.
         """
         self._places, self._back = _places(grid, x.device)
         B, W, D = x.shape[0], self._places.shape[0], x.shape[2]
@@ -51,7 +47,7 @@ class MergedTokens:
         windows = x[:, prefix:].index_select(1, self._places.flatten()).view(B, W, 4, D)
         means = windows.mean(2)
         self._order = uniformity(windows, means).argsort(1, descending=True)
-        S = merged_windows(ratio, W)
+        S = config.merged(W)
         self._merged, self._kept = self._order[:, :S], self._order[:, S:]
         self._means, self._own = _take(means, self._merged), _take(windows.flatten(2), self._merged)
         rest = _take(windows.flatten(2), self._kept)
