@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meanshifter.data.video import Clip, Frame, is_clip, open_clip
+from meanshifter.data.video import Clip, Frame, _Times, is_clip, open_clip
 from meanshifter.data.video_writer import VideoWriter
 from meanshifter.errors import InputError
 from tests.data.clips import picture, read_frames, set_matrix, write_clip
@@ -146,7 +146,13 @@ def test_what_is_no_video_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     whole = write_clip(tmp_path / "whole.avi", codec="mpeg4", times=range(6)).read_bytes()
     (tmp_path / "header.avi").write_bytes(whole[: whole.index(b"movi") + 4])
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{write_clip(tmp_path / 'other.ts')}\n#EXT-X-ENDLIST\n"
+    (tmp_path / "playlist.mp4").write_text(playlist)
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").rename(tmp_path / "photo.mp4")
     reasons = {
+        "playlist.mp4": "cannot be opened",
+        "photo.mp4": "cannot be opened",
         "sound.mkv": "has no video .audio",
         "junk.mp4": "cannot be opened",
         "empty.mp4": "cannot be opened",
@@ -182,6 +188,20 @@ def test_frames_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     clip, frames = read(path)
     (loss,) = [loss for loss in clip.losses if "cannot be decoded" in loss]
     assert int(loss.split()[0]) == 60 - len(frames) > 0
+
+
+def test_frames_of_another_size_are_resized_to_the_first(tmp_path: Path) -> None:
+    parts = [write_clip(tmp_path / f"{n}.ts", count=15, size=size) for n, size in enumerate([(48, 64), (96, 128)])]
+    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.warns(UserWarning, match="from frame 15 on, frames are 128×96"):
+        clip, frames = read(tmp_path / "a.ts")
+    assert [frame.pixels.shape for frame in frames] == [(48, 64, 3)] * 30
+    assert seconds(clip, frames) == pytest.approx([number / 10 for number in range(30)]), "times that restart go on"
+
+
+def test_frames_at_one_time_and_without_a_time_follow_each_other() -> None:
+    times = _Times(None, 10, restart=100)
+    assert [times.shown(pts) for pts in (7, 7, None, 30, 25, 40)] == [0, 1, 11, 23, 24, 33]
 
 
 def test_the_writer_keeps_times_durations_and_the_shape_of_pixels(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ NAMED: Final = 14
 _OTHERS: Final = "#d0d0d0"
 
 
-def plot_areas(areas: Path, out: Path, label_space: LabelSpace) -> None:
+def plot_areas(areas: str | Path, out: str | Path, label_space: LabelSpace) -> None:
     """Draw the areas that `jobs.video.label_video` wrote over time, stacked to 100 %, as a PNG.
 
     Frames of long videos are averaged over 600 intervals, so that memory does not depend on their number. The 14
@@ -38,7 +38,7 @@ def plot_areas(areas: Path, out: Path, label_space: LabelSpace) -> None:
     """
     if not has_matplotlib():
         raise InputError(f"areas: {NO_MATPLOTLIB}")
-    seconds, shares = _binned(areas, label_space)
+    seconds, shares = _binned(Path(areas), label_space)
     write_atomically(out, lambda file: _draw(seconds, shares, label_space, file))
 
 

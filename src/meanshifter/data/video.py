@@ -37,6 +37,8 @@ VIDEO_SUFFIXES: Final = (
     *(".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
 """Extensions of videos; the content decides how a file is read."""
+_FORMATS: Final = "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,asf,ogg,mxf"
+"""Containers of FFmpeg that are read: no playlists, whose entries could be other files or addresses."""
 FASTEST: Final = 1000
 """Maximum frames per second of a folder of frames."""
 _MICROSECOND: Final = Fraction(1, 1_000_000)
@@ -134,7 +136,8 @@ def open_clip(source: str | Path | int, *, fps: float | None = None, max_pixels:
         require_file(path)
         if fps is not None:
             raise InputError(f"fps: {fps:g} for {path}, which has its own times; only applies to folders of frames")
-        name, address, form, options = str(path), str(path), None, {}
+        name, address, form = str(path), str(path), None
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         remedy = "check that it is a complete video, or convert it with ffmpeg"
     import av
 
@@ -178,12 +181,8 @@ class _Decoder:
         self._container, self._name, self._live = container, name, live
         self._stream: VideoStream = streams[0]
         self._stream.thread_type = "SLICE"  # with threads by frame, broken files lose frames without an error
-        context = self._stream.codec_context
-        if context.width * context.height > max_pixels:
-            raise InputError(
-                f"{name}: frames of {context.width}×{context.height} pixels are more than the limit of "
-                f"{max_pixels:,}; raise max_pixels, or scale the video"
-            )
+        self._max_pixels = max_pixels
+        self._check_size(self._stream.codec_context)
         self._time_base = self._stream.time_base or _MICROSECOND
         self._rate = self._stream.average_rate or self._stream.guessed_rate or _USUAL_RATE
         self._packets = self._frames = self._damaged = self._errors = 0
@@ -198,6 +197,7 @@ class _Decoder:
         if first is None:
             reason = self._stopped or ("none can be decoded" if self._packets else "it is empty")
             raise InputError(f"{self._name}: has no frames ({reason}); check that the file is complete")
+        self._check_size(first)  # some headers do not state it
         upright = _upright(first, self._name)
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         size = upright(np.empty((first.height, first.width, 1))).shape[:2]
@@ -213,6 +213,13 @@ class _Decoder:
             self._framed(chain([first], pictures), (first.width, first.height), upright),
             self._losses,
         )
+
+    def _check_size(self, sized: Any) -> None:
+        if sized.width * sized.height > self._max_pixels:
+            raise InputError(
+                f"{self._name}: frames of {sized.width}×{sized.height} pixels are more than the limit of "
+                f"{self._max_pixels:,}; raise max_pixels, or scale the video"
+            )
 
     def _expected(self) -> int | None:
         if self._stream.frames:
@@ -233,22 +240,18 @@ class _Decoder:
     ) -> Iterator[Frame]:
         """Frames with their times, all of the size of the first."""
         step = max(round(1 / (self._rate * self._time_base)), 1)
-        start, last, end = self._start(), None, 0
+        times, previous, end = _Times(self._start(), step, restart=round(1 / self._time_base)), sides, 0
         for number, picture in enumerate(pictures):
-            if (picture.width, picture.height) != sides and sides[0] * sides[1]:
+            if (picture.width, picture.height) != previous:
+                self._check_size(picture)
+                previous = (picture.width, picture.height)
                 warnings.warn(
-                    f"{self._name}: from frame {number} on, frames are {picture.width}×{picture.height}; they are "
-                    f"resized to the {sides[0]}×{sides[1]} of the first",
+                    f"{self._name}: from frame {number} on, frames are {picture.width}×{picture.height}; all are "
+                    f"written with the {sides[0]}×{sides[1]} of the first",
                     stacklevel=2,
                 )
-            pts = picture.pts
-            if pts is None:
-                pts = 0 if last is None else last + step
-            else:
-                start = pts if start is None else start
-                pts = max(pts - start, 0)
-            pts = pts if last is None else max(pts, last + 1)  # two frames at one time cannot be written
-            last, end = pts, pts + (picture.duration or step)
+            pts = times.shown(picture.pts)
+            end = pts + (picture.duration or step)
             pixels = picture.to_ndarray(format="rgb24", width=sides[0], height=sides[1])
             yield Frame(np.ascontiguousarray(upright(pixels)), pts, picture.duration or 0, f"{number:06d}")
         self._conclude(float(end * self._time_base))
@@ -302,6 +305,34 @@ class _Decoder:
         tolerance = min(_TOLERANCE, 1.5 / float(self._rate)) if frames > self._packets else _TOLERANCE
         if not self._live and stated is not None and end < stated - tolerance:
             self._losses.append(f"ends after {end:.1f} s of the {stated:.1f} s that its header states")
+
+
+class _Times:
+    """Turns the times of a file into times from `start`, or from the first one, that increase.
+
+    Frames without a time follow after `step`, and so does all that follows a jump back by more than `restart`, where
+    recordings were joined.
+    """
+
+    def __init__(self, start: int | None, step: int, *, restart: int) -> None:
+        self._start, self._step, self._restart = start, step, restart
+        self._last: int | None = None
+
+    def shown(self, pts: int | None) -> int:
+        """When the next frame is shown."""
+        following = 0 if self._last is None else self._last + self._step
+        if pts is None:
+            self._last = following
+            return following
+        self._start = pts if self._start is None else self._start
+        shown = max(pts - self._start, 0)
+        if self._last is not None and shown < self._last - self._restart:
+            self._start -= following - shown
+            shown = following
+        if self._last is not None:
+            shown = max(shown, self._last + 1)  # two frames at one time cannot be written
+        self._last = shown
+        return shown
 
 
 def frame_count(count: int) -> str:
