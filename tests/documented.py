@@ -23,6 +23,7 @@ from PIL import Image
 
 from meanshifter.cli import main as cli
 from meanshifter.data.catalog import camvid
+from tests.data.clips import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -190,8 +191,12 @@ class Workshop:
         _copy(self.store / (dataset if (self.store / dataset).is_dir() else "folder"), Path(place))
 
     def images(self, place: str) -> None:
-        """Put an image at `place`, or a folder of some; a glob finds one."""
+        """Put an image or a video at `place`, or a folder of images; a glob finds one."""
         path = Path(place.replace("*", "some"))
+        if path.suffix == ".mp4":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, count=2)
+            return
         _copy(self.store / "photos" / ("val0.jpg" if path.suffix else ""), path)
 
     def prepare(self, command: str, args: argparse.Namespace) -> None:

@@ -223,7 +223,7 @@ def test_python_runs(place: str, text: str, workshop: Workshop) -> None:
     for statement in ast.parse(text).body:
         written = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
         for name in sorted(name for name in written if isinstance(name, str)):
-            if name.endswith((".jpg", ".png")) and "save" not in ast.dump(statement):
+            if name.endswith((".jpg", ".png", ".mp4")) and "save" not in ast.dump(statement):
                 workshop.images(name)
             elif "load_model" in ast.dump(statement) and name not in PUBLISHED:
                 workshop.model(name)

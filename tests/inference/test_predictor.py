@@ -15,6 +15,7 @@ from torch import Tensor
 import meanshifter as ms
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
+from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.preprocess import fitted_size, resize
 
 Pixels = npt.NDArray[np.uint8]
@@ -308,6 +309,49 @@ def test_bands_of_any_height_give_the_same_label_map(tiny_model: Make, monkeypat
     for band in (1, 37):
         monkeypatch.setattr("meanshifter.inference.predictor.BAND", band)
         np.testing.assert_array_equal(predictor(image).labels, whole)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window": 32, "window_stride": 19, "short_side": 40},
+        {"window": None, "short_side": None},
+        {"window": 32, "window_stride": 32, "short_side": None, "flip": True, "confidence": ["margin"]},
+        {"window": 64, "window_stride": 64, "short_side": None, "compat": "segmenter"},
+    ],
+)
+def test_images_of_a_batch_get_the_labels_of_single_calls(tiny_model: Make, settings: dict[str, Any]) -> None:
+    predictor = ms.Predictor(tiny_model("meanshifter-ti16"), **{"batch_size": 3, **settings})
+    images = [random_image(45, 70) // (number + 1) for number in range(4)]
+    batch = predictor.segment_batch(images)
+    for image, found in zip(images, batch, strict=True):
+        alone = predictor(image)
+        assert np.mean(found.labels != alone.labels) < 0.002  # where two classes are equal up to rounding
+        np.testing.assert_array_equal(found.image, image)
+        for name in predictor.confidence:
+            np.testing.assert_allclose(found.confidence[name], alone.confidence[name], atol=1e-4)
+    assert predictor.segment_batch([]) == []
+
+
+def test_windows_of_a_batch_share_passes(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = ms.Predictor(tiny_model(), window=32, window_stride=32, short_side=None, batch_size=6)
+    sizes: list[int] = []
+    encode = Predictor._logits
+
+    def counted(self: Predictor, model: Any, windows: Any, *args: Any) -> Any:
+        sizes.append(len(windows))
+        return encode(self, model, windows, *args)
+
+    monkeypatch.setattr(Predictor, "_logits", counted)
+    assert predictor.images_per_pass((32, 60)) == 3
+    predictor.segment_batch([random_image(32, 60)] * 4)
+    assert sizes == [6, 2]
+    assert predictor.images_per_pass((320, 320)) == 1
+
+
+def test_images_of_two_sizes_are_no_batch(tiny_model: Make) -> None:
+    with pytest.raises(ms.InputError, match="images: sizes 20×30 and 30×20"):
+        ms.Predictor(tiny_model()).segment_batch([random_image(20, 30), random_image(30, 20)])
 
 
 def test_only_the_logits_that_a_band_needs_are_kept(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:

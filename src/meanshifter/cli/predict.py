@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meanshifter.cli import MODEL_HELP
+from meanshifter.cli import MODEL_HELP, predict_video
 from meanshifter.cli.options import (
     add_ensemble_option,
     add_process_options,
@@ -20,6 +20,7 @@ from meanshifter.cli.options import (
     say,
     start_processes,
 )
+from meanshifter.cli.predict_video import add_video_options, clips_of
 from meanshifter.errors import InputError
 from meanshifter.utils.progress import ProgressBar
 
@@ -132,7 +133,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "a manifest is kept. Each of several --mean-shift-layers has its own folder DIR/layers_N. Maps of confidence "
         "and probabilities are 16-bit PNGs in DIR/confidence. With --confidence, DIR/predictions.json lists the images "
         "for `meanshifter train … --data.extra_train [DIR]`, which can train on the label maps; with a manifest, it is "
-        "not written."
+        "not written. Videos are written as videos (see below)."
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL_HELP)
@@ -141,7 +142,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         nargs="+",
         help="image, folder of images, quoted glob, tar of samples (also shard-{000..009}.tar), address of these "
-        "(s3://, gs://, https://, …), or with --root a data set by name",
+        "(s3://, gs://, https://, …), or with --root a data set by name; or videos, animated GIFs, or the number of a "
+        "camera",
     )
     add(
         "--out",
@@ -149,13 +151,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="meanshifter-labels",  # "labels" could be the labels of a data set
         help="folder for the label maps, or its address, such as s3://bucket/labels (default: %(default)s)",
     )
-    add("--overlay", action="store_true", help="also write images with class colors and a legend to DIR/overlays")
+    add(
+        "--overlay",
+        action="store_true",
+        help="also write images with class colors and a legend to DIR/overlays; videos always have an overlay",
+    )
     add("--alpha", type=float, default=0.5, help="opacity of the colors, 0 to 1 (default: %(default)s)")
     add(
         "--confidence", nargs="+", metavar="MEASURE", default=[], help="also write maps of probability, margin, entropy"
     )
     add("--probabilities", nargs="+", metavar="CLASS", default=[], help="also write probabilities of these classes")
     add("--max-pixels", type=int, metavar="N", help="reject larger images before decoding them (default: 1e9)")
+    add_video_options(parser)
     _add_archive_options(parser)
     add_submission_options(parser)
     add_process_options(parser)
@@ -194,6 +201,8 @@ def run(args: argparse.Namespace) -> int:
     asked = {"confidence": args.confidence, "probabilities": args.probabilities}
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
+    if clips := clips_of(args):
+        return predict_video.run(args, clips, asked)
     submission = open_submission(args)
     elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
     if elsewhere or args.backend or args.resume or args.overwrite:

@@ -178,5 +178,5 @@ def windows_of(predictor: Predictor, image: Picture) -> Iterator[Tensor]:
     rows, cols = (
         axis(length, length, window=reading.window, stride=reading.window_stride, patch_size=P) for length in size
     )
-    for crop in crops(resize(pixels, size), rows, cols, 1):
+    for crop in crops([resize(pixels, size)], rows, cols, 1):
         yield predictor.model.normalize(crop)

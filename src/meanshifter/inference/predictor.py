@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -38,7 +38,7 @@ from meanshifter.inference.preprocess import (
 )
 from meanshifter.inference.protocol import PatchModel
 from meanshifter.inference.segmentation import Segmentation
-from meanshifter.inference.windows import Axis, Budget, Encoded, Reading, axis, crops, enough_memory
+from meanshifter.inference.windows import Axis, Budget, Encoded, Reading, axis, crops, enough_memory, window_starts
 from meanshifter.model.config import ModelConfig
 from meanshifter.ops import Confidence, View, label_map, pixel_confidence
 from meanshifter.utils.environment import has_bfloat16
@@ -232,6 +232,40 @@ class Predictor:
         maps = ({name: np.empty(size, np.float32) for name in names} for names in (confidence, probabilities))
         return Segmentation(labels, source, space, *maps)
 
+    def segment_batch(self, images: Sequence[Picture]) -> list[Segmentation]:
+        """Segment images of one size, such as frames of a video; their windows share forward passes.
+
+        The label maps are those of single calls, up to rounding, which differs between batch sizes. Logits of all
+        windows are held at once; `images_per_pass` images fill a pass.
+
+        Raises:
+            InputError: as `__call__`, or images of different sizes.
+        """
+        if not images:
+            return []
+        sources = [as_pixels(image, self.max_pixels) for image in images]
+        sizes = dict.fromkeys(source.shape[:2] for source in sources)
+        if len(sizes) > 1:
+            (H, W), (other_H, other_W), *_ = sizes
+            raise InputError(f"images: sizes {H}×{W} and {other_H}×{other_W} in one batch; pass them one by one")
+        with enough_memory(*sources[0].shape[:2]), torch.inference_mode():
+            found = [self._empty(source, self.confidence, self.probabilities) for source in sources]
+            for rows, several in self._bands(sources, [self.mean_shift_layers]):
+                for out, (views,) in zip(found, several, strict=True):
+                    self._read_out(views, rows, out)
+        return found
+
+    def images_per_pass(self, size: tuple[int, int]) -> int:
+        """Return how many images of `size` (H, W) have as many windows as one forward pass takes, at least 1."""
+        reading = self.preprocess
+        sides = reading.size(*size, self.scales[0])
+        if reading.window is not None and reading.enlarges(sides):
+            sides = enlarged_size(*sides, reading.window)
+        starts = [window_starts(length, reading.window, reading.window_stride) for length in sides]
+        widths = [length if reading.window is None else min(reading.window, length) for length in sides]
+        count = self._batch_size((widths[0], widths[1]), self.model.device)
+        return max(count // (len(starts[0]) * len(starts[1])), 1)
+
     def load(self, image: Readable) -> Pixels | LargeFile:
         """Load an image for prediction, e.g. ahead of time: as pixels, or a large TIFF that is read by window.
 
@@ -289,14 +323,24 @@ class Predictor:
 
         Only the logits of windows that overlap the band are kept.
         """
-        H, model = pixels.shape[0], self.model.evaluation_view()
+        for rows, (views,) in self._bands([pixels], steps):
+            yield rows, views
+
+    def _bands(
+        self, images: Sequence[Pixels | FileRows], steps: list[int]
+    ) -> Iterator[tuple[slice, list[list[list[View]]]]]:
+        """As `bands`, for images of one size: the views of each image, for every entry of `steps`."""
+        H, model = images[0].shape[0], self.model.evaluation_view()
         mirrors = (False, True) if self.flip else (False,)
         ways = product(members_of(model), self.scales, mirrors)
-        readings = [self._read(member, pixels, scale, mirrored, steps) for member, scale, mirrored in ways]
+        readings = [self._read(member, images, scale, mirrored, steps) for member, scale, mirrored in ways]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
-            views = [reading.views(rows.start, rows.stop) for reading in readings]
-            yield rows, [list(several) for several in zip(*views, strict=True)]
+            several = []
+            for of_image in zip(*readings, strict=True):
+                views = [reading.views(rows.start, rows.stop) for reading in of_image]
+                several.append([list(of_step) for of_step in zip(*views, strict=True)])
+            yield rows, several
             if self.progress is not None:
                 self.progress(rows.stop, H)
 
@@ -306,33 +350,58 @@ class Predictor:
         return once and self.preprocess.size(*size, self.scales[0]) == size
 
     def _read(
-        self, model: PatchModel, pixels: Pixels | FileRows, scale: float, mirrored: bool, steps: list[int]
-    ) -> Reading:
-        reading, (H, W) = self.preprocess, pixels.shape[:2]
-        size = reading.size(H, W, scale)
-        resized = pixels if isinstance(pixels, FileRows) else resize(pixels, size)
-        source: Source = resized[:, ::-1] if mirrored else resized
+        self,
+        model: PatchModel,
+        images: Sequence[Pixels | FileRows],
+        scale: float,
+        mirrored: bool,
+        steps: list[int],
+    ) -> list[Reading]:
+        """The readings of images of one size, whose windows share passes."""
+        reading, (H, W) = self.preprocess, images[0].shape[:2]
+        size = read_size = reading.size(H, W, scale)
         if reading.window is not None and reading.enlarges(size):
-            normalized = model.normalize(np.ascontiguousarray(source[0 : size[0], 0 : size[1]]))
             size = enlarged_size(*size, reading.window)
-            source = F.interpolate(normalized, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
         windows = {"window": reading.window, "stride": reading.window_stride, "stretch": reading.stretch_padding}
         rows, cols = (
             axis(length, out, patch_size=model.output_stride, **windows)
             for length, out in zip(size, (H, W), strict=True)
         )
-        return Reading(self._encode(model, source, rows, cols, steps), rows, cols, mirrored=mirrored)
+        sources = [self._source(model, pixels, read_size, size, mirrored) for pixels in images]
+        encoded = self._encode(model, sources, rows, cols, steps)
+        if len(images) == 1:
+            return [Reading(encoded, rows, cols, mirrored=mirrored)]
+        # the images are read band by band next to each other, but encoded one after the other
+        each = len(rows.starts) * len(cols.starts)
+        several = [list(islice(encoded, each)) for _ in images]
+        return [Reading(iter(own), rows, cols, mirrored=mirrored) for own in several]
+
+    def _source(
+        self,
+        model: PatchModel,
+        pixels: Pixels | FileRows,
+        read_size: tuple[int, int],
+        size: tuple[int, int],
+        mirrored: bool,
+    ) -> Source:
+        """What the windows of one image are cut from: resized to `read_size`, and enlarged to `size` if it differs."""
+        resized = pixels if isinstance(pixels, FileRows) else resize(pixels, read_size)
+        source: Source = resized[:, ::-1] if mirrored else resized
+        if size == read_size:
+            return source
+        normalized = model.normalize(np.ascontiguousarray(source[0 : read_size[0], 0 : read_size[1]]))
+        return F.interpolate(normalized, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
 
     def _encode(
-        self, model: PatchModel, pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, steps: list[int]
+        self, model: PatchModel, sources: Sequence[Source], rows: Axis, cols: Axis, steps: list[int]
     ) -> Iterator[Encoded]:
-        """Yield encoded windows; a batch is encoded when its first window is requested."""
+        """Yield encoded windows, image by image; a batch is encoded when its first window is requested."""
         count = self._batch_size((rows.width, cols.width), model.device)
 
         def run(windows: Pixels | Tensor) -> list[Tensor]:
             return self._logits(model, windows, rows.patches * cols.patches, steps)
 
-        for batch in crops(pixels, rows, cols, count):
+        for batch in crops(sources, rows, cols, count):
             for logits in self._budget.in_parts(run, batch, model.device):
                 yield from zip(*logits, strict=True)
 

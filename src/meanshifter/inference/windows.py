@@ -11,7 +11,7 @@ Glossary: P patch size, K classes, n windows along an axis, h w patches of one w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,13 +120,16 @@ Encoded = list[Float[Tensor, "K h w"]]
 
 
 def crops(
-    pixels: Pixels | FileRows | Tensor, rows: Axis, cols: Axis, batch: int
+    images: Sequence[Pixels | FileRows | Tensor], rows: Axis, cols: Axis, batch: int
 ) -> Iterator[Pixels | Float[Tensor, "b height width 3"]]:
-    """Yield the windows in row-major order, (b, height, width, 3) at a time; tensors if `pixels` is one."""
-    corners = list(product(rows.starts, cols.starts))
+    """Yield the windows of images of one size and kind, image by image and in row-major order.
+
+    Each batch is (b, height, width, 3), a tensor if the images are.
+    """
+    corners = list(product(images, rows.starts, cols.starts))
     for i in range(0, len(corners), batch):
-        several: list[Any] = [pixels[y : y + rows.width, x : x + cols.width] for y, x in corners[i : i + batch]]
-        yield torch.stack(several) if isinstance(pixels, Tensor) else np.stack(several)
+        several: list[Any] = [pixels[y : y + rows.width, x : x + cols.width] for pixels, y, x in corners[i : i + batch]]
+        yield torch.stack(several) if isinstance(several[0], Tensor) else np.stack(several)
 
 
 class Reading:
