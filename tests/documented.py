@@ -167,7 +167,7 @@ class Workshop:
         tiny = ["--model.encoder_weights", "null", "--model.encoder_args.embed_dim", "24"]
         tiny += ["--model.encoder_args.depth", "1", "--model.encoder_args.num_heads", "2", "--augment.crop", "32"]
         tiny += ["--model.image_size", "null", "--data.workers", "0", "--steps", "1", "--batch_size", "2"]
-        tiny += ["--evaluation.limit", "1", "--accelerator", "cpu", "--precision", "fp32"]
+        tiny += ["--evaluation.limit", "1", "--accelerator", "cpu", "--precision", "fp32", "--no-report"]
         data = ["--data.name", kind, "--data.root", str(self.store / kind), "--out", str(self.store / name)]
         status, said = run(["train", "camvid_ti16", *tiny, *data, *fields])
         assert status == 0, said

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meanshifter import data as datasets
     from meanshifter import ops
+    from meanshifter.analysis.report import report
     from meanshifter.checkpoints.load import load_model
     from meanshifter.data.labels import LabelSpace
     from meanshifter.errors import InputError
@@ -35,6 +36,7 @@ __all__ = [
     "list_models",
     "load_model",
     "ops",
+    "report",
     "train",
 ]
 
@@ -51,6 +53,7 @@ _HOMES = {
     "evaluate": "meanshifter.evaluation.evaluate",
     "list_models": "meanshifter.model.presets",
     "load_model": "meanshifter.checkpoints.load",
+    "report": "meanshifter.analysis.report",
     "train": "meanshifter.training.loop",
 }
 

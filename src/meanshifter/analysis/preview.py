@@ -54,19 +54,38 @@ def preview(config: TrainConfig, path: str | Path, num_images: int = 16, *, over
         raise InputError(f"{path}: already exists; replace it with --overwrite, or choose another path")
     if num_images < 1:
         raise InputError(f"num_images: {num_images} is not a number of at least 1")
+    space, samples = training_samples(config, num_images)
+    tiles = [_pair(position, *sample, space) for position, sample in enumerate(samples)]
+    rows = [[tile for pair in tiles[at : at + COLUMNS] for tile in pair] for at in range(0, num_images, COLUMNS)]
+    legend = classes_in((labels for _, _, labels in samples), space)
+    save_png(path, draw_strip(_heading(config), rows, legend))
+    return path
+
+
+def training_samples(config: TrainConfig, num_images: int) -> tuple[LabelSpace, list[tuple[str, Pixels, Labels]]]:
+    """The label space of a run, and name, pixels (H, W, 3) and labels (H, W) of its samples 0 … num_images-1.
+
+    Raises:
+        InputError: the configuration or the data are invalid, or a sample cannot be read.
+    """
     config.check()
     train_set, _ = open_training_data(config)
     mean, std = (HALF if given is None else given for given in (config.model.mean, config.model.std))
     joined, mix = join_extra(config.data, train_set, open_extra_data(config.data, train_set))
     stream = SampleStream(joined, config.augment, config.seed, mean=mean, std=std, mix=mix)
-    tiles, shown = list[list[Tile]](), list[Labels]()
+    samples = []
     for position in range(num_images):
         image, labels, name = stream.sample(position)
-        shown.append(labels.numpy())
-        tiles.append(_pair(position, name, _pixels(image, mean, std), shown[-1], train_set.label_space))
-    rows = [[tile for pair in tiles[at : at + COLUMNS] for tile in pair] for at in range(0, num_images, COLUMNS)]
-    save_png(path, draw_strip(_heading(config), rows, classes_in(shown, train_set.label_space)))
-    return path
+        samples.append((name, _pixels(image, mean, std), np.asarray(labels.numpy())))
+    return train_set.label_space, samples
+
+
+def labels_over(pixels: Pixels, labels: Labels, label_space: LabelSpace) -> Pixels:
+    """(H, W, 3) a picture under its labels, with stripes where they are ignored."""
+    overlay = np.array(Segmentation(labels, pixels, label_space).overlay(0.6))
+    y, x = np.indices(labels.shape)
+    overlay[(labels == label_space.ignore) & ((x + y) // STRIPE % 2 == 0)] = ignored_color(label_space)
+    return overlay
 
 
 def _pixels(image: Tensor, mean: Triple, std: Triple) -> Pixels:
@@ -77,10 +96,7 @@ def _pixels(image: Tensor, mean: Triple, std: Triple) -> Pixels:
 
 def _pair(position: int, name: str, pixels: Pixels, labels: Labels, label_space: LabelSpace) -> list[Tile]:
     """The picture, and the picture under its labels."""
-    overlay = np.array(Segmentation(labels, pixels, label_space).overlay(0.6))
-    y, x = np.indices(labels.shape)
-    overlay[(labels == label_space.ignore) & ((x + y) // STRIPE % 2 == 0)] = ignored_color(label_space)
-    titles = {name: pixels, f"sample {position}, labels": overlay}
+    titles = {name: pixels, f"sample {position}, labels": labels_over(pixels, labels, label_space)}
     return [Tile(fitted(picture, side=SIDE, photo=True), title) for title, picture in titles.items()]
 
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "evaluate a model on a data set",
     "predict": "write the label maps of images",
     "compare": "show where models differ on the images of a data set",
+    "report": "write a page about a run: curves, scores, confusions, pictures",
     "export": "write a model for other runtimes: ONNX, OpenVINO, torch.export",
     "models": "list the presets with their parameters and cost",
     "convert": "convert models from and to the formats of other tools",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meanshifter.cli.options import echo
+from meanshifter.cli.options import echo, say
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--preview", metavar="FILE.png", help="draw the first augmented samples with their labels into FILE and exit")
     add("--num-images", type=int, metavar="N", help="samples of --preview (default: 16)")
     add("--overwrite", action="store_true", help="replace an earlier file of --preview")
+    add("--no-report", action="store_true", help="do not write report.html, which takes one pass over the val images")
     folds = parser.add_argument_group(
         "cross-validation",
         "Trains one model per fold, each in a run folder in OUT, and scores it on the fold that it was not trained on. "
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> int | None:
         return 0
 
     if config.data.folds is not None and config.data.fold is None:
-        return _cross_validate(config, resume=args.resume)
+        return _cross_validate(config, resume=args.resume, with_report=not args.no_report)
     from meanshifter.training.loop import train
 
     trained = train(config, resume=args.resume)
@@ -77,6 +80,8 @@ def run(args: argparse.Namespace) -> int | None:
         return 0
     echo(*trained.result.table().split("\n"))
     echo("", f"{trained.path}: best mIoU {trained.best:.2f}, {trained.seconds / 60:.1f} minutes")
+    if not args.no_report:
+        _write_report(trained.path)
     echo(f"next: meanshifter predict {trained.path} IMAGE… --out DIR")
     return 0
 
@@ -101,7 +106,23 @@ def _fold_fields(args: argparse.Namespace) -> list[str]:
     return [word for field in fields.items() for word in field]
 
 
-def _cross_validate(config: TrainConfig, *, resume: bool) -> int:
+def _write_report(path: Path) -> None:
+    """Write the report of a complete run; whatever stops that is a line of its own, as the training has succeeded."""
+    from meanshifter.errors import summarize_error
+
+    try:
+        from meanshifter.analysis.report import report
+
+        echo(f"report: {report(path, progress=True)}")
+    except (Exception, KeyboardInterrupt) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else summarize_error(error)
+        say(
+            f"{path}: training is complete, but its report is not written ({why}); write it with `meanshifter report "
+            f"{shlex.quote(str(path))}`, or leave it out with --no-report"
+        )
+
+
+def _cross_validate(config: TrainConfig, *, resume: bool, with_report: bool) -> int:
     from meanshifter.training.folds import cross_validate
 
     done = cross_validate(config, resume=resume)
@@ -109,5 +130,7 @@ def _cross_validate(config: TrainConfig, *, resume: bool) -> int:
         return 0
     echo(*done.table().split("\n"))
     echo("", f"{done.path}: pooled mIoU {done.pooled.mIoU:.2f}, {done.seconds / 60:.1f} minutes")
+    if with_report:
+        _write_report(done.path)
     echo(f"next: meanshifter predict {done.path} IMAGE… --out DIR, with the ensemble of all folds")
     return 0

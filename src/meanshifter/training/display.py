@@ -26,6 +26,7 @@ from meanshifter.training.config import TrainConfig
 from meanshifter.training.setup import Setup
 from meanshifter.training.state import RunFolder, TrainState
 from meanshifter.utils.distributed import Processes
+from meanshifter.utils.environment import peak_memory
 from meanshifter.utils.files import write_text
 from meanshifter.utils.progress import ProgressBar
 
@@ -90,14 +91,17 @@ class Log:
         self.meter.images += images
 
     def write(self, rate: float) -> dict[str, float]:
-        """Record means since the last call: loss, learning rate, images per second, share of time waiting for data."""
+        """Record means since the last call: loss, learning rate, images per second, share of time waiting for data.
+
+        And the peak memory of this process so far: of its GPU, or without one of its own, as far as the system knows.
+        """
         speed, wait = self.meter.read()
         total, count = self.state.progress.loss_sum
         total = float(self.processes.sum(torch.tensor(total, dtype=torch.float64)))
         loss = total / count if count else math.nan
         self.state.progress.loss_sum = (0.0, 0)
         values = {"loss": loss, "lr": rate, "images_per_second": speed, "data_wait": wait}
-        self.record(**values)
+        self.record(**values, peak_memory_gb=peak_memory(self.state.model.device) / 1e9)
         return values
 
     def record(self, **values: float | Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 from collections.abc import Callable, Set
@@ -114,6 +115,20 @@ def has_bfloat16(device: torch.device) -> bool:
         known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak bytes so far: allocated by torch on a CUDA device, else of this process; NaN where unknown (Windows)."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def describe() -> str:
