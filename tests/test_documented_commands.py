@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
@@ -40,6 +41,15 @@ SHORTER = {
 """What is added so that a command takes less than a second or two."""
 RUN = {"evaluate", "compare", "train", "modes", "predict", "convert", "models", "data"}
 """Commands that are run; the others would train, time or export for long."""
+QUICK: dict[str, Any] = {
+    "steps": 1,
+    "batch_size": 2,
+    "size": 32,
+    "quiet": True,
+    "model": {"encoder_weights": None, "encoder_args": {"depth": 1, "embed_dim": 24, "num_heads": 2}},
+    "evaluation": {"limit": 1},
+}
+"""What is added so that a training of a page takes a second, and no weights."""
 FOREIGN = {"--shm-size"}
 """Options of other programs."""
 
@@ -218,13 +228,16 @@ OWN_TEST = "loops.md"  # tests/test_examples.py
     [block for block in documented.python_blocks() if not block[0].startswith(OWN_TEST)],
     ids=lambda value: str(value).split("\n")[0],
 )
-def test_python_runs(place: str, text: str, workshop: Workshop) -> None:
+def test_python_runs(place: str, text: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"ms": ms, "images": torch.zeros(1, 3, 48, 40)}
+    monkeypatch.setattr(ms, "train", partial(ms.train, **QUICK))
     for statement in ast.parse(text).body:
         written = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
         for name in sorted(name for name in written if isinstance(name, str)):
             if name.endswith((".jpg", ".png")) and "save" not in ast.dump(statement):
                 workshop.images(name)
+            elif name == "DIR":
+                workshop.data(name)
             elif "load_model" in ast.dump(statement) and name not in PUBLISHED:
                 workshop.model(name)
         check_names(statement)
@@ -250,8 +263,9 @@ def check_names(tree: ast.AST) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (function := known(ast.unparse(node.func))) is not None:
             parameters = inspect.signature(function).parameters
+            taken = {*parameters, *(field_names(TrainConfig) if "fields" in parameters else ())}
             for keyword in node.keywords:
-                assert keyword.arg in parameters, f"{ast.unparse(node)}: {keyword.arg}"
+                assert keyword.arg in taken, f"{ast.unparse(node)}: {keyword.arg}"
 
 
 def known(name: str) -> Any:
