@@ -49,6 +49,17 @@ LAYOUTS = {
 """Of each data set: how many values its masks have, where its files lie, and its splits."""
 
 
+QUICK: dict[str, Any] = {
+    "steps": 1,
+    "batch_size": 2,
+    "size": 32,
+    "quiet": True,
+    "model": {"encoder_weights": None, "encoder_args": {"depth": 1, "embed_dim": 24, "num_heads": 2}},
+    "evaluation": {"limit": 1},
+}
+"""What is added so that a training of a page takes a second, and no weights."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of a page."""
@@ -73,7 +84,7 @@ def commands() -> list[Command]:
 
 
 def _of_page(page: Path) -> Iterator[Command]:
-    for place, language, text in _blocks(page):
+    for place, language, text, _ in blocks(page):
         if language in ("bash", "sh", "console"):
             for line in text.replace("\\\n", " ").splitlines():
                 typed = line.removeprefix("$ ")
@@ -84,11 +95,11 @@ def _of_page(page: Path) -> Iterator[Command]:
             yield from (Command(f"{page.name}:text", words, False) for words in _split(snippet))
 
 
-def _blocks(page: Path) -> Iterator[tuple[str, str, str]]:
-    """Place, language and text of each block of code."""
+def blocks(page: Path) -> Iterator[tuple[str, str, str, bool]]:
+    """Place, language and text of each block of code, and whether it is in a tab."""
     text = page.read_text("utf-8")
     for block in BLOCK.finditer(text):
-        yield f"{page.name}:{text.count(chr(10), 0, block.start()) + 1}", block[2], dedent(block[3])
+        yield f"{page.name}:{text.count(chr(10), 0, block.start()) + 1}", block[2], dedent(block[3]), bool(block[1])
 
 
 def inline(page: Path) -> list[str]:
@@ -113,7 +124,7 @@ def _split(line: str) -> Iterator[tuple[str, ...]]:
 
 def python_blocks() -> list[tuple[str, str]]:
     """Place and text of each block of Python."""
-    return [(place, text) for page in PAGES for place, language, text in _blocks(page) if language == "python"]
+    return [(place, text) for page in PAGES for place, language, text, _ in blocks(page) if language == "python"]
 
 
 def parsed(words: Sequence[str], patch: pytest.MonkeyPatch, *, whole: bool = True) -> argparse.Namespace:

@@ -30,7 +30,7 @@ from meanshifter.training.config import TrainConfig
 from meanshifter.training.fields import field_names
 from meanshifter.training.parsing import parse_recipe
 from tests import documented
-from tests.documented import PAGES, ROOT, Command, Workshop, parsed, run
+from tests.documented import PAGES, QUICK, ROOT, Command, Workshop, parsed, run
 
 SHORTER = {
     "evaluate": ("--limit", "2"),
@@ -41,15 +41,6 @@ SHORTER = {
 """What is added so that a command takes less than a second or two."""
 RUN = {"evaluate", "compare", "train", "modes", "predict", "convert", "models", "data"}
 """Commands that are run; the others would train, time or export for long."""
-QUICK: dict[str, Any] = {
-    "steps": 1,
-    "batch_size": 2,
-    "size": 32,
-    "quiet": True,
-    "model": {"encoder_weights": None, "encoder_args": {"depth": 1, "embed_dim": 24, "num_heads": 2}},
-    "evaluation": {"limit": 1},
-}
-"""What is added so that a training of a page takes a second, and no weights."""
 FOREIGN = {"--shm-size"}
 """Options of other programs."""
 
@@ -86,8 +77,8 @@ def test_a_command_runs_or_is_parsed(command: Command, workshop: Workshop, monke
 
 def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     name = words[0]
-    if name == "train" and "DIR" in words:
-        workshop.data("DIR")
+    for place in {"DIR", "scenes"} & set(words if name == "train" else ()):
+        workshop.data(place)
     if name == "train" and "RUN/config.yaml" in words:
         workshop.model("RUN")
     args = parsed(words, monkeypatch, whole=whole)
@@ -220,7 +211,7 @@ def options(module: str) -> set[str]:
     return found
 
 
-OWN_TEST = "loops.md"  # tests/test_examples.py
+OWN_TEST = ("loops.md", "own-folder.md")  # tests/test_examples.py, tests/test_tutorials.py
 
 
 @pytest.mark.parametrize(
