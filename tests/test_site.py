@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
+import meanshifter as ms
 from meanshifter.cli.main import COMMANDS
 from meanshifter.model.presets import PRESETS
 from meanshifter.training.config import TrainConfig
@@ -106,3 +108,19 @@ def test_drawings_are_those_of_the_script(tmp_path: Path, monkeypatch: pytest.Mo
             for text in (path.read_text("utf-8"), (ROOT / "docs/images" / path.name).read_text("utf-8"))
         ]
         assert numbers[0] == pytest.approx(numbers[1], abs=0.2)
+
+
+def test_citation_and_changelog_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["cff-version"]) == (ms.__version__, "1.2.0")
+    assert ms.__version__ in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    for page in (ROOT / ".github").rglob("*.yml"):
+        assert yaml.safe_load(page.read_text("utf-8")), page
+
+
+def test_the_public_workflow_does_what_ci_does() -> None:
+    own = (ROOT / ".ci/run").read_text("utf-8")
+    public = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    for command in ("ruff check .", "ruff format --check .", "mypy", "python docs/build.py"):
+        assert f"\n{command}\n" in own
+        assert f"run: {command}\n" in public
