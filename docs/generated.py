@@ -45,7 +45,7 @@ def options() -> str:
 def _describe(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Usage, groups of options and subcommands of a parser."""
     parser.formatter_class = partial(argparse.HelpFormatter, width=WIDTH)
-    yield f"```text\n{parser.format_usage().removeprefix('usage: ').rstrip()}\n```"
+    yield f"```text\n{parser.format_usage().removeprefix('usage: ').replace(' [-h]', '').rstrip()}\n```"
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if not _is_plumbing(action)]
         if not actions:
@@ -89,7 +89,7 @@ def fields() -> str:
     parts = []
     for section, entries in groupby(_in_sections(), key=_section_of):
         parts.append(f"## {section or 'The run'}")
-        parts.append(_table(("field", "type", "default", "meaning"), map(_field_row, entries)))
+        parts.append(_table(("field, type and default", "meaning"), map(_field_row, entries)))
     return "\n\n".join(parts)
 
 
@@ -104,9 +104,9 @@ def _section_of(entry: FieldHelp) -> str:
     return entry.name.rpartition(".")[0]
 
 
-def _field_row(entry: FieldHelp) -> tuple[str, str, str, str]:
-    kind = entry.kind.replace("|", "\\|")
-    return f"`{entry.name}`", kind, f"`{entry.default}`" if entry.default else '`""`', _escape(entry.meaning)
+def _field_row(entry: FieldHelp) -> tuple[str, str]:
+    default = f"`{entry.default}`" if entry.default else '`""`'
+    return f"`{entry.name}`<br>{_escape(entry.kind)}, {default}", _escape(entry.meaning)
 
 
 def recipes() -> str:
