@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 from zlib import crc32
 
@@ -26,8 +27,10 @@ from meanshifter.data.catalog import camvid
 from tests.data.clips import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+TOP = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))
+PAGES = (*(page for page in TOP if page.exists()), *sorted((ROOT / "docs").rglob("*.md")))
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
+"""A block of code, which is indented in a tab."""
 PROGRAMS = ("meanshifter", "python", "python3", "pip", "torchrun", "srun")
 STAND_INS = {
     "N": "2",
@@ -45,6 +48,17 @@ LAYOUTS = {
     "folder": (11, "images/{split}/{name}.jpg", "masks/{split}/{name}.png", ("train", "val")),
 }
 """Of each data set: how many values its masks have, where its files lie, and its splits."""
+
+
+QUICK: dict[str, Any] = {
+    "steps": 1,
+    "batch_size": 2,
+    "size": 32,
+    "quiet": True,
+    "model": {"encoder_weights": None, "encoder_args": {"depth": 1, "embed_dim": 24, "num_heads": 2}},
+    "evaluation": {"limit": 1},
+}
+"""What is added so that a training of a page takes a second, and no weights."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +85,22 @@ def commands() -> list[Command]:
 
 
 def _of_page(page: Path) -> Iterator[Command]:
-    text = page.read_text("utf-8")
-    for block in BLOCK.finditer(text):
-        if block[1] in ("bash", "sh", "console"):
-            place = f"{page.name}:{text.count(chr(10), 0, block.start()) + 1}"
-            for line in block[2].replace("\\\n", " ").splitlines():
+    for place, language, text, _ in blocks(page):
+        if language in ("bash", "sh", "console"):
+            for line in text.replace("\\\n", " ").splitlines():
                 typed = line.removeprefix("$ ")
-                if block[1] != "console" or typed != line:
+                if language != "console" or typed != line:
                     yield from (Command(place, words, True) for words in _split(typed))
     for snippet in inline(page):
         if snippet.split(maxsplit=1)[0] in PROGRAMS and " " in snippet:
             yield from (Command(f"{page.name}:text", words, False) for words in _split(snippet))
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str, str, bool]]:
+    """Place, language and text of each block of code, and whether it is in a tab."""
+    text = page.read_text("utf-8")
+    for block in BLOCK.finditer(text):
+        yield f"{page.name}:{text.count(chr(10), 0, block.start()) + 1}", block[2], dedent(block[3]), bool(block[1])
 
 
 def inline(page: Path) -> list[str]:
@@ -106,13 +125,7 @@ def _split(line: str) -> Iterator[tuple[str, ...]]:
 
 def python_blocks() -> list[tuple[str, str]]:
     """Place and text of each block of Python."""
-    return [
-        (f"{page.name}:{text.count(chr(10), 0, block.start()) + 1}", block[2])
-        for page in PAGES
-        for text in (page.read_text("utf-8"),)
-        for block in BLOCK.finditer(text)
-        if block[1] == "python"
-    ]
+    return [(place, text) for page in PAGES for place, language, text, _ in blocks(page) if language == "python"]
 
 
 def parsed(words: Sequence[str], patch: pytest.MonkeyPatch, *, whole: bool = True) -> argparse.Namespace:

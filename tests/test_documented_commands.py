@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
@@ -29,7 +30,7 @@ from meanshifter.training.config import TrainConfig
 from meanshifter.training.fields import field_names
 from meanshifter.training.parsing import parse_recipe
 from tests import documented
-from tests.documented import PAGES, ROOT, Command, Workshop, parsed, run
+from tests.documented import PAGES, QUICK, ROOT, Command, Workshop, parsed, run
 
 SHORTER = {
     "evaluate": ("--limit", "2"),
@@ -76,8 +77,8 @@ def test_a_command_runs_or_is_parsed(command: Command, workshop: Workshop, monke
 
 def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     name = words[0]
-    if name == "train" and "DIR" in words:
-        workshop.data("DIR")
+    for place in {"DIR", "scenes"} & set(words if name == "train" else ()):
+        workshop.data(place)
     if name == "train" and "RUN/config.yaml" in words:
         workshop.model("RUN")
     args = parsed(words, monkeypatch, whole=whole)
@@ -210,7 +211,7 @@ def options(module: str) -> set[str]:
     return found
 
 
-OWN_TEST = "loops.md"  # tests/test_examples.py
+OWN_TEST = ("loops.md", "own-folder.md")  # tests/test_examples.py, tests/test_tutorials.py
 
 
 @pytest.mark.parametrize(
@@ -218,13 +219,16 @@ OWN_TEST = "loops.md"  # tests/test_examples.py
     [block for block in documented.python_blocks() if not block[0].startswith(OWN_TEST)],
     ids=lambda value: str(value).split("\n")[0],
 )
-def test_python_runs(place: str, text: str, workshop: Workshop) -> None:
+def test_python_runs(place: str, text: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"ms": ms, "images": torch.zeros(1, 3, 48, 40)}
+    monkeypatch.setattr(ms, "train", partial(ms.train, **QUICK))
     for statement in ast.parse(text).body:
         written = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
         for name in sorted(name for name in written if isinstance(name, str)):
             if name.endswith((".jpg", ".png", ".mp4")) and "save" not in ast.dump(statement):
                 workshop.images(name)
+            elif name == "DIR":
+                workshop.data(name)
             elif "load_model" in ast.dump(statement) and name not in PUBLISHED:
                 workshop.model(name)
         check_names(statement)
@@ -250,8 +254,9 @@ def check_names(tree: ast.AST) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (function := known(ast.unparse(node.func))) is not None:
             parameters = inspect.signature(function).parameters
+            taken = {*parameters, *(field_names(TrainConfig) if "fields" in parameters else ())}
             for keyword in node.keywords:
-                assert keyword.arg in parameters, f"{ast.unparse(node)}: {keyword.arg}"
+                assert keyword.arg in taken, f"{ast.unparse(node)}: {keyword.arg}"
 
 
 def known(name: str) -> Any:

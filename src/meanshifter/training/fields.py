@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from docstring_parser import parse_from_object
 
@@ -39,17 +39,32 @@ def field_names(cls: type) -> Iterator[str]:
     return (name for name, *_ in _fields(cls))
 
 
-def field_help() -> str:
-    """One line per field of a recipe, with its meaning, type and default."""
-    entries = [(SIZE, SIZE_HELP, "int | null", "null")]
+class FieldHelp(NamedTuple):
+    """What there is to say about one field of a recipe."""
+
+    name: str
+    meaning: str
+    kind: str
+    default: str
+
+
+def describe_fields() -> Iterator[FieldHelp]:
+    """Name, meaning, type and default of each field of a recipe, as spelled in YAML and on the command line."""
+    yield FieldHelp(SIZE, SIZE_HELP, "int | null", "null")
     for name, hint, field, owner in _fields(TrainConfig):
         if dataclasses.is_dataclass(hint):
             continue  # a section
         default = field.default
         if default is dataclasses.MISSING:
             default = field.default_factory() if field.default_factory in (dict, list) else None
-        shown = "null" if default is None else str(list(default) if isinstance(default, tuple) else default)
-        entries.append((name, _meanings(owner).get(field.name, ""), _spelled_type(hint), shown))
+        shown = str(list(default) if isinstance(default, tuple) else default)
+        shown = {"None": "null", "True": "true", "False": "false"}.get(shown, shown)
+        yield FieldHelp(name, _meanings(owner).get(field.name, ""), _spelled_type(hint), shown)
+
+
+def field_help() -> str:
+    """One line per field of a recipe, with its meaning, type and default."""
+    entries = list(describe_fields())
     width = max(len(name) for name, *_ in entries)
     return "\n".join(f"--{name:<{width}}  {text} ({kind}; default {default})" for name, text, kind, default in entries)
 
