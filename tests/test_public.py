@@ -33,8 +33,8 @@ def test_importing_it_imports_no_torch() -> None:
 
 
 def test_models_are_listed_by_pattern() -> None:
-    assert ms.list_models("*pixel-s16") == ["meanshifter-pixel-s16"]
-    assert len(ms.list_models()) == 32
+    assert ms.list_models("*pixel-s*") == [f"meanshifter-pixel-s{patch}" for patch in (16, 12, 8)]
+    assert len(ms.list_models()) == 48
 
 
 def test_classes_are_given_by_number_by_name_or_as_a_label_space() -> None:

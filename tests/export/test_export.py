@@ -173,6 +173,7 @@ def read(model: PatchModel, image: Any, **settings: Any) -> Any:
     return ms.Predictor(model, **{"window": 36, "window_stride": 29, "short_side": None, **settings})(image).labels
 
 
+MERGING = {"token_merging": {"after_layer": 0, "ratio": 0.5}}
 WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
 
 
@@ -180,8 +181,8 @@ WITH_CLASSES = {"mean_shift": {"layers": 2, "with_classes": "after_layers"}}
     ("preset", "block", "form"),
     [
         pytest.param("meanshifter-mask-ti16", WITH_CLASSES, *ONNX.values, marks=ONNX.marks),
-        pytest.param("meanshifter-joint-ti16", {}, *OPENVINO.values, marks=OPENVINO.marks),
-        pytest.param("meanshifter-pixel-ti16", {}, *ONNX.values, marks=ONNX.marks),
+        pytest.param("meanshifter-joint-ti16", MERGING, *OPENVINO.values, marks=OPENVINO.marks),
+        pytest.param("meanshifter-pixel-ti16", MERGING, *ONNX.values, marks=ONNX.marks),
         ("meanshifter-pixel-ti16", {}, "torch"),
     ],
 )

@@ -37,6 +37,8 @@ def counted(preset: str, num_classes: int, image_size: int, mean_shift: dict[str
         *(f"{family}{mask}-ti16" for family in FAMILIES for mask in ("", "-mask")),
         "segmenter-b16",
         "meanshifter-pixel-mask-s16",
+        "meanshifter-pixel-ti12",
+        "meanshifter-pixel-mask-ti8",
     ],
 )
 def test_the_formula_equals_the_count_of_the_model(preset: str) -> None:
@@ -61,8 +63,8 @@ def test_the_formula_counts_class_embeddings_that_shift_along(place: str) -> Non
 def test_every_encoder_has_the_parameters_of_its_encoder() -> None:
     for name in ENCODERS:
         with torch.device("meta"):
-            model = create_model(f"segmenter-{name}", num_classes=1, image_size=16)
-        ours = size_of(f"segmenter-{name}", num_classes=1, image_size=16).parameters
+            model = create_model(f"segmenter-{name}16", num_classes=1, image_size=16)
+        ours = size_of(f"segmenter-{name}16", num_classes=1, image_size=16).parameters
         assert ours == sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import meanshifter as ms
+from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.config import TokenMergingConfig
-from meanshifter.model.token_merging import merged_windows, with_merged_tokens
+from meanshifter.model.token_merging import MergedTokens
+
+
+def with_merged_tokens(layers: Any, x: Tensor, grid: tuple[int, int], *, prefix: int, ratio: float) -> Tensor:
+    merged = MergedTokens(x, grid, prefix=prefix, config=TokenMergingConfig(ratio=ratio))
+    return merged.restored(layers(merged.tokens))
+
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 4, "num_heads": 2}
 
@@ -94,7 +101,7 @@ def test_layers_see_a_share_of_the_tokens() -> None:
     out = with_merged_tokens(layers, x, (10, 10), prefix=1, ratio=0.6)
     torch.testing.assert_close(out, x)
     assert seen == [1 + 15 + 10 * 4]
-    assert merged_windows(0.29, 100) == 29  # floor(0.29 * 100) is 28 with floats
+    assert TokenMergingConfig(ratio=0.29).merged(100) == 29  # floor(0.29 * 100) is 28 with floats
 
 
 def test_uniform_windows_are_merged_and_the_others_keep_their_own_way() -> None:
@@ -129,6 +136,54 @@ def test_a_model_merges_between_its_layers(positions: Any) -> None:
     assert sizes == [31, 1 + 4 + 5 * 4, 25, 25]  # grid 5×6: 9 windows, of which 4 are merged
     assert dense.shape == merged.shape
     assert 0 < (dense - merged).abs().max() < 3
+
+
+ROTARY = ["vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_ape_224", "eva02_tiny_patch14_224"]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", *ROTARY])
+def test_the_order_of_tokens_within_the_layers_does_not_matter(name: str) -> None:
+    torch.manual_seed(0)
+    made: dict[str, Any] = {
+        "num_classes": 3,
+        "image_size": 64,
+        "encoder": name,
+        "encoder_args": SMALL,
+        "drop_path": 0.0,
+    }
+    dense, merging = (
+        ms.create_model("segmenter-ti16", **made, token_merging=each).double().eval()
+        for each in (None, {"after_layer": 1, "ratio": 0.05})  # of 9 windows none, but sorted by uniformity
+    )
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.normal_(std=0.3)
+        merging.load_state_dict(dense.state_dict())
+        P = dense.patch_size
+        images = torch.randn(2, 3, 5 * P, 6 * P, dtype=torch.float64)
+        ours, theirs = merging.encode(images)[0], dense.encode(images)[0]
+        sized, _ = SizedEncoder(merging.encoder)(images)
+    grid = (5, 6)  # the copies of the last row count twice in attention, so that only even grids are exact
+    assert ours.shape == theirs.shape == (2, grid[0] * grid[1], ours.shape[2])
+    torch.testing.assert_close(sized, ours, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        images = images[..., : 4 * P, :]
+        torch.testing.assert_close(merging.encode(images)[0], dense.encode(images)[0], atol=1e-9, rtol=0)
+
+
+def test_a_merged_window_is_turned_by_the_angle_of_its_middle() -> None:
+    h, w, bands = 4, 6, torch.tensor([1.0, 0.3], dtype=torch.float64)
+    y, x = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
+    angles = torch.cat([y.flatten()[:, None] * bands, x.flatten()[:, None] * bands], 1)
+    rope = torch.cat([angles.sin(), angles.cos()], 1)
+    merged = MergedTokens(torch.randn(2, 1 + h * w, 5).double(), (h, w), prefix=1, config=TokenMergingConfig(ratio=1.0))
+    found = merged.rotations(rope)
+    assert found.shape == (2, 1, 6, 8)
+    middles = {(0.5 + 2 * i, 0.5 + 2 * j) for i in range(2) for j in range(3)}
+    for image in found[:, 0]:
+        sine, cosine = image.chunk(2, 1)
+        turned = torch.atan2(sine, cosine)[:, [1, 3]] / 0.3  # the slow band has no full turn
+        assert {(round(float(a), 6), round(float(b), 6)) for a, b in turned} == middles
 
 
 def test_gradients_reach_every_token_and_checkpointing_changes_nothing() -> None:
@@ -168,12 +223,12 @@ def test_a_model_with_merging_is_saved_and_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"token_merging": {"ratio": 0.0}}, "token_merging.ratio: 0.0"),
+        ({"token_merging": {"ratio": -0.1}}, "token_merging.ratio: -0.1"),
         ({"token_merging": {"ratio": 1.5}}, "token_merging.ratio: 1.5"),
         ({"token_merging": {"after_layer": -1}}, "token_merging.after_layer: -1"),
         ({"token_merging": {"after_layer": 4}}, "token_merging.after_layer: 4"),
         ({"token_merging": {"share": 0.5}}, "token_merging.share"),
-        ({"token_merging": {}, "encoder": "vit_small_patch16_dinov3"}, "token_merging: given"),
+        ({"token_merging": {}, "encoder": "beit_base_patch16_224"}, "token_merging: given"),
         ({"token_merging": {}, "encoder_args": {**SMALL, "patch_drop_rate": 0.1}}, "patch_drop_rate"),
         ({"patch_size": 8, "encoder_args": {**SMALL, "patch_size": 12}}, "patch_size: 8"),
         ({"patch_size": 0}, "encoder_args.patch_size: 0"),

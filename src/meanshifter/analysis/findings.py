@@ -115,8 +115,11 @@ class Findings:
     def published(self, row: str) -> Published | None:
         """The published scores of the row's model on ADE20K; None if it was not published."""
         model = self._model(row)
-        family, decoder, size = parse_preset(model.preset)
-        if model.init_from is not None or model.pixel_shift is not None or decoder == "mask" or size != "ti16":
+        preset = parse_preset(model.preset)
+        family, finer = preset.family, model.patch_size not in (None, 16) or model.token_merging is not None
+        if model.init_from is not None or model.pixel_shift is not None or finer:
+            return None
+        if preset.decoder == "mask" or preset.size != "ti" or preset.patch_size != 16:
             return None
         if family not in ("segmenter", "meanshifter") or not (model.encoder or "vit_tiny").startswith("vit_tiny"):
             return None
@@ -137,7 +140,7 @@ class Findings:
     def block(self, row: str) -> tuple[int | None, int | None]:
         """L_ms and d_ms of the row's mean_shift block; None where it has no such block, or d_ms is the default."""
         model = self._model(row)
-        shift = model.mean_shift or (MeanShiftConfig() if parse_preset(model.preset)[0] == "meanshifter" else None)
+        shift = model.mean_shift or (MeanShiftConfig() if parse_preset(model.preset).family == "meanshifter" else None)
         return (None, None) if shift is None else (shift.layers, shift.channels)
 
     @property

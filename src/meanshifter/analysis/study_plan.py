@@ -187,7 +187,7 @@ def has_block(config: TrainConfig) -> bool:
     """Whether the recipe's model has mean shift steps; an initial checkpoint is assumed to have some."""
     model = config.model
     given = model.init_from is not None or model.mean_shift is not None or model.pixel_shift is not None
-    return given or parse_preset(model.preset)[0] != "segmenter"
+    return given or parse_preset(model.preset).family != "segmenter"
 
 
 def _check_distinct(name: str, cells: list[Cell]) -> None:

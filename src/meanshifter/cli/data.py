@@ -1,4 +1,4 @@
-"""`meanshifter data`: list the data sets, download one, or check one for faults."""
+"""`meanshifter data`: list the data sets, download one, check one for faults, or review its labels with a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meanshifter.cli.options import add_layout_options, echo, layout_of, say
+from meanshifter.cli.options import (
+    add_layout_options,
+    add_reading_options,
+    echo,
+    layout_of,
+    load_predictor,
+    reading_given,
+    say,
+)
 from meanshifter.errors import InputError, did_you_mean
 from meanshifter.utils.files import dump_json
 from meanshifter.utils.progress import ProgressBar
@@ -25,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into, created if necessary")
     download.add_argument("--split", metavar="SPLIT", help="download extra files: ade20k test, pascal_voc trainaug")
     _configure_check(commands.add_parser("check", help="report everything that is wrong with images and masks"))
+    _configure_review(commands.add_parser("review", help="list masks that a model doubts, and images to label next"))
 
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +66,31 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
     add("--threads", metavar="N", type=int, help="files read concurrently (default: one per core)")
 
 
+def _configure_review(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Lists regions of masks that are probably wrong: where a model that was not trained on an image is sure of "
+        "another class. Also ranks unlabeled images by what the model is unsure of."
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="run, whose validation images or folds are reviewed, or any model and a DATASET")
+    add("dataset", metavar="DATASET", nargs="?", help="name of a data set, or folder (default: the run's own)")
+    add("--root", metavar="DIR", type=Path, help="folder of the named data set")
+    add("--split", default="val", help="split of DATASET, which the model must not have seen (default: %(default)s)")
+    add("--unlabeled", metavar="IMAGES", nargs="+", default=[], help="images, folders or globs to rank for labeling")
+    add("--out", metavar="DIR", type=Path, required=True, help="folder for review.html, suspects.csv, to_label.csv")
+    add("--show", metavar="N", type=int, default=60, help="regions and images with pictures (default: %(default)s)")
+    add("--limit", type=int, metavar="N", help="review only the first N images")
+    add("--overwrite", action="store_true", help="replace an earlier review in the folder")
+    add_layout_options(parser, runs=True)
+    add_reading_options(parser)
+
+
 def run(args: argparse.Namespace) -> int:
-    """List, download or check."""
+    """List, download, check or review."""
     if args.action == "check":
         return _check(args)
+    if args.action == "review":
+        return _review(args)
     if args.action == "list":
         _print_list()
     else:
@@ -153,3 +183,41 @@ def _conclude(report: Report, *, fixed: bool) -> int:
     count = f"{faults:,} fault{'s'[: faults != 1]} of {kinds} kind{'s'[: kinds != 1]}"
     say(f"{report.root}: {count}; {remedy}")
     return 2
+
+
+def _review(args: argparse.Namespace) -> int:
+    from meanshifter.analysis.review import Part, parts_of
+    from meanshifter.analysis.review_page import count_reviewed, review
+    from meanshifter.cli.evaluate import open_scored
+    from meanshifter.jobs.inputs import find_images
+
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: {args.limit}; expected at least 1")
+    images = find_images(args.unlabeled) if args.unlabeled else []
+    if args.dataset is None:
+        if given := reading_given(args):
+            option = next(iter(given)).replace("_", "-")
+            raise InputError(f"--{option}: only applies with a DATASET; a run is read as it was evaluated")
+        parts = parts_of(args.model, device=args.device)
+    else:
+        predictor = load_predictor(args.model, args)
+        parts = [Part(predictor, open_scored(args, predictor.model.label_space, [args.model]))]
+    done = review(
+        parts,
+        args.out,
+        unlabeled=images,
+        shown=args.show,
+        limit=args.limit,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    count = len(done.suspects)
+    echo(f"{count:,} suspicious region{'s'[: count != 1]} in {count_reviewed(parts, args.limit):,} images")
+    for rank, suspect in enumerate(done.suspects[:10], 1):
+        space = parts[0].dataset.label_space
+        classes = f"labeled {space.names[suspect.labeled]}, predicted {space.names[suspect.predicted]}"
+        echo(f"{rank:>3}  {suspect.image}: {classes}, {suspect.pixels:,} pixels")
+    if done.candidates:
+        echo("", f"{len(done.candidates):,} images to label, the first: {done.candidates[0].path}")
+    echo("", f"page: {done.page.resolve()}")
+    return 0

@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _presets(classes: int, image_size: int) -> None:
-    from meanshifter.model.presets import ENCODERS, PRESETS, parse_preset, size_of
+    from meanshifter.model.presets import PRESETS, parse_preset, size_of
 
     echo(f"{'preset':24} {'encoder':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
     for preset in PRESETS:
         size = size_of(preset, num_classes=classes, image_size=image_size)
-        encoder = ENCODERS[parse_preset(preset)[2]]
+        encoder = parse_preset(preset).encoder
         echo(f"{preset:24} {encoder:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
 
 

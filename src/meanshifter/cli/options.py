@@ -184,7 +184,7 @@ def load_predictor(
         return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
     except InputError as error:
         field = str(error).partition(":")[0]
-        if field not in settings or field in _given(args) or field in asked:
+        if field not in settings or field in reading_given(args) or field in asked:
             raise
         raise InputError(f"{name}, which specifies its preprocessing: {error}") from error
 
@@ -232,7 +232,7 @@ def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from meanshifter.export.runtime import reading_of
     from meanshifter.training.stored_config import recipe_reading
 
-    stated, given = {**reading_of(name), **recipe_reading(name)}, _given(args)
+    stated, given = {**reading_of(name), **recipe_reading(name)}, reading_given(args)
     if given.get("compat") == "segmenter":  # it evaluates with windows of its own
         stated = {key: value for key, value in stated.items() if key not in ("window", "window_stride")}
     return {**stated, **given}
@@ -242,7 +242,7 @@ def labeling_settings(name: str, model: PatchModel, args: argparse.Namespace) ->
     """`reading_settings` for labeling images, which the official Segmenter preprocesses differently."""
     from meanshifter.checkpoints.compat import segmenter_inference
 
-    given, settings = _given(args), reading_settings(name, args)
+    given, settings = reading_given(args), reading_settings(name, args)
     if settings.get("compat") != "segmenter":
         return settings
     # an export that names the tool specifies windows only if they were given on export
@@ -255,14 +255,14 @@ def labeling_settings(name: str, model: PatchModel, args: argparse.Namespace) ->
 
 def check_precision(model: PatchModel, args: argparse.Namespace) -> None:
     """Raise an InputError for a precision other than that of the export; to `Predictor`, fp32 is only the default."""
-    asked, own = _given(args).get("precision"), model.own_precision
+    asked, own = reading_given(args).get("precision"), model.own_precision
     if own is not None and asked not in (None, "auto", own):
         raise InputError(
             f"--precision: {asked}, but the model was exported with {own}; leave it out, or export it again"
         )
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
+def reading_given(args: argparse.Namespace) -> dict[str, Any]:
     """The preprocessing options on the command line."""
     from meanshifter.export.runtime import READING
 

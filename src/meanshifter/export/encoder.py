@@ -50,21 +50,13 @@ class SizedEncoder(Encoder):
             return own_tokens(self.vit, images, grid, self.width), grid
         x = self.vit.patch_embed.proj(images)
         grid = (x.shape[-2], x.shape[-1])
-        if self.family.kind is VisionTransformer:
-            x = _with_positions(self.vit, self.vit.patch_embed.norm(x.flatten(2).mT), grid, self.positions)
-            return self.layers(self.vit.norm_pre(x), grid), grid
-        forward: Callable[[Any, Tensor, Grid, str], Tensor] = _FORWARD[self.family.kind]
-        return forward(self.vit, x, grid, self.positions), grid
-
-
-def _eva_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
-    """`Eva.forward_features` from projected patches on."""
-    x = vit.norm_pre(_with_positions(vit, vit.patch_embed.norm(x.flatten(2).mT), grid, mode))
-    rope = None if vit.rope is None else rotations(vit.rope, grid)
-    for i, block in enumerate(vit.blocks):
-        x = block(x, rope=rope[i] if rope is not None and vit.rope_mixed else rope)
-    tokens: Tensor = vit.norm(x)
-    return tokens[:, vit.num_prefix_tokens :]
+        vit, kind = self.vit, self.family.kind
+        if kind in (VisionTransformer, Eva):
+            x = _with_positions(vit, vit.patch_embed.norm(x.flatten(2).mT), grid, self.positions)
+            rope = None if kind is VisionTransformer or vit.rope is None else rotations(vit.rope, grid)
+            return self.layers(vit.norm_pre(x), grid, rope), grid
+        forward: Callable[[Any, Tensor, Grid, str], Tensor] = _FORWARD[kind]
+        return forward(vit, x, grid, self.positions), grid
 
 
 def _beit_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
@@ -103,7 +95,6 @@ def _sam_tokens(vit: Any, x: Tensor, grid: Grid, mode: str) -> Tensor:
 
 
 _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor, Grid, str], Tensor]] = {
-    Eva: _eva_tokens,
     Beit: _beit_tokens,
     sam.VisionTransformerSAM: _sam_tokens,
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -180,6 +181,33 @@ class Predictor:
             InputError: as `__call__`.
         """
         return [out.labels for out in self._predict(image, [self.resolve_layers(entry) for entry in layers])]
+
+    def probabilities_of(
+        self, image: Readable, labels: Labels
+    ) -> tuple[Labels, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return the label map, the probability of its class, and that of the class in `labels`, each (H, W).
+
+        The last one is NaN where `labels` has no class. Probabilities exist for a band of rows at a time, and there
+        for the classes that `labels` has in it.
+
+        Raises:
+            InputError: as `__call__`, or labels of another size than the image.
+        """
+        source = self.load(image)
+        H, W = source.shape[:2]
+        if labels.shape != (H, W):
+            raise InputError(f"labels: {labels.shape} pixels (height, width), but the image has {(H, W)}")
+        found = self._empty(source, ["probability"], [])
+        own, K = np.full((H, W), np.nan, np.float32), self.model.label_space.num_classes
+        with enough_memory(H, W), torch.inference_mode(), _open(source) as pixels:
+            for rows, (views,) in self.bands(pixels, [self.mean_shift_layers]):
+                classes = [k for k in np.unique(labels[rows]).tolist() if k < K]
+                band = pixel_confidence(views, confidence=("probability",), probabilities=classes)
+                found.labels[rows] = band.labels.cpu().numpy()
+                found.confidence["probability"][rows] = band.confidence["probability"].cpu().numpy()
+                for k, each in band.probabilities.items():
+                    np.copyto(own[rows], each.cpu().numpy(), where=labels[rows] == k)
+        return found.labels, found.confidence["probability"], own
 
     def _predict(
         self, image: Readable, steps: list[int], confidence: Sequence[str] = (), probabilities: Sequence[str] = ()

@@ -197,16 +197,20 @@ class TokenMergingConfig:
     after_layer: int = 4
     """Encoder layers that see all tokens; the remaining ones see the merged tokens."""
     ratio: float = 0.6
-    """Share of the windows, the most uniform ones, whose four tokens become one."""
+    """Share of the windows, the most uniform ones, whose four tokens become one; 0: none."""
 
     def __post_init__(self) -> None:
         ratio = self.ratio
-        is_share = isinstance(ratio, int | float) and 0 < ratio <= 1
+        is_share = isinstance(ratio, int | float) and 0 <= ratio <= 1
         rules = [
             ("after_layer", self.after_layer, _is_steps(self.after_layer), STEPS),
-            ("ratio", ratio, is_share, "a share above 0, up to 1"),
+            ("ratio", ratio, is_share, "a share from 0 to 1"),
         ]
         _check("token_merging.", *rules)
+
+    def merged(self, windows: int) -> int:
+        """How many of the windows are merged; written with integers so that exporters keep it symbolic."""
+        return windows * round(self.ratio * 1000) // 1000
 
 
 @dataclass(frozen=True)

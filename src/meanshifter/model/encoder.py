@@ -6,19 +6,20 @@ Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; code and w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from timm.models import checkpoint_seq
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from meanshifter.errors import InputError
 from meanshifter.model.config import TokenMergingConfig
-from meanshifter.model.token_merging import with_merged_tokens
+from meanshifter.model.token_merging import MergedTokens
 from meanshifter.model.vits import PLAIN, Family, Grid, create_vit
 
 
@@ -125,10 +126,10 @@ class Encoder(nn.Module):
         """Check that the encoder's layers are such that some of them can see merged tokens."""
         if self.merging is None:
             return
-        if self.family is not PLAIN:
+        if self.family is None or self.family.kind not in (VisionTransformer, Eva):
             raise InputError(
-                f"token_merging: given, but the layers of a {type(self.vit).__name__} need the place of each token; "
-                "use a ViT with position embeddings, such as vit_small_patch14_dinov2, or leave it out"
+                f"token_merging: given, but the layers of a {type(self.vit).__name__} need the grid of all tokens; use "
+                "a ViT with position or rotary embeddings, such as vit_small_patch16_dinov3, or leave it out"
             )
         if self.merging.after_layer >= self.depth:
             raise InputError(
@@ -179,31 +180,38 @@ class Encoder(nn.Module):
             return own_tokens(self.vit, images, grid, self.width), grid
         if self.positions == "antialias" and self.merging is None:
             return self.family.tokens(self.vit, images), grid
-        return self.layers(self.vit.norm_pre(self._embed(images)), grid), grid
+        x, rope = self._embed(images)
+        return self.layers(self.vit.norm_pre(x), grid, rope), grid
 
-    def layers(self, x: Float[Tensor, "B M D"], grid: Grid) -> Float[Tensor, "B N D"]:
-        """Run the layers and the final norm of a `VisionTransformer`, from its tokens with positions on."""
-        vit, merging, prefix = self.vit, self.merging, self.vit.num_prefix_tokens
-        blocks = list(vit.blocks)
-        if merging is None:
-            x = self._run(blocks, x)
-        else:
-            x = self._run(blocks[: merging.after_layer], x)
-            rest = partial(self._run, blocks[merging.after_layer :])
-            x = with_merged_tokens(rest, x, grid, prefix=prefix, ratio=merging.ratio)
+    def layers(
+        self, x: Float[Tensor, "B K D"], grid: Grid, rope: Float[Tensor, "*depth_and_heads N two_d"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Run the layers and the final norm of a `VisionTransformer` or `Eva`, from its tokens with positions on.
+
+        `rope` are rotary embeddings of the patches, as timm has them.
+        """
+        vit, merging, blocks = self.vit, self.merging, list(self.vit.blocks)
+        by_layer = [rope] * len(blocks) if rope is None or not vit.rope_mixed else list(rope)
+        first = len(blocks) if merging is None else merging.after_layer
+        x = self._run(blocks[:first], x, by_layer)
+        if merging is not None:
+            merged = MergedTokens(x, grid, prefix=vit.num_prefix_tokens, config=merging)
+            turned = [None if each is None else merged.rotations(each) for each in by_layer[first:]]
+            x = merged.restored(self._run(blocks[first:], merged.tokens, turned))
         tokens: Tensor = vit.norm(x)
-        return tokens[:, prefix:]
+        return tokens[:, vit.num_prefix_tokens :]
 
-    def _run(self, blocks: list[nn.Module], x: Tensor) -> Tensor:
-        if blocks and self.vit.grad_checkpointing:
-            recomputed: Tensor = checkpoint_seq(blocks, x)
-            return recomputed
-        for block in blocks:
-            x = block(x)
+    def _run(self, blocks: list[nn.Module], x: Tensor, rope: list[Tensor | None]) -> Tensor:
+        for block, each in zip(blocks, rope, strict=False):
+            more: dict[str, Any] = {} if each is None else {"rope": each}
+            if self.vit.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, **more)
+            else:
+                x = block(x, **more)
         return x
 
-    def _embed(self, images: Tensor) -> Tensor:
-        """Patch, class and distillation tokens with positions that are resampled as in timm or in other tools.
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Patch, class and distillation tokens with positions, resampled as in timm or other tools, and rotations.
 
         Sources: MMSegmentation's `VisionTransformer.resize_pos_embed` and the official Segmenter's `resize_pos_embed`;
         both resample only if the number of patches differs.
@@ -211,8 +219,10 @@ class Encoder(nn.Module):
         vit = self.vit
         x = vit.patch_embed(images)
         if self.positions == "antialias":
-            embedded: Tensor = vit.patch_drop(vit._pos_embed(x))
-            return embedded
+            if self.family is PLAIN:
+                return vit.patch_drop(vit._pos_embed(x)), None
+            embedded, rope = vit._pos_embed(x)
+            return embedded, rope
         assert vit.pos_embed is not None  # the models of other tools have it
         grid, size = tuple(vit.patch_embed.grid_size), tuple(x.shape[1:3])
         own, positions = torch.tensor_split(vit.pos_embed, [vit.num_prefix_tokens], dim=1)
@@ -222,7 +232,7 @@ class Encoder(nn.Module):
             positions = rearrange(table, "1 d h w -> 1 (h w) d")
         prefix = [token for token in (vit.cls_token, getattr(vit, "dist_token", None)) if token is not None]
         first = [(torch.cat(prefix, 1) + own).expand(len(x), -1, -1)] if prefix else []
-        return torch.cat([*first, x.flatten(1, 2) + positions], dim=1)
+        return torch.cat([*first, x.flatten(1, 2) + positions], dim=1), None
 
 
 def _sizes_of(module: nn.Module) -> tuple[int, int]:

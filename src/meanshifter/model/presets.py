@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError, did_you_mean
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 ENCODERS = {
-    "ti16": "vit_tiny_patch16_384",
-    "s16": "vit_small_patch16_384",
-    "b16": "vit_base_patch16_384",
-    "l16": "vit_large_patch16_384",
+    "ti": "vit_tiny_patch16_384",
+    "s": "vit_small_patch16_384",
+    "b": "vit_base_patch16_384",
+    "l": "vit_large_patch16_384",
 }
 JOINT = MeanShiftConfig(
     layers=3,
@@ -52,7 +52,37 @@ JOINT = MeanShiftConfig(
 SHIFTS = {"meanshifter": MeanShiftConfig(), "meanshifter-joint": JOINT}
 PIXEL_SHIFTS = {"meanshifter-pixel": PixelShiftConfig()}
 FAMILIES = ("segmenter", *SHIFTS, *PIXEL_SHIFTS)
-PRESETS = tuple(f"{family}{mask}-{size}" for family in FAMILIES for mask in ("", "-mask") for size in ENCODERS)
+PATCH = 16
+"""P of the published models, and of the encoders' weights."""
+FINER = {12: TokenMergingConfig(after_layer=4, ratio=0.65), 8: TokenMergingConfig(after_layer=3, ratio=0.75)}
+"""Finer patches of the families in PIXEL_SHIFTS, and the merging that pays for them: docs/mean-shift.md."""
+PRESETS = tuple(
+    f"{family}{mask}-{size}{patch}"
+    for family in FAMILIES
+    for mask in ("", "-mask")
+    for size in ENCODERS
+    for patch in (PATCH, *(FINER if family in PIXEL_SHIFTS else ()))
+)
+
+
+class Preset(NamedTuple):
+    """What the name of a preset says."""
+
+    family: str
+    decoder: Literal["linear", "mask"]
+    size: str
+    """Of the encoder: ti, s, b or l."""
+    patch_size: int
+
+    @property
+    def encoder(self) -> str:
+        """Its name in timm."""
+        return ENCODERS[self.size]
+
+    @property
+    def token_merging(self) -> TokenMergingConfig | None:
+        """Its merging of tokens."""
+        return FINER.get(self.patch_size)
 
 
 def create_model(
@@ -84,10 +114,11 @@ def create_model(
         mean_shift: fields that override those of the preset's mean shift block, `{"layers": 1, "channels": 192}`; a
             "segmenter-…" preset gets the block of "meanshifter-…" with these fields.
         pixel_shift: the same for mean shift from pixels, `{"layers": 1, "factor": 4}`, and "meanshifter-pixel-…".
-        token_merging: merging of uniform patches within the encoder, `{"after_layer": 4, "ratio": 0.6}`.
+        token_merging: fields that override those of the preset's merging of uniform patches within the encoder,
+            `{"after_layer": 4, "ratio": 0.6}`; a ratio of 0 merges none.
         patch_size: P, the side of a patch in pixels, to which the weights of the patch embedding are resampled
-            (FlexiViT, CVPR 2023, section 3.4); None: the encoder's own. Finer patches give finer label maps, and cost
-            as many times as much as there are more of them.
+            (FlexiViT, CVPR 2023, section 3.4); None: the preset's if that is finer, else the encoder's own. Finer
+            patches give finer label maps, and cost as many times as much as there are more of them.
         decoder_layers: transformer layers of the mask decoder.
         drop_path: stochastic depth of the encoder in training; None: 0.1, or that of a module of one's own.
         encoder: the name of any other plain ViT in timm, or a module of one's own, see
@@ -108,8 +139,9 @@ def create_model(
     from meanshifter.model.segmenter import Segmenter
     from meanshifter.model.vits import family_of
 
-    family, decoder, size = parse_preset(preset)
-    encoder = ENCODERS[size] if encoder is None else encoder
+    named = parse_preset(preset)
+    family = named.family
+    encoder = named.encoder if encoder is None else encoder
     module = None if isinstance(encoder, str) else encoder
     if not isinstance(encoder, str):
         refused = {
@@ -120,18 +152,20 @@ def create_model(
             "token_merging": token_merging,
         }
         encoder = name_of_module(encoder, refused)
+    elif named.patch_size != PATCH and patch_size is None:
+        patch_size = (encoder_args or {}).get("patch_size", named.patch_size)
     pretrained = encoder_weights == "timm"
     stated = ((0.5,) * 3, (0.5,) * 3) if encoder_weights is None else _stated_normalization(encoder, pretrained)
     rate = 0.0 if module is not None else 0.1
     config = ModelConfig(
         encoder=encoder,
         image_size=_height_and_width(image_size),
-        decoder=decoder,
+        decoder=named.decoder,
         decoder_layers=decoder_layers,
         mean_shift=resolve_block(family, "mean_shift", mean_shift, SHIFTS),
         pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
         drop_path=rate if drop_path is None else drop_path,
-        token_merging=_merging(token_merging),
+        token_merging=None if module is not None else resolve_merging(named, token_merging),
         encoder_args=arguments_with(encoder_args, patch_size),
         mean=stated[0] if mean is None else mean,
         std=stated[1] if std is None else std,
@@ -150,14 +184,18 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in PRESETS if fnmatchcase(name, pattern)]
 
 
-def parse_preset(preset: str) -> tuple[str, Literal["linear", "mask"], str]:
-    """Split a preset's name into family, decoder and size."""
+def parse_preset(preset: str) -> Preset:
+    """Split a preset's name into its parts.
+
+    Raises:
+        InputError: an unknown name; says which is the nearest.
+    """
     if preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS, f"use one of {', '.join(PRESETS)}")
         raise InputError(f"preset: {preset!r} is unknown; {hint}")
-    stem, _, size = preset.rpartition("-")
-    family = stem.removesuffix("-mask")
-    return family, "linear" if family == stem else "mask", size
+    stem, _, encoder = preset.rpartition("-")
+    family, size = stem.removesuffix("-mask"), encoder.rstrip("0123456789")
+    return Preset(family, "linear" if family == stem else "mask", size, int(encoder.removeprefix(size)))
 
 
 def resolve_block(
@@ -230,14 +268,17 @@ def name_of_module(module: nn.Module, refused: Mapping[str, object] | None = Non
     return OWN_MODULE + type(module).__name__
 
 
-def _merging(given: Mapping[str, Any] | TokenMergingConfig | None) -> TokenMergingConfig | None:
-    if not isinstance(given, Mapping):
-        return given
-    known = [field.name for field in fields(TokenMergingConfig)]
-    for key in given:
-        if key not in known:
-            raise InputError(f"token_merging.{key}: unknown; {did_you_mean(key, known, f'fields are {known}')}")
-    return TokenMergingConfig(**given)
+def resolve_merging(preset: Preset, given: Mapping[str, Any] | TokenMergingConfig | None) -> TokenMergingConfig | None:
+    """Return the preset's merging of tokens with the given fields changed; None if nothing is merged."""
+    if isinstance(given, Mapping):
+        known = [field.name for field in fields(TokenMergingConfig)]
+        for key in given:
+            if key not in known:
+                raise InputError(f"token_merging.{key}: unknown; {did_you_mean(key, known, f'fields are {known}')}")
+        default = TokenMergingConfig() if preset.token_merging is None else preset.token_merging
+        given = replace(default, **given)
+    merging = preset.token_merging if given is None else given
+    return None if merging is None or merging.ratio == 0 else merging
 
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -248,9 +289,8 @@ def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-PATCH = 16
 DECODER_LAYERS = 2
-SHAPES = {"ti16": (192, 12), "s16": (384, 12), "b16": (768, 12), "l16": (1024, 24)}
+SHAPES = {"ti": (192, 12), "s": (384, 12), "b": (768, 12), "l": (1024, 24)}
 """Width and layers: Segmenter, ICCV 2021, table 1."""
 
 
@@ -273,18 +313,27 @@ def size_of(preset: str, *, num_classes: int, image_size: int, mean_shift: Mappi
     Raises:
         InputError: an unknown preset or field, less than one class, or a side below one patch.
     """
-    for name, value, least in (("num_classes", num_classes, 1), ("image_size", image_size, PATCH)):
+    named = parse_preset(preset)
+    family, decoder, P = named.family, named.decoder, named.patch_size
+    for name, value, least in (("num_classes", num_classes, 1), ("image_size", image_size, P)):
         if value < least:
             raise InputError(f"{name}: {value}; it must be at least {least}")
-    family, decoder, size = parse_preset(preset)
-    (D, layers), N = SHAPES[size], (-(-image_size // PATCH)) ** 2
-    total = _encoder(D, layers, N, positions=(image_size // PATCH) ** 2)
+    (D, layers), side = SHAPES[named.size], -(-image_size // P)
+    N = side**2
+    total = _embeddings(D, P, N, positions=(image_size // P) ** 2) + Size(parameters=2 * D)
+    if (merging := named.token_merging) is None:
+        total += _transformer_layers(layers, D, N + 1)
+    else:
+        windows = (-(-side // 2)) ** 2
+        fewer = 4 * windows - 3 * merging.merged(windows)
+        total += _transformer_layers(merging.after_layer, D, N + 1)
+        total += _transformer_layers(layers - merging.after_layer, D, fewer + 1)
     total += _linear(D, num_classes, N) if decoder == "linear" else _mask_transformer(D, num_classes, N)
     if (shift := resolve_block(family, "mean_shift", mean_shift, SHIFTS)) is not None:
         shift.check_decoder(decoder)
         total += _mean_shift(D, N if shift.with_classes is None else N + num_classes, shift)
     if family in PIXEL_SHIFTS:
-        total += _pixel_shift(D, num_classes, N, PIXEL_SHIFTS[family])
+        total += _pixel_shift(D, num_classes, N, P, PIXEL_SHIFTS[family])
     return total
 
 
@@ -299,10 +348,9 @@ def _transformer_layers(count: int, D: int, tokens: int) -> Size:
     return Size(count * one.parameters, count * one.multiply_adds)
 
 
-def _encoder(D: int, layers: int, N: int, *, positions: int) -> Size:
-    """Patch embedding, class token, position embeddings, layers and a norm."""
-    embeddings = Size(parameters=D + (positions + 1) * D + 2 * D)
-    return embeddings + _linear(3 * PATCH**2, D, N) + _transformer_layers(layers, D, N + 1)
+def _embeddings(D: int, P: int, N: int, *, positions: int) -> Size:
+    """Patch embedding, class token and position embeddings."""
+    return Size(parameters=D + (positions + 1) * D) + _linear(3 * P**2, D, N)
 
 
 def _mask_transformer(D: int, K: int, N: int) -> Size:
@@ -323,9 +371,9 @@ def _mean_shift(D: int, N: int, config: MeanShiftConfig) -> Size:
     return project + steps + residual
 
 
-def _pixel_shift(D: int, K: int, N: int, config: PixelShiftConfig) -> Size:
-    factor = config.factor_for(PATCH)
-    C, cells, side = config.channels, factor**2 * N, PATCH // factor
+def _pixel_shift(D: int, K: int, N: int, P: int, config: PixelShiftConfig) -> Size:
+    factor = config.factor_for(P)
+    C, cells, side = config.channels, factor**2 * N, P // factor
     features = _linear(3 * (2 * side) ** 2, C, cells) + _linear(9 * C, C, cells) + _linear(9 * C, C, cells)
     steps = Size(9 * factor**2, cells * 9 * (C * (2 * config.layers - 1) + K) if config.layers else 0)
     return features + _linear(D, C, N) + steps

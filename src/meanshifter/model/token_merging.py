@@ -11,52 +11,71 @@ images of a batch need equal numbers of tokens, and exports known ones. The rule
 that of the first stage of Norouzi et al., Adaptive Local-then-Global Token Merging, CVPR 2024, section 3.2; it merges
 above a threshold, and gives all tokens of a window the same value at the end.
 
-Glossary: B batch, D token width, h w grid of patches, W = ⌈h/2⌉·⌈w/2⌉ windows, S of them merged.
+Glossary: B batch, D token width, N = h·w patches, W = ⌈h/2⌉·⌈w/2⌉ windows, S of them merged, M merged and other tokens,
+d width of a head.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from meanshifter.model.config import TokenMergingConfig
 from meanshifter.model.vits import Grid
 
 
-def merged_windows(ratio: float, windows: int) -> int:
-    """S, how many of the windows are merged; written with integers so that exporters keep it symbolic."""
-    return windows * round(ratio * 1000) // 1000
+class MergedTokens:
+    """The tokens of a batch of images with their most uniform windows merged, and the way back."""
 
+    tokens: Float[Tensor, "B M D"]
+    """The prefix, the means of the merged windows, and the tokens of the others, window by window."""
 
-def with_merged_tokens(
-    layers: Callable[[Tensor], Tensor], x: Float[Tensor, "B M D"], grid: Grid, *, prefix: int, ratio: float
-) -> Float[Tensor, "B M D"]:
-    """Run `layers` on fewer tokens, and return all of them.
+    def __init__(self, x: Float[Tensor, "B K D"], grid: Grid, *, prefix: int, config: TokenMergingConfig) -> None:
+        """Merge windows of tokens.
 
-    Args:
-        layers: residual layers without positions, from tokens to as many tokens.
-        x: `prefix` tokens, such as the class token, followed by those of the patches in row-major order.
-        grid: (h, w); the last row or column of an odd grid forms windows with a copy of itself.
-        prefix: number of tokens that are never merged.
-        ratio: share of the windows that are merged, the most uniform ones.
-    """
-    places, back = _places(grid, x.device)
-    B, W, D = x.shape[0], places.shape[0], x.shape[2]
-    first, windows = x[:, :prefix], x[:, prefix:].index_select(1, places.flatten()).view(B, W, 4, D)
-    means = windows.mean(2)
-    order = uniformity(windows, means).argsort(1, descending=True)
-    S = merged_windows(ratio, W)
-    merged, kept = order[:, :S], order[:, S:]
-    m, rest = _take(means, merged), _take(windows.flatten(2), kept)
-    out = layers(torch.cat([first, m, rest.view(B, (W - S) * 4, D)], 1))
-    first, gained, rest = out[:, :prefix], out[:, prefix : prefix + S] - m, out[:, prefix + S :]
-    own = _take(windows.flatten(2), merged) + gained.repeat(1, 1, 4)
-    both = torch.cat([own, rest.reshape(B, W - S, 4 * D)], 1)
-    tokens = _take(both, order.argsort(1)).view(B, W * 4, D).index_select(1, back)
-    return torch.cat([first, tokens], 1)
+        Args:
+            x: `prefix` tokens, such as the class token, followed by those of the patches in row-major order.
+            grid: (h, w); the last row or column of an odd grid forms windows with a copy of itself.
+            prefix: number of tokens that are never merged.
+            config: how many of the windows are merged.
+        """
+        self._places, self._back = _places(grid, x.device)
+        B, W, D = x.shape[0], self._places.shape[0], x.shape[2]
+        self._shape, self._prefix = (B, W, D), prefix
+        windows = x[:, prefix:].index_select(1, self._places.flatten()).view(B, W, 4, D)
+        means = windows.mean(2)
+        self._order = uniformity(windows, means).argsort(1, descending=True)
+        S = config.merged(W)
+        self._merged, self._kept = self._order[:, :S], self._order[:, S:]
+        self._means, self._own = _take(means, self._merged), _take(windows.flatten(2), self._merged)
+        rest = _take(windows.flatten(2), self._kept)
+        self.tokens = torch.cat([x[:, :prefix], self._means, rest.view(B, (W - S) * 4, D)], 1)
+
+    def restored(self, out: Float[Tensor, "B M D"]) -> Float[Tensor, "B K D"]:
+        """All tokens, given those that residual layers made of `tokens`."""
+        (B, W, D), S, prefix = self._shape, self._merged.shape[1], self._prefix
+        gained = out[:, prefix : prefix + S] - self._means
+        own = self._own + gained.repeat(1, 1, 4)
+        both = torch.cat([own, out[:, prefix + S :].reshape(B, W - S, 4 * D)], 1)
+        tokens = _take(both, self._order.argsort(1)).view(B, W * 4, D).index_select(1, self._back)
+        return torch.cat([out[:, :prefix], tokens], 1)
+
+    def rotations(self, rope: Float[Tensor, "*heads N two_d"]) -> Float[Tensor, "B heads M_without_prefix two_d"]:
+        """Rotary embeddings of `tokens`, from sines and cosines of all patches; heads = 1 if all heads share them.
+
+        A merged window is turned by the angle of its middle: the mean of four points of the unit circle, normalized.
+        """
+        (B, W, _), S = self._shape, self._merged.shape[1]
+        rope = rope if rope.ndim == 3 else rope[None]
+        heads, wide = rope.shape[0], rope.shape[-1]
+        windows = rope.index_select(1, self._places.flatten()).view(heads, W, 4, wide)
+        sine, cosine = windows.mean(2).chunk(2, -1)
+        middle = torch.cat([sine, cosine], -1) / torch.hypot(sine, cosine).repeat(1, 1, 2)
+        merged = middle.index_select(1, self._merged.flatten()).view(heads, B, S, wide)
+        kept = windows.index_select(1, self._kept.flatten()).view(heads, B, (W - S) * 4, wide)
+        return torch.cat([merged, kept], 2).transpose(0, 1)
 
 
 def uniformity(windows: Float[Tensor, "B W 4 D"], means: Float[Tensor, "B W D"]) -> Float[Tensor, "B W"]:
