@@ -176,4 +176,4 @@ class _Generated(Extension):
 
 def makeExtension(**options: object) -> _Generated:  # noqa: N802
     """The extension, under the name by which Markdown asks for it."""
-    return _Generated(**options)
+    return _Generated(**options)  # type: ignore[no-untyped-call]
