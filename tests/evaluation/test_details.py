@@ -58,7 +58,8 @@ def mask_to_boundary(mask: Map, dilation_ratio: float = 0.02) -> Map:
         dilation = 1
     padded = np.pad(mask, 1)
     eroded = ndimage.binary_erosion(padded, np.ones((3, 3)), iterations=dilation, border_value=1)
-    return mask - eroded[1:-1, 1:-1].astype(np.uint8)
+    boundary: Map = mask - eroded[1:-1, 1:-1].astype(np.uint8)
+    return boundary
 
 
 def published(truth: Map, prediction: Map, k: int) -> tuple[int, int]:

@@ -147,8 +147,8 @@ def test_probabilities_of_labels_agree_with_float64(K: int, T: float, views: int
     several = []
     for n in range(views):
         z = 3 * torch.randn(K, 2 + n, 3, generator=generator, dtype=torch.float32 if numba else torch.float64)
-        axes = [ms.ops.bilinear_matrix(size, out, out, z.dtype) for size, out in zip(z.shape[1:], (9, 11), strict=True)]
-        several.append(View(z, *axes, temperature=T))
+        down, across = (ms.ops.bilinear_matrix(size, out, out, z.dtype) for size, out in ((2 + n, 9), (3, 11)))
+        several.append(View(z, down, across, temperature=T))
     labels: npt.NDArray[Any] = torch.randint(0, K + 1, (9, 11), generator=generator).numpy()
     found = pixel_confidence(several, confidence=("probability",), labels=labels)
     dense = [view.rows.double() @ view.z.double() @ view.cols.double().T for view in several]

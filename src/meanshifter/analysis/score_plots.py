@@ -67,7 +67,9 @@ def save_plot(result: Result, path: str | Path) -> None:
         figure.suptitle(f"{protocol.dataset} {protocol.split}, {protocol.images} images: mIoU {result.mIoU:.2f}")
         kind = path.suffix.lower().removeprefix(".")
         stamp = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)  # equal scores, equal files
-        write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=stamp))
+        write_atomically(
+            path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=stamp, bbox_inches="tight")
+        )
 
 
 def _draw_confusion(axes: Axes, result: Result) -> None:
@@ -75,7 +77,7 @@ def _draw_confusion(axes: Axes, result: Result) -> None:
     truth = result.truth[:, None]
     shares = 100 * np.divide(result.confusion, truth, out=np.full(result.confusion.shape, np.nan), where=truth > 0)
     axes.set_facecolor("#d9dce1")
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="equal", interpolation="nearest")
     K = len(result.names)
     size = 8.0 if K <= 40 else max(8.0 * 40 / K, 3.0)
     if K <= MOST_NAMES:
@@ -99,7 +101,9 @@ def _draw_reliability(axes: Axes, found: Reliability) -> None:
     share = found.pixels / max(int(found.pixels.sum()), 1)
     axes.bar(edges[:-1], 100 * share, width, align="edge", color=GRAY, alpha=0.35, label="% of the pixels")
     axes.plot([0, 100], [0, 100], color=GRAY, linewidth=1, linestyle="--")
-    axes.plot(found.confidence[known], found.accuracy[known], "o-", color=BLUE, markersize=4, label="accuracy")
+    axes.plot(
+        found.confidence[known], found.accuracy[known], "o-", color=BLUE, markersize=4, clip_on=False, label="accuracy"
+    )
     for x, y in zip(found.confidence[known], found.accuracy[known], strict=True):
         axes.plot([x, x], [x, y], color=RED, linewidth=2, alpha=0.6)
     axes.plot([], [], color=RED, linewidth=2, alpha=0.6, label="gap to the confidence")

@@ -66,12 +66,13 @@ class Reliability:
     @property
     def bins(self) -> int:
         """Number of bins."""
-        return self.counts.shape[1]
+        return int(self.counts.shape[1])
 
     @property
     def pixels(self) -> Counts:
         """(bins,) pixels."""
-        return self.counts[0]
+        pixels: Counts = self.counts[0]
+        return pixels
 
     @property
     def accuracy(self) -> npt.NDArray[np.float64]:
@@ -118,4 +119,4 @@ class Reliability:
 
 
 def _share(part: Any, whole: Any) -> npt.NDArray[np.float64]:
-    return np.divide(100 * part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+    return np.asarray(np.divide(100 * part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0))

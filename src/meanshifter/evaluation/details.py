@@ -124,14 +124,15 @@ class Details:
     def from_dict(cls, stored: Mapping[str, Any]) -> Details:
         """The inverse of `to_dict`; raises KeyError, TypeError or ValueError if it is not one."""
         counts = stored["counts"]
-        arrays = [np.array(counts[name], np.int64) for name in ("boundary", "near", "regions", "region_counts")]
-        K = arrays[0].shape[-1]
-        shapes = [(3, K), (len(RADII), 3, K), (BINS, 3, K), (BINS,)]
-        for array, shape in zip(arrays, shapes, strict=True):
-            if array.shape != shape:
-                raise ValueError(f"details of shape {array.shape}; expected {shape}")
+        boundary, near, regions, number = (
+            np.array(counts[name], np.int64) for name in ("boundary", "near", "regions", "region_counts")
+        )
+        K = boundary.shape[-1]
+        found, expected = (boundary.shape, near.shape, regions.shape), ((3, K), (len(RADII), 3, K), (BINS, 3, K))
+        if found != expected:
+            raise ValueError(f"details of shapes {found}; expected {expected}")
         known = stored.get("calibration")
-        return cls(*arrays, None if known is None else Reliability.from_dict(known))
+        return cls(boundary, near, regions, number, None if known is None else Reliability.from_dict(known))
 
     @classmethod
     def unpack(cls, counts: npt.NDArray[np.int64], K: int, bins: int) -> Details:

@@ -201,7 +201,7 @@ def _nll(found: PixelConfidence) -> tuple[float, int]:
     """The sum of the NLL, and the number of labeled pixels."""
     assert found.label_probability is not None
     p = found.label_probability
-    known = p[~p.isnan()].clamp(min=SMALLEST).double()
+    known = p[~p.isnan()].clamp(min=SMALLEST).cpu().double()  # not every device has float64
     return -float(known.log().sum()), known.numel()
 
 
@@ -242,7 +242,7 @@ class _Bands:
     """The bands of all images, kept in memory after the first pass if their logits fit into `KEPT` bytes."""
 
     def __init__(self, predictor: Predictor, dataset: Dataset, limit: int | None, *, progress: bool) -> None:
-        self._read = lambda: _read_bands(predictor, dataset, limit, progress=progress)
+        self._source, self._limit, self._progress = (predictor, dataset), limit, progress
         self._kept: list[Band] | None = None
         self._fits = True
 
@@ -252,7 +252,7 @@ class _Bands:
             return
         kept: list[Band] = []
         size = 0
-        for views, labels in self._read():
+        for views, labels in _read_bands(*self._source, self._limit, progress=self._progress):
             size += sum(view.z.numel() * view.z.element_size() for view in views) + labels.nbytes
             self._fits = self._fits and size <= KEPT
             if self._fits:

@@ -276,8 +276,9 @@ class Predictor:
         classes = [self.model.label_space.names.index(name) for name in out.probabilities]
         found = pixel_confidence(views, confidence=wanted, probabilities=classes)
         out.labels[rows] = found.labels.cpu().numpy()
-        for name in out.confidence:
-            out.confidence[name][rows] = found.confidence[name].cpu().numpy()
+        for name in wanted:
+            if name in out.confidence:
+                out.confidence[name][rows] = found.confidence[name].cpu().numpy()
         for title, k in zip(out.probabilities, classes, strict=True):
             out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
         if self.min_confidence > 0:
