@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from meanshifter.data.labels import LabelSpace
     from meanshifter.errors import InputError
     from meanshifter.evaluation.evaluate import evaluate
+    from meanshifter.evaluation.temperature import calibrate
     from meanshifter.export.export import export
     from meanshifter.inference.predictor import Predictor
     from meanshifter.inference.segmentation import Segmentation
@@ -28,6 +29,7 @@ __all__ = [
     "Predictor",
     "Segmentation",
     "Segmenter",
+    "calibrate",
     "create_model",
     "cross_validate",
     "datasets",
@@ -48,6 +50,7 @@ _HOMES = {
     "Predictor": "meanshifter.inference.predictor",
     "Segmentation": "meanshifter.inference.segmentation",
     "Segmenter": "meanshifter.model.segmenter",
+    "calibrate": "meanshifter.evaluation.temperature",
     "create_model": "meanshifter.model.presets",
     "cross_validate": "meanshifter.training.folds",
     "evaluate": "meanshifter.evaluation.evaluate",

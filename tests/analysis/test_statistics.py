@@ -15,7 +15,8 @@ from meanshifter.analysis import findings
 from meanshifter.analysis.findings import Interval, bootstrap_scores, over_images, over_seeds
 from meanshifter.analysis.study_scores import ImageCounts, load_counts, save_counts
 from meanshifter.errors import InputError
-from meanshifter.evaluation.result import Result, mean_accuracy, mean_iou, pixel_accuracy
+from meanshifter.evaluation.metrics import mean_accuracy, mean_iou, pixel_accuracy
+from meanshifter.evaluation.result import Result
 
 
 def test_the_interval_over_seeds_is_students() -> None:

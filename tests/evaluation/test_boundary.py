@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from meanshifter.data.catalog.shapes import Shapes
-from meanshifter.evaluation.diagnostics import RADII, diagnose_model, diagnose_sample
-from meanshifter.evaluation.result import confusion_matrix, mean_iou, near_boundary, only
+from meanshifter.evaluation.details import RADII
+from meanshifter.evaluation.diagnostics import diagnose_model, diagnose_sample
+from meanshifter.evaluation.metrics import confusion_matrix, mean_iou, near_boundary, only
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.config import MeanShiftConfig, ModelConfig, PixelShiftConfig
 from meanshifter.model.segmenter import Segmenter

@@ -116,7 +116,7 @@ def test_saved_scores_carry_the_protocol_and_no_nan(tmp_path: Path) -> None:
     assert saved == two["results"][1]
     assert saved["protocol"]["weights"] == "0123456789ab"
     assert saved["absent"] == ["tree"]
-    assert saved["per_class"]["road"] == {"IoU": 0.0, "Acc": None, "pixels": 0}
+    assert saved["per_class"]["road"] == {"IoU": 0.0, "Acc": None, "Precision": 0.0, "Dice": 0.0, "pixels": 0}
     assert saved["mIoU"] == pytest.approx(37.5)
     assert saved["mAcc"] == saved["aAcc"] == 75.0
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data import Folder
-from meanshifter.evaluation.evaluate import evaluate_predictions
-from meanshifter.evaluation.result import confusion_matrix
+from meanshifter.evaluation.metrics import confusion_matrix
+from meanshifter.evaluation.predictions import evaluate_predictions
 
 NAMES = ["a", "b", "c"]
 

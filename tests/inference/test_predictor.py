@@ -359,7 +359,7 @@ def test_only_the_logits_that_a_band_needs_are_kept(tiny_model: Make, monkeypatc
     P, image = model.patch_size, random_image(900, 64)
     predictor = ms.Predictor(model, window=32, window_stride=32, short_side=None)
     monkeypatch.setattr("meanshifter.inference.predictor.BAND", 64)
-    heights = [z.shape[1] for _, (views,) in predictor.bands(image, [0]) for z, _, _ in views]
+    heights = [view.z.shape[1] for _, (views,) in predictor.bands(image, [0]) for view in views]
     assert max(heights) <= (64 + 32) // P
     assert len(heights) == -(-900 // 64)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import meanshifter as ms
-from meanshifter.evaluation.result import near_boundary
+from meanshifter.evaluation.metrics import near_boundary
 from meanshifter.ops.pixel_weights import boundary_pixels, hardest
 from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
 

@@ -25,7 +25,7 @@ from meanshifter.cli.main import main
 from meanshifter.data.folds import fold_numbers
 from meanshifter.errors import InputError
 from meanshifter.evaluation import confusion_matrix, weights_hash
-from meanshifter.evaluation.evaluate import evaluate_predictions
+from meanshifter.evaluation.predictions import evaluate_predictions
 from meanshifter.inference.ensemble import Ensemble
 from meanshifter.training import folds as module
 from meanshifter.training import loop

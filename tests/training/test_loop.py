@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import meanshifter as ms
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.errors import InputError, RunError
-from meanshifter.evaluation.result import mean_iou, near_boundary
+from meanshifter.evaluation.metrics import mean_iou, near_boundary
 from meanshifter.inference.protocol import as_segmenter
 from meanshifter.model import saving
 from meanshifter.model.config import MeanShiftConfig

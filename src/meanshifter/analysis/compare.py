@@ -42,7 +42,7 @@ from meanshifter.analysis.image_scores import (
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import check_classes, count_images
-from meanshifter.evaluation.result import null
+from meanshifter.evaluation.metrics import null
 from meanshifter.inference.predictor import Predictor
 from meanshifter.jobs.inputs import file_name
 from meanshifter.utils.files import dump_json, write_text

@@ -17,7 +17,8 @@ from meanshifter.analysis.html import Page, Pixels, colorize
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError, RunError
-from meanshifter.evaluation.result import Result, mean_iou
+from meanshifter.evaluation.metrics import mean_iou
+from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.saving import read_model
 from meanshifter.model.segmenter import Segmenter

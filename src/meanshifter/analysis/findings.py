@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from meanshifter.analysis.study_plan import Cell, Plan
 from meanshifter.analysis.study_scores import COUNTS, load_counts, scores_of, size_of_folder
-from meanshifter.evaluation.result import mean_iou_by_class
+from meanshifter.evaluation.metrics import mean_iou_by_class
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.presets import parse_preset, size_of
 from meanshifter.training.sections import ModelRecipe

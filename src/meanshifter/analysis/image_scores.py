@@ -24,7 +24,8 @@ from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.errors import InputError, did_you_mean
 from meanshifter.evaluation.evaluate import image_maps, protocol_of
-from meanshifter.evaluation.result import Confusion, Result, confusion_matrix, null
+from meanshifter.evaluation.metrics import Confusion, confusion_matrix, null
+from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
 from meanshifter.jobs.inputs import file_name
 from meanshifter.utils.files import write_atomically

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from meanshifter.analysis.study_plan import Cell, open_split
 from meanshifter.analysis.study_training import trained_model
 from meanshifter.errors import InputError, summarize_error
-from meanshifter.evaluation.result import Confusion
+from meanshifter.evaluation.metrics import Confusion
 from meanshifter.model.presets import Size
 from meanshifter.utils.files import dump_json, write_atomically, write_text
 
@@ -76,7 +76,7 @@ def score_run(cell: Cell, depths: Sequence[int], splits: Sequence[str]) -> dict[
     Numbers of steps and splits of earlier scores are included, so that none is lost.
     """
     from meanshifter.evaluation.diagnostics import boundary_figures, diagnose_model
-    from meanshifter.evaluation.result import mean_accuracy, mean_iou, pixel_accuracy
+    from meanshifter.evaluation.metrics import mean_accuracy, mean_iou, pixel_accuracy
     from meanshifter.inference.ensemble import members_of, model_hash
     from meanshifter.inference.protocol import as_segmenter
 
@@ -163,7 +163,7 @@ def count(
     """Confusion matrices of each image by number of steps, and near boundaries after `own` steps (radii, K, K)."""
     from meanshifter.evaluation.diagnostics import near_boundaries
     from meanshifter.evaluation.evaluate import image_maps
-    from meanshifter.evaluation.result import confusion_matrix
+    from meanshifter.evaluation.metrics import confusion_matrix
 
     K, ignore = dataset.label_space.num_classes, dataset.label_space.ignore
     counts, near = {depth: ImageCounts(K) for depth in steps}, 0

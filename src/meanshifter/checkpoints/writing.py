@@ -53,7 +53,7 @@ def write_mmsegmentation(model: Segmenter, path: str | Path, held: FileState | N
             described: lambda file: file.write(text.encode()),
         }
     )
-    _warn_of_changes("MMSegmentation", _changed_positions(model, "bicubic"))
+    _warn_of_changes("MMSegmentation", _changed_positions(model, "bicubic") + _changed_temperature(model))
     if model.mean_shift is not None:
         warnings.warn("MMSegmentation has no MeanShifterHead; register one before calling init_model", stacklevel=2)
     return [path, described]
@@ -72,7 +72,7 @@ def write_segmenter(model: Segmenter, folder: str | Path, held: FileState | None
     _check_sizes(model)
     state = _foreign_state(model, SEGMENTER, OFFICIAL, held)
     normalization = _normalization_of(model)
-    changed = _changed_positions(model, "bilinear")
+    changed = _changed_positions(model, "bilinear") + _changed_temperature(model)
     if (eps := _norm_eps(model)) != EPS:
         changed.append(f"layer norms have ε {EPS:g} instead of {eps:g}")
     distilled = getattr(model.encoder.vit, "dist_token", None) is not None
@@ -134,6 +134,12 @@ def _save_pickle(path: Path, content: Any) -> None:
 def _warn_of_changes(tool: str, changed: list[str]) -> None:
     if changed:
         warnings.warn(f"{tool} computes this model slightly differently: {'; '.join(changed)}", stacklevel=3)
+
+
+def _changed_temperature(model: Segmenter) -> list[str]:
+    """A note if probabilities have a temperature, for which no other tool has a place."""
+    temperature = model.config.temperature
+    return [] if temperature == 1 else [f"probabilities without dividing logits by the temperature {temperature:g}"]
 
 
 def _changed_positions(model: Segmenter, theirs: str) -> list[str]:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Prints IoU and accuracy of every class, aAcc, mAcc and mIoU as defined by MMSegmentation, and the evaluation "
-        "protocol."
+        "Prints IoU, accuracy (recall), precision and Dice of every class, aAcc, mAcc, mIoU and mDice as defined by "
+        "MMSegmentation, and the evaluation protocol."
     )
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
@@ -42,7 +42,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_ensemble_option(parser)
     add_reading_options(parser)
     add("--mean-shift-layers", type=int, nargs="+", metavar="N", help="mean shift steps (default: as trained)")
+    add(
+        "--detailed",
+        action="store_true",
+        help="also compute boundary IoU, mIoU near label boundaries and by the area and thickness of regions, and the "
+        "expected calibration error",
+    )
     add("--out", metavar="FILE", type=Path, help="also write the scores as JSON")
+    add(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="also draw the confusion matrix and the reliability diagram, as .png, .pdf or .svg; implies --detailed",
+    )
     add_process_options(parser)
 
 
@@ -58,10 +70,10 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print the scores."""
-    from meanshifter.evaluation import save_results
-
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out: {args.out} is a folder; expected a file, such as {args.out / 'result.json'}")
+    if args.plot is not None:
+        _check_plot(args)
     if args.predictions is not None:
         _score_predictions(args)
         return
@@ -79,9 +91,30 @@ def run(args: argparse.Namespace) -> None:
         echo("", "mean-shift layers   mIoU")
         for result in results:
             echo(f"{result.protocol.mean_shift_layers:>17}  {result.mIoU:5.2f}")
+    _write(args, results)
+
+
+def _check_plot(args: argparse.Namespace) -> None:
+    from meanshifter.analysis.score_plots import check_plot
+
+    check_plot(args.plot)
+    if args.mean_shift_layers is not None and len(set(args.mean_shift_layers)) > 1:
+        steps = " ".join(map(str, args.mean_shift_layers))
+        raise InputError(f"--plot: a plot of one result, but --mean-shift-layers has {steps}; give one number of steps")
+
+
+def _write(args: argparse.Namespace, results: list[Result]) -> None:
+    """Write the files that were asked for."""
+    from meanshifter.evaluation import save_results
+
     if args.out is not None:
         save_results(args.out, results)
         echo(f"written to {args.out}")
+    if args.plot is not None:
+        from meanshifter.analysis.score_plots import save_plot
+
+        save_plot(results[0], args.plot)
+        echo(f"plot: {args.plot}")
 
 
 def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
@@ -91,14 +124,19 @@ def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
     dataset = processes.run_all(lambda: open_scored(args, predictor.model.label_space, [args.model, *args.ensemble]))
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
     results = evaluate(
-        predictor, dataset, mean_shift_layers=asked, progress=True, limit=args.limit, processes=processes
+        predictor,
+        dataset,
+        mean_shift_layers=asked,
+        progress=True,
+        limit=args.limit,
+        processes=processes,
+        detailed=args.detailed or args.plot is not None,
     )
     return list(results.values())
 
 
 def _score_predictions(args: argparse.Namespace) -> None:
-    from meanshifter.evaluation import save_results
-    from meanshifter.evaluation.evaluate import evaluate_predictions
+    from meanshifter.evaluation.predictions import evaluate_predictions
     from meanshifter.export.runtime import READING
 
     if args.model is not None:
@@ -113,12 +151,15 @@ def _score_predictions(args: argparse.Namespace) -> None:
         raise InputError(f"--limit: {args.limit}; expected at least 1")
     dataset = open_scored(args, None)
     result = evaluate_predictions(
-        args.predictions, dataset, label_offset=args.label_offset, allow_missing=args.allow_missing, limit=args.limit
+        args.predictions,
+        dataset,
+        label_offset=args.label_offset,
+        allow_missing=args.allow_missing,
+        limit=args.limit,
+        detailed=args.detailed or args.plot is not None,
     )
     echo(*result.table().split("\n"))
-    if args.out is not None:
-        save_results(args.out, [result])
-        echo(f"written to {args.out}")
+    _write(args, [result])
 
 
 def open_scored(args: argparse.Namespace, label_space: LabelSpace | None, models: Sequence[str] = ()) -> Dataset:

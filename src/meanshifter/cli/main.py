@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the results",
     "train": "train a model from a recipe, or on a folder of images and masks",
     "evaluate": "evaluate a model on a data set",
+    "calibrate": "make the probabilities of a model match how often it is right, by temperature scaling",
     "predict": "write the label maps of images",
     "compare": "show where models differ on the images of a data set",
     "report": "write a page about a run: curves, scores, confusions, pictures",

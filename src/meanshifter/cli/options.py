@@ -218,7 +218,7 @@ def _check_alike(names: Sequence[str], models: Sequence[PatchModel], settings: S
         differing = [
             f"{field} is {protocols[0][field]} in {names[0]} and {value} in {name}"
             for field, value in protocol.items()
-            if field != "mean_shift_layers" and value != protocols[0][field]
+            if field not in ("mean_shift_layers", "temperature") and value != protocols[0][field]
         ]
         if differing:
             raise InputError(

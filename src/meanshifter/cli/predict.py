@@ -161,6 +161,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--confidence", nargs="+", metavar="MEASURE", default=[], help="also write maps of probability, margin, entropy"
     )
     add("--probabilities", nargs="+", metavar="CLASS", default=[], help="also write probabilities of these classes")
+    add(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="write the ignored value (255, or 65535 above 255 classes) where the most probable class has a "
+        "probability below P (default: 0, a class at every pixel)",
+    )
     add("--max-pixels", type=int, metavar="N", help="reject larger images before decoding them (default: 1e9)")
     add_video_options(parser)
     _add_archive_options(parser)
@@ -198,7 +206,17 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha: {args.alpha}; expected 0 (only the image) to 1 (only the colors)")
-    asked = {"confidence": args.confidence, "probabilities": args.probabilities}
+    if not 0 <= args.min_confidence <= 1:
+        raise InputError(f"--min-confidence: {args.min_confidence}; expected a probability from 0 to 1")
+    if args.min_confidence > 0 and args.submission is not None:
+        raise InputError(
+            f"--min-confidence: {args.min_confidence}, but a submission needs a class at every pixel; leave it out"
+        )
+    asked = {
+        "confidence": args.confidence,
+        "probabilities": args.probabilities,
+        "min_confidence": args.min_confidence,
+    }
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
     if clips := clips_of(args):

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError
-from meanshifter.evaluation.result import Confusion, confusion_matrix, mean_iou, near_boundary, only
+from meanshifter.evaluation.details import RADII
+from meanshifter.evaluation.metrics import Confusion, confusion_matrix, mean_iou, near_boundary, only
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.preprocess import resize
 from meanshifter.inference.protocol import as_segmenter
@@ -41,8 +42,6 @@ DIAGNOSTICS = {
     "boundary_9": "mIoU ≤ 9 px",
 }
 """Diagnostics by name, with their titles."""
-RADII = (3, 9)
-"""Distances to label boundaries in pixels of the mask."""
 
 
 def diagnose_model(

@@ -1,7 +1,4 @@
-"""Scores from a confusion matrix, defined as in MMSegmentation.
-
-Boundary regions follow Kohli, Ladický & Torr (IJCV 2009, section 7), with square neighborhoods.
-"""
+"""The result of an evaluation: scores from a confusion matrix, with the conditions they were measured under."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from meanshifter.errors import InputError
+from meanshifter.evaluation.details import Details
+from meanshifter.evaluation.metrics import Confusion, mean_known, null
 from meanshifter.utils.files import dump_json, write_text
 
 
@@ -29,6 +26,17 @@ class ClassScore:
     """TP / labels in percent (recall); NaN if the class is not in the labels."""
     pixels: int
     """Pixels of the class in the labels."""
+    Precision: float = math.nan
+    """TP / predicted in percent; NaN if the class is not predicted."""
+    Dice: float = math.nan
+    """2 TP / (labels + predicted) in percent (F1); NaN if the class is neither in the labels nor predicted."""
+    boundary_IoU: float = math.nan  # noqa: N815
+    """Boundary IoU in percent (`metrics.boundary_counts`); NaN without `Result.details`, or if the class is absent."""
+
+    @property
+    def Recall(self) -> float:  # noqa: N802
+        """`Acc`."""
+        return self.Acc
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +58,8 @@ class Result:
     """(K,) pixels by labeled class that were predicted as no class, which is wrong; or a single 0."""
     ignored: int | None = None
     """Pixels whose label is the ignored value, which are not evaluated; None if not counted."""
+    details: Details | None = None
+    """Scores at boundaries, by size and thickness of regions, and of calibration; None unless asked for."""
 
     @property
     def ignored_share(self) -> float:
@@ -66,12 +76,33 @@ class Result:
     @property
     def mAcc(self) -> float:  # noqa: N802
         """Mean class accuracy in percent."""
-        return _mean([score.Acc for score in self.per_class.values()])
+        return mean_known([score.Acc for score in self.per_class.values()])
 
     @property
     def mIoU(self) -> float:  # noqa: N802
         """Mean class IoU in percent."""
-        return _mean([score.IoU for score in self.per_class.values()])
+        return mean_known([score.IoU for score in self.per_class.values()])
+
+    @property
+    def mPrecision(self) -> float:  # noqa: N802
+        """Mean class precision in percent."""
+        return mean_known([score.Precision for score in self.per_class.values()])
+
+    @property
+    def mDice(self) -> float:  # noqa: N802
+        """Mean class Dice score (F1) in percent."""
+        return mean_known([score.Dice for score in self.per_class.values()])
+
+    @property
+    def boundary_IoU(self) -> float:  # noqa: N802
+        """Mean boundary IoU in percent; NaN without `details`."""
+        return math.nan if self.details is None else mean_known(self.details.boundary_IoU)
+
+    @property
+    def ECE(self) -> float:  # noqa: N802
+        """Expected calibration error in percent; NaN if the probabilities are unknown."""
+        known = None if self.details is None else self.details.reliability
+        return math.nan if known is None else known.ECE
 
     @property
     def truth(self) -> Confusion:
@@ -82,12 +113,24 @@ class Result:
     @cached_property
     def per_class(self) -> dict[str, ClassScore]:
         """Scores by class name, in the order of the train ids."""
-        right = self.confusion.diagonal()
-        truth, predicted = self.truth, self.confusion.sum(0)
+        right, truth, predicted = self.confusion.diagonal(), self.truth, self.confusion.sum(0)
+        bounds = [math.nan] * len(self.names) if self.details is None else self.details.boundary_IoU.tolist()
         return {
-            name: ClassScore(_percent(hit, label + guess - hit), _percent(hit, label), int(label))
-            for name, hit, label, guess in zip(self.names, right, truth, predicted, strict=True)
+            name: ClassScore(
+                IoU=_percent(hit, label + guess - hit),
+                Acc=_percent(hit, label),
+                pixels=int(label),
+                Precision=_percent(hit, guess),
+                Dice=_percent(2 * hit, label + guess),
+                boundary_IoU=bound,
+            )
+            for name, hit, label, guess, bound in zip(self.names, right, truth, predicted, bounds, strict=True)
         }
+
+    @property
+    def _columns(self) -> list[str]:
+        """The fields of `ClassScore` that are known, without the pixels."""
+        return ["IoU", "Acc", "Precision", "Dice", *([] if self.details is None else ["boundary_IoU"])]
 
     @property
     def absent(self) -> list[str]:
@@ -97,13 +140,16 @@ class Result:
     def table(self) -> str:
         """A Markdown table of all classes, followed by the means and the protocol."""
         width = max(len(name) for name in (*self.names, "class"))
+        columns = [(name, max(len(name), 6)) for name in self._columns]
         lines = [
-            f"| {'class':<{width}} |    IoU |    Acc |       pixels |",
-            f"| {'-' * width} | -----: | -----: | -----------: |",
+            f"| {'class':<{width}} | {' | '.join(f'{name:>{wide}}' for name, wide in columns)} |       pixels |",
+            f"| {'-' * width} | {' | '.join('-' * (wide - 1) + ':' for _, wide in columns)} | -----------: |",
         ]
         for name, score in self.per_class.items():
-            lines.append(f"| {name:<{width}} | {_cell(score.IoU)} | {_cell(score.Acc)} | {score.pixels:>12,} |")
-        lines += ["", f"aAcc {self.aAcc:.2f}   mAcc {self.mAcc:.2f}   mIoU {self.mIoU:.2f}"]
+            cells = " | ".join(_cell(getattr(score, column), wide) for column, wide in columns)
+            lines.append(f"| {name:<{width}} | {cells} | {score.pixels:>12,} |")
+        lines += ["", f"aAcc {self.aAcc:.2f}   mAcc {self.mAcc:.2f}   mIoU {self.mIoU:.2f}   mDice {self.mDice:.2f}"]
+        lines += [] if self.details is None else self.details.lines()
         if self.ignored is not None:
             share = f"{self.ignored_share:.1%} of all"
             lines.append(f"ignored in the labels, not evaluated: {self.ignored:,} pixels, {share}")
@@ -122,27 +168,30 @@ class Result:
         """Plain containers for JSON; NaN becomes None."""
         return {
             "protocol": self.protocol.to_dict(),
-            **{name: null(getattr(self, name)) for name in ("aAcc", "mAcc", "mIoU")},
+            **{name: null(getattr(self, name)) for name in ("aAcc", "mAcc", "mIoU", "mPrecision", "mDice")},
             "absent": self.absent,
             "per_class": {
-                name: {"IoU": null(score.IoU), "Acc": null(score.Acc), "pixels": score.pixels}
+                name: {column: null(getattr(score, column)) for column in self._columns} | {"pixels": score.pixels}
                 for name, score in self.per_class.items()
             },
             "ignored_pixels": self.ignored,
             "ignored_share": null(self.ignored_share),
             "confusion": self.confusion.tolist(),
             **({"missed": self.missed.tolist()} if self.missed.any() else {}),
+            **({} if self.details is None else {"details": self.details.to_dict()}),
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Result:
         """The inverse of `to_dict`; raises KeyError, TypeError or ValueError if it is not one."""
-        protocol = Protocol(**{**stored["protocol"], "scales": tuple(stored["protocol"]["scales"])})
+        conditions = {"temperature": [1.0], **stored["protocol"]}
+        protocol = Protocol(**conditions | {name: tuple(conditions[name]) for name in ("scales", "temperature")})
         confusion, names = np.array(stored["confusion"], np.int64), tuple(stored["per_class"])
         if confusion.shape != (len(names), len(names)):
             raise ValueError(f"confusion of shape {confusion.shape} for {len(names)} classes")
         missed = np.array(stored.get("missed", [0]), np.int64)
-        return cls(confusion, names, protocol, missed, stored["ignored_pixels"])
+        details = None if stored.get("details") is None else Details.from_dict(stored["details"])
+        return cls(confusion, names, protocol, missed, stored["ignored_pixels"], details)
 
     def save(self, path: str | Path) -> None:
         """Write the scores as JSON, in the format of `save_results`."""
@@ -163,19 +212,8 @@ def _percent(part: np.int64, whole: np.int64) -> float:
     return 100 * int(part) / int(whole) if whole else math.nan
 
 
-def _mean(values: list[float]) -> float:
-    """Mean without NaN; NaN if nothing is left."""
-    counted = [value for value in values if not math.isnan(value)]
-    return math.fsum(counted) / len(counted) if counted else math.nan
-
-
-def null(value: float) -> float | None:
-    """`value` for JSON; None for NaN."""
-    return None if math.isnan(value) else value
-
-
-def _cell(value: float) -> str:
-    return f"{'-':>6}" if math.isnan(value) else f"{value:6.2f}"
+def _cell(value: float, width: int) -> str:
+    return f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.2f}"
 
 
 @dataclass(frozen=True)
@@ -214,6 +252,8 @@ class Protocol:
     """Tool whose preprocessing was reproduced; None: MeanShifter's own."""
     predictions: str | None = None
     """Folder of the evaluated label maps, made in an unknown way by any tool; None: a model was evaluated."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Temperature of each model, which determines probabilities, and labels only where probabilities are averaged."""
 
     def __str__(self) -> str:
         all_of_them = self.images == self.images_in_split
@@ -222,6 +262,7 @@ class Protocol:
             images = images.removeprefix("first ")
             made = f"label maps in {self.predictions}, made by any means"
             return f"{self.dataset} {self.split}, {images} images; {made}; meanshifter {self.version}"
+        temperature = ", ".join(f"{value:g}" for value in self.temperature)
         parts = [
             f"{self.dataset} {self.split}, {images} images",
             "not resized" if self.short_side is None else f"resized to fit {self.long_side}×{self.short_side}",
@@ -233,101 +274,10 @@ class Protocol:
             f"weights {self.weights}",
             f"meanshifter {self.version}",
             *([] if self.compat is None else [f"preprocessed like {self.compat}"]),
+            *([] if set(self.temperature) <= {1.0} else [f"temperature {temperature}"]),
         ]
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON."""
-        return {**asdict(self), "scales": list(self.scales)}
-
-
-Confusion = npt.NDArray[np.int64]
-
-
-def confusion_matrix(
-    truth: npt.NDArray[Any], prediction: npt.NDArray[Any], num_classes: int, *, ignore: int
-) -> Confusion:
-    """Confusion matrix (K, K) int64: pixels by true class (row) and predicted class (column).
-
-    Pixels whose truth is `ignore` are skipped, whatever was predicted. Matrices of several images can be added.
-
-    Raises:
-        InputError: the label maps differ in size, or a value that is not skipped is outside 0..K-1.
-    """
-    if truth.shape != prediction.shape:
-        sizes = ("×".join(map(str, labels.shape)) for labels in (truth, prediction))
-        raise InputError("labels: truth is {} and prediction {}; their sizes must be equal".format(*sizes))
-    counted = truth != ignore
-    true = truth[counted].astype(np.int64)
-    predicted = prediction[counted].astype(np.int64)
-    for name, values in (("truth", true), ("prediction", predicted)):
-        if values.size and (values.min() < 0 or values.max() >= num_classes):
-            wrong = values[(values < 0) | (values >= num_classes)]
-            raise InputError(
-                f"{name}: value {wrong[0]} in {np.count_nonzero(wrong == wrong[0])} pixels; classes are 0 to "
-                f"{num_classes - 1}" + (f", the ignored value is {ignore}" if name == "truth" else "")
-            )
-    pairs = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
-    return pairs.reshape(num_classes, num_classes).astype(np.int64, copy=False)
-
-
-def mean_iou(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """mIoU in percent of each matrix (…, K, K), over the classes in truth or prediction; NaN if there are none."""
-    right = np.einsum("...kk->...k", confusion)
-    return mean_iou_by_class(confusion.sum(-1), confusion.sum(-2), right)
-
-
-def mean_iou_by_class(
-    truth: npt.NDArray[Any], predicted: npt.NDArray[Any], right: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    """`mean_iou` from the pixels (…, K) per true class, per predicted class, and correct per class."""
-    return _mean_share(right, truth + predicted - right)
-
-
-def mean_accuracy(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """mAcc in percent of each matrix (…, K, K), over the classes in the truth; NaN if there are none."""
-    return _mean_share(np.einsum("...kk->...k", confusion), confusion.sum(-1))
-
-
-def pixel_accuracy(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """aAcc in percent of each matrix (…, K, K), the share of correct pixels; NaN if there are no pixels."""
-    return _mean_share(np.einsum("...kk->...", confusion)[..., None], confusion.sum((-2, -1))[..., None])
-
-
-def _mean_share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """100 × the mean of part / whole over the last axis, skipping zeros of `whole`; NaN if it is all zeros."""
-    counted = whole > 0
-    shares = np.divide(part, whole, out=np.zeros(part.shape), where=counted)
-    count, total = counted.sum(-1), shares.sum(-1)
-    return np.asarray(100 * np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
-
-
-def near_boundary(labels: npt.NDArray[Any], radius: int, ignore: int) -> npt.NDArray[np.bool_]:
-    """(H, W) whether a pixel of another class lies within `radius` rows and columns.
-
-    Ignored pixels belong to no class and cause no boundary.
-    """
-    counted = labels != ignore
-    # an ignored pixel loses against the center's class, which lies within the neighborhood too
-    high = _extreme(np.where(counted, labels, np.iinfo(labels.dtype).min), radius, np.maximum)
-    low = _extreme(np.where(counted, labels, np.iinfo(labels.dtype).max), radius, np.minimum)
-    near: npt.NDArray[np.bool_] = counted & (high != low)
-    return near
-
-
-def _extreme(values: npt.NDArray[Any], radius: int, choose: np.ufunc) -> npt.NDArray[Any]:
-    """The maximum or minimum within `radius` rows and columns; `choose` is np.maximum or np.minimum."""
-    side = 2 * radius + 1
-    for _ in range(2):  # rows, then columns
-        values, span = np.pad(values, ((radius, radius), (0, 0)), mode="edge"), 1
-        while span < side:  # each pass doubles the window; the last two may overlap
-            further = min(span, side - span)
-            values, span = choose(values[:-further], values[further:]), span + further
-        values = np.ascontiguousarray(values.T)
-    return values
-
-
-def only(labels: npt.NDArray[Any], where: npt.NDArray[np.bool_], ignore: int) -> npt.NDArray[Any]:
-    """The labels where `where` is true, else `ignore`."""
-    kept: npt.NDArray[Any] = np.where(where, labels, labels.dtype.type(ignore))
-    return kept
+        return {**asdict(self), "scales": list(self.scales), "temperature": list(self.temperature)}

@@ -83,6 +83,8 @@ class Predictor:
         confidence: maps for `Segmentation.confidence`: "probability" of the winner, its "margin" to the second class,
             and the "entropy" in nats.
         probabilities: names of classes for `Segmentation.probabilities`.
+        min_confidence: pixels whose winner has a lower probability get the ignored value of the model's `LabelSpace`
+            instead of a class; 0 keeps all.
         max_pixels: larger files are refused before they are decoded.
         progress: called with the rows that are done and their total, after each band of rows of an image.
 
@@ -107,6 +109,7 @@ class Predictor:
         batch_size: int | None = None,
         confidence: Sequence[Confidence] = (),
         probabilities: Sequence[str] = (),
+        min_confidence: float = 0.0,
         max_pixels: int = MAX_PIXELS,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
@@ -121,12 +124,15 @@ class Predictor:
             raise InputError(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: {batch_size} windows; it must be at least 1, or None")
+        if not 0 <= min_confidence <= 1:
+            raise InputError(f"min_confidence: {min_confidence}; it must be a probability from 0 to 1")
         self.model = model
         self.scales, self.flip = tuple(scales), flip
         self.mean_shift_layers = self.resolve_layers(mean_shift_layers)
         self.batch_size, self.max_pixels = batch_size, max_pixels
         check_requested(confidence, probabilities, model.label_space)
         self.confidence, self.probabilities = tuple(confidence), tuple(probabilities)
+        self.min_confidence = min_confidence
         self.progress = progress
         if device is not None or isinstance(model, Ensemble):
             move(model, model.device if device is None else device)
@@ -180,7 +186,18 @@ class Predictor:
         Raises:
             InputError: as `__call__`.
         """
-        return [out.labels for out in self._predict(image, [self.resolve_layers(entry) for entry in layers])]
+        return [out.labels for out in self.segmentations(image, layers)]
+
+    def segmentations(
+        self, image: Readable, layers: Sequence[int | None], *, confidence: Sequence[Confidence] = ()
+    ) -> list[Segmentation]:
+        """Return a segmentation for each number of mean shift steps, with these confidence maps only.
+
+        Raises:
+            InputError: as `__call__`.
+        """
+        check_requested(confidence, (), self.model.label_space)
+        return self._predict(image, [self.resolve_layers(entry) for entry in layers], confidence)
 
     def probabilities_of(
         self, image: Readable, labels: Labels
@@ -210,7 +227,11 @@ class Predictor:
         return found.labels, found.confidence["probability"], own
 
     def _predict(
-        self, image: Readable, steps: list[int], confidence: Sequence[str] = (), probabilities: Sequence[str] = ()
+        self,
+        image: Readable,
+        steps: list[int],
+        confidence: Sequence[Confidence] = (),
+        probabilities: Sequence[str] = (),
     ) -> list[Segmentation]:
         """A segmentation after each number of steps."""
         if not steps:
@@ -293,6 +314,7 @@ class Predictor:
             "mean_shift_layers": self.mean_shift_layers,
             "precision": self.precision,
             "compat": reading.compat,
+            "temperature": tuple(member.config.temperature for member in members_of(self.model)),
         }
 
     def resolve_layers(self, layers: int | None) -> int:
@@ -307,16 +329,23 @@ class Predictor:
 
     def _read_out(self, views: list[View], rows: slice, out: Segmentation) -> None:
         """Fill in the maps of one band."""
-        if not out.confidence and not out.probabilities:
+        wanted: list[Any] = list(out.confidence)
+        if self.min_confidence > 0 and "probability" not in wanted:
+            wanted.append("probability")
+        if not wanted and not out.probabilities:
             out.labels[rows] = label_map(views).cpu().numpy()
             return
-        classes = [self.model.label_space.names.index(name) for name in self.probabilities]
-        found = pixel_confidence(views, confidence=self.confidence, probabilities=classes)
+        classes = [self.model.label_space.names.index(name) for name in out.probabilities]
+        found = pixel_confidence(views, confidence=wanted, probabilities=classes)
         out.labels[rows] = found.labels.cpu().numpy()
-        for name in self.confidence:
-            out.confidence[name][rows] = found.confidence[name].cpu().numpy()
-        for title, k in zip(self.probabilities, classes, strict=True):
+        for name in wanted:
+            if name in out.confidence:
+                out.confidence[name][rows] = found.confidence[name].cpu().numpy()
+        for title, k in zip(out.probabilities, classes, strict=True):
             out.probabilities[title][rows] = found.probabilities[k].cpu().numpy()
+        if self.min_confidence > 0:
+            unsure = ~(found.confidence["probability"] >= self.min_confidence)  # also NaN
+            out.labels[rows][unsure.cpu().numpy()] = self.model.label_space.ignore
 
     def bands(self, pixels: Pixels | FileRows, steps: list[int]) -> Iterator[tuple[slice, list[list[View]]]]:
         """Yield bands of rows from the top down, each with the views for every entry of `steps`.
@@ -369,12 +398,13 @@ class Predictor:
         )
         sources = [self._source(model, pixels, read_size, size, mirrored) for pixels in images]
         encoded = self._encode(model, sources, rows, cols, steps)
+        temperature = model.config.temperature
         if len(images) == 1:
-            return [Reading(encoded, rows, cols, mirrored=mirrored)]
+            return [Reading(encoded, rows, cols, mirrored=mirrored, temperature=temperature)]
         # the images are read band by band next to each other, but encoded one after the other
         each = len(rows.starts) * len(cols.starts)
         several = [list(islice(encoded, each)) for _ in images]
-        return [Reading(iter(own), rows, cols, mirrored=mirrored) for own in several]
+        return [Reading(iter(own), rows, cols, mirrored=mirrored, temperature=temperature) for own in several]
 
     def _source(
         self,

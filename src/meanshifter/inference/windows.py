@@ -139,10 +139,13 @@ class Reading:
         windows: the encoded windows in row-major order, computed lazily.
         rows, cols: the places of the windows, and the matrices from patches to pixels.
         mirrored: the windows were cut from the mirrored image.
+        temperature: that of the model.
     """
 
-    def __init__(self, windows: Iterator[Encoded], rows: Axis, cols: Axis, *, mirrored: bool) -> None:
-        self._windows, self._rows = windows, rows
+    def __init__(
+        self, windows: Iterator[Encoded], rows: Axis, cols: Axis, *, mirrored: bool, temperature: float = 1.0
+    ) -> None:
+        self._windows, self._rows, self._temperature = windows, rows, temperature
         self._columns = len(cols.starts)
         self._cols = cols.matrix.flip(0) if mirrored else cols.matrix
         self._strips: dict[int, list[Float[Tensor, "h all_w K"]]] = {}
@@ -161,7 +164,7 @@ class Reading:
         several = []
         for strips in zip(*(self._strips[i] for i in range(first, last + 1)), strict=True):
             z = (strips[0] if len(strips) == 1 else torch.cat(strips))[used]
-            several.append(View(z.permute(2, 0, 1), rows.to(z.device), self._cols.to(z.device)))
+            several.append(View(z.permute(2, 0, 1), rows.to(z.device), self._cols.to(z.device), self._temperature))
         return several
 
     def _encode_strip(self) -> list[Tensor]:

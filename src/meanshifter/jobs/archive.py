@@ -62,6 +62,12 @@ class Work:
         predictor = Predictor(self.model, **self.settings)
         steps = [predictor.resolve_layers(count) for count in self.steps]
         protocol = {**predictor.protocol(), **({"mean_shift_layers": steps} if steps else {})}
+        temperature = protocol.pop("temperature")
+        # fields that earlier manifests lack appear only where they matter
+        later = {
+            **({"temperature": list(temperature)} if set(temperature) != {1.0} else {}),
+            **({"min_confidence": predictor.min_confidence} if predictor.min_confidence > 0 else {}),
+        }
         precision = self.settings.get("precision", predictor.precision)  # "auto" may differ between machines
         return {
             "weights": model_hash(self.model),
@@ -69,6 +75,7 @@ class Work:
             "overlay": self.alpha if self.overlay else None,
             "confidence": list(predictor.confidence),
             "probabilities": list(predictor.probabilities),
+            **later,
         }
 
 

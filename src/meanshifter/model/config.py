@@ -256,6 +256,9 @@ class ModelConfig:
     """Subtracted from RGB in 0..1."""
     std: Triple = (0.5, 0.5, 0.5)
     """RGB is divided by it after the mean is subtracted."""
+    temperature: float = 1.0
+    """T of temperature scaling, by which logits are divided before the softmax of every probability and confidence;
+    `meanshifter calibrate` fits it. Logits, losses and training do not use it."""
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -299,6 +302,7 @@ class ModelConfig:
             ("std", self.std, _is_triple(self.std) and min(self.std) > 0, "three numbers above 0"),
             ("drop_path", rate, is_rate, "a rate from 0 up to but not including 1"),
             ("norm_eps", eps, eps is None or _is_positive(eps), "a number above 0, or null"),
+            ("temperature", self.temperature, _is_positive(self.temperature), "a number above 0"),
         ]
         _check("", *rules)
 

@@ -75,6 +75,32 @@ def save_model(model: Segmenter, folder: str | Path, state: FileState | None = N
     write_text(folder / CONFIG, dump_json(describe(model), indent=2) + "\n")
 
 
+def save_temperature(folder: Path, temperature: float) -> None:
+    """Write `ModelConfig.temperature` into the `config.json` of a model folder or an export, and nothing else.
+
+    Raises:
+        InputError: the folder holds no model, or one of an earlier format, or the file cannot be written.
+    """
+    described = check_stores_temperature(folder)
+    described["model"] = {**described["model"], "temperature": temperature}
+    write_text(folder / CONFIG, dump_json(described, indent=2) + "\n")
+
+
+def check_stores_temperature(folder: Path) -> dict[str, Any]:
+    """Return the content of the `config.json` of a model that `save_temperature` can write to.
+
+    Raises:
+        InputError: the folder holds no model, or one of an earlier format.
+    """
+    described, migrated = _read_description(folder)
+    if migrated:
+        raise InputError(
+            f"{folder / CONFIG}: format_version {FORMER}, which has no temperature; convert the model first, with "
+            f"`meanshifter convert {folder} OUT`"
+        )
+    return described
+
+
 def describe(model: Segmenter) -> dict[str, Any]:
     """Return the content of a model's `config.json`."""
     return {

@@ -7,13 +7,15 @@ on CUDA those of `ops.cuda`; tests compare them. Glossary: K classes, H W pixels
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, UInt
 from torch import Tensor
@@ -54,6 +56,8 @@ class PixelConfidence:
     """The winner's probability, its margin to the second class, and the entropy of all probabilities in nats."""
     probabilities: dict[int, Float[Tensor, "H W"]]
     """By class."""
+    label_probability: Float[Tensor, "H W"] | None = None
+    """Probability of the class of each pixel's label, NaN for labels that are no class; None without labels."""
 
 
 def upsampled_argmax(
@@ -120,9 +124,19 @@ def label_map(views: Sequence[View]) -> UInt[Tensor, "H W"]:
 
 
 def pixel_confidence(
-    views: Sequence[View], *, confidence: Sequence[Confidence] = (), probabilities: Sequence[int] = ()
+    views: Sequence[View],
+    *,
+    confidence: Sequence[Confidence] = (),
+    probabilities: Sequence[int] = (),
+    labels: npt.NDArray[Any] | None = None,
 ) -> PixelConfidence:
     """Return the label map of `label_map` along with confidence maps and the probabilities of given classes.
+
+    Args:
+        views: one or more views of an image, each with its temperature.
+        confidence: names of maps.
+        probabilities: classes whose probabilities are returned.
+        labels: labels (H, W) whose probabilities are returned; values that are no class have none.
 
     Raises:
         InputError: an unknown confidence, or a class that the views do not have.
@@ -136,30 +150,44 @@ def pixel_confidence(
         if not 0 <= k < K:
             raise InputError(f"probabilities: class {k}, but classes are 0 to {K - 1}")
     if backend(*(view.z for view in views)) != "numba":
-        return _reference(views, confidence, probabilities)
-    out = _empty(views, confidence, probabilities)
+        return _reference(views, confidence, probabilities, labels)
+    out = _empty(views, confidence, probabilities, labels)
     for rows, p in cpu.probabilities(list(views)):
         cpu.read_out(
             p, out.labels[rows].numpy(), {str(name): out.confidence[name][rows].numpy() for name in confidence}
         )
         for k in probabilities:
             out.probabilities[k][rows] = torch.from_numpy(np.ascontiguousarray(p[..., k]))
+        if labels is not None and out.label_probability is not None:
+            out.label_probability[rows] = _chosen(torch.from_numpy(p), labels[rows], -1)
     if len(views) == 1:  # probabilities may be tied where logits are not
-        return PixelConfidence(cpu.label_map(views[0]), out.confidence, out.probabilities)
+        return replace(out, labels=cpu.label_map(views[0]))
     return out
 
 
+def _chosen(p: Tensor, labels: npt.NDArray[Any], dim: int) -> Tensor:
+    """Probability of each pixel's label, NaN where it is no class; the classes of `p` are along `dim`."""
+    K = p.shape[dim]
+    places = torch.from_numpy(labels.astype(np.int64)).to(p.device)
+    found = p.gather(dim, places.clamp(max=K - 1).unsqueeze(dim)).squeeze(dim)
+    return found.masked_fill(places >= K, math.nan)
+
+
 def _reference(
-    views: Sequence[View], confidence: Sequence[Confidence], probabilities: Sequence[int]
+    views: Sequence[View],
+    confidence: Sequence[Confidence],
+    probabilities: Sequence[int],
+    labels: npt.NDArray[Any] | None = None,
 ) -> PixelConfidence:
-    out = _empty(views, confidence, probabilities)
+    out = _empty(views, confidence, probabilities, labels)
+    is_needed = bool(confidence or probabilities or labels is not None)
     side = tile_side(len(views[0].z), views[0].z.device)
     for several in zip(*(tiles(view.rows, view.cols, side) for view in views), strict=True):
         place = several[0].out_rows, several[0].out_cols
         if len(views) == 1:
-            logits = several[0].upsample(*views[0])
+            logits = several[0].upsample(views[0].z, views[0].rows, views[0].cols)
             out.labels[place] = logits.max(0).indices.to(out.labels.dtype)
-            p = logits.softmax(0) if confidence or probabilities else logits
+            p = views[0].scaled(logits).softmax(0) if is_needed else logits
         else:
             p = _mean_softmax(views, several)
             out.labels[place] = p.max(0).indices.to(out.labels.dtype)
@@ -167,13 +195,19 @@ def _reference(
             out.confidence[name][place] = _score(name, p)
         for k in probabilities:
             out.probabilities[k][place] = p[k]
+        if labels is not None and out.label_probability is not None:
+            out.label_probability[place] = _chosen(p, labels[place], 0)
     return out
 
 
 def _mean_softmax(views: Sequence[View], several: Sequence[Tile]) -> Float[Tensor, "K R C"]:
-    total = several[0].upsample(*views[0]).softmax(0)
-    for view, tile in zip(views[1:], several[1:], strict=True):
-        total += tile.upsample(*view).softmax(0)
+    parts = (
+        view.scaled(tile.upsample(view.z, view.rows, view.cols)).softmax(0)
+        for view, tile in zip(views, several, strict=True)
+    )
+    total = next(parts)
+    for part in parts:
+        total += part
     return total / len(views)
 
 
@@ -184,7 +218,12 @@ def _score(name: Confidence, p: Float[Tensor, "K R C"]) -> Float[Tensor, "R C"]:
     return best[0] - best[1] if name == "margin" and len(p) > 1 else best[0]
 
 
-def _empty(views: Sequence[View], confidence: Sequence[Confidence], probabilities: Sequence[int]) -> PixelConfidence:
+def _empty(
+    views: Sequence[View],
+    confidence: Sequence[Confidence],
+    probabilities: Sequence[int],
+    true: npt.NDArray[Any] | None,
+) -> PixelConfidence:
     K, size, device = len(views[0].z), (len(views[0].rows), len(views[0].cols)), views[0].z.device
     labels = torch.empty(size, dtype=_map_dtype(K), device=device)
     floats = [torch.empty(size, device=device) for _ in range(len(confidence) + len(probabilities))]
@@ -192,6 +231,7 @@ def _empty(views: Sequence[View], confidence: Sequence[Confidence], probabilitie
         labels,
         dict(zip(confidence, floats, strict=False)),
         dict(zip(probabilities, floats[len(confidence) :], strict=True)),
+        None if true is None else torch.empty(size, device=device),
     )
 
 

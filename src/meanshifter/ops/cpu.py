@@ -78,7 +78,7 @@ def probabilities(views: list[View]) -> Iterator[tuple[slice, Floats]]:
     from meanshifter.ops.cpu_kernels import add_softmax
 
     K, H, W = len(views[0].z), len(views[0].rows), len(views[0].cols)
-    sources = [(_classes_last(view.z), axis_taps(view.rows), axis_taps(view.cols)) for view in views]
+    sources = [(_classes_last(view.scaled(view.z)), axis_taps(view.rows), axis_taps(view.cols)) for view in views]
     depth = max(_BAND // (K * W), 1) * torch.get_num_threads()
     band = np.empty((min(depth, H), W, K), dtype=np.float32)
     share = np.float32(1 / len(views))

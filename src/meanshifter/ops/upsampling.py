@@ -74,6 +74,13 @@ class View(NamedTuple):
     z: Float[Tensor, "K h w"]
     rows: Float[Tensor, "H h"]
     cols: Float[Tensor, "W w"]
+    temperature: float = 1.0
+    """T: probabilities are the softmax of the upsampled logits divided by T. The label map of a single view does not
+    depend on it."""
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Divide logits by the temperature; a temperature of 1 leaves them untouched."""
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 @dataclass(frozen=True)

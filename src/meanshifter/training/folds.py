@@ -29,7 +29,8 @@ from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import protocol_of, sum_counts
-from meanshifter.evaluation.result import Confusion, Result, confusion_matrix, null
+from meanshifter.evaluation.metrics import Confusion, confusion_matrix, null
+from meanshifter.evaluation.result import Result
 from meanshifter.inference.ensemble import model_hash
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.segmentation import Segmentation

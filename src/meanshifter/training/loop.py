@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError, RunError, is_out_of_memory, one_line, summarize_error
-from meanshifter.evaluation.diagnostics import RADII, boundary_figures, diagnose_model, near_boundaries
+from meanshifter.evaluation.details import RADII
+from meanshifter.evaluation.diagnostics import boundary_figures, diagnose_model, near_boundaries
 from meanshifter.evaluation.evaluate import check_classes, count_images, protocol_of, sum_counts
-from meanshifter.evaluation.result import Confusion, Result, confusion_matrix
+from meanshifter.evaluation.metrics import Confusion, confusion_matrix
+from meanshifter.evaluation.result import Result
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.ops import upsampled_loss

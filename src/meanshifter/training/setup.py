@@ -325,7 +325,8 @@ def build_model(config: TrainConfig, label_space: LabelSpace, encoder: nn.Module
         model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
     else:
         model = _started(config.model.init_from, config.model, label_space)
-    model.config = replace(model.config, **config.evaluation.reading)
+    # a temperature was fitted to the weights before training
+    model.config = replace(model.config, temperature=1.0, **config.evaluation.reading)
     return model.train()
 
 
