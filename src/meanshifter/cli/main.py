@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "train a model from a recipe, or on a folder of images and masks",
     "evaluate": "evaluate a model on a data set",
     "predict": "write the label maps of images",
+    "explore": "serve a local page that shows label maps, mean shift steps and patches of images",
     "compare": "show where models differ on the images of a data set",
     "export": "write a model for other runtimes: ONNX, OpenVINO, torch.export",
     "models": "list the presets with their parameters and cost",
