@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -54,8 +54,6 @@ class Explorer:
         self.predictors = {
             name: model if isinstance(model, Predictor) else Predictor(model) for name, model in _named(models).items()
         }
-        if not self.predictors:
-            raise InputError("models: none given; give at least one")
         self.steps = None if steps is None else check_layers(steps, "steps")
         self.gallery = Gallery(images)
         self._maps: Kept[LabelMaps] = Kept(KEPT)
@@ -150,7 +148,7 @@ class Explorer:
         predictor, entry = self.predictors[model], self._entry(key)
         with self._lock:
             job = self._jobs.get((model, key))
-            if job is not None and not job.future.done():
+            if job is not None and not job.future.done() and not job.stopped.is_set():
                 return job
             job = Job()
             if (found := self._maps.find((model, key))) is not None:
@@ -164,8 +162,10 @@ class Explorer:
     def _compute(self, job: Job, predictor: Predictor, model: str, key: str, entry: Entry) -> LabelMaps:
         def report(share: float) -> None:
             job.share = share
-            if self.closing.is_set():
-                raise InputError("closing")
+            if job.stopped.is_set() or self.closing.is_set():
+                raise InputError(f"image: {entry.name} is no longer labeled, since nobody waits for it")
+
+        report(0.0)
 
         def make() -> LabelMaps:
             return LabelMaps(predictor, self.gallery.source(entry), self.offered_steps(model), report)
@@ -202,12 +202,29 @@ class Explorer:
 
 
 class Job:
-    """Label maps that are being computed."""
+    """Label maps that are being computed, for those who follow."""
 
     def __init__(self) -> None:
         self.share = 0.0
         """Of the image that is done."""
         self.future: Future[LabelMaps] = Future()
+        self.stopped = threading.Event()
+        """Set when the last follower has left."""
+        self._followers = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Follow it."""
+        with self._lock:
+            self._followers += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave; the last one to leave stops it."""
+        with self._lock:
+            self._followers -= 1
+            if self._followers == 0:
+                self.stopped.set()
 
 
 class Kept(Generic[Value]):
@@ -242,9 +259,11 @@ class Kept(Generic[Value]):
 
 def _named(models: Any) -> dict[str, Any]:
     """Names and models of what `Explorer` takes."""
-    if isinstance(models, Mapping):
-        return dict(models)
-    several = list(models) if isinstance(models, list | tuple) else [models]
+    several = list(models) if isinstance(models, list | tuple) else models if isinstance(models, Mapping) else [models]
+    if not several:
+        raise InputError("models: none given; give at least one")
+    if isinstance(several, Mapping):
+        return dict(several)
     paths = [model if isinstance(model, str | Path) else f"model {place + 1}" for place, model in enumerate(several)]
     return dict(zip(short_names(paths), several, strict=True))
 

@@ -31,7 +31,7 @@ from meanshifter.app.label_maps import shown_size
 from meanshifter.app.same_origin import SameOrigin, allowed_names, is_loopback
 from meanshifter.app.tokens import Tokens
 from meanshifter.data.labels import Labels
-from meanshifter.errors import InputError, summarize_error
+from meanshifter.errors import InputError, is_out_of_memory, summarize_error
 from meanshifter.inference.predictor import Model, Predictor
 
 PORT: Final = 8000
@@ -139,7 +139,7 @@ def create_app(explorer: Explorer, names: frozenset[str] | None) -> Starlette:
             Route("/api/patch", routes.patch),
         ],
         middleware=[Middleware(SameOrigin, names=names, headers=HEADERS)],
-        exception_handlers={InputError: _refuse, KeyError: _missing},
+        exception_handlers={InputError: _refuse, KeyError: _missing, Exception: _fail},
     )
 
 
@@ -161,13 +161,11 @@ class Routes:
 
     async def upload(self, request: Request) -> Response:
         """Keep the body as an image, ?name="""
-        data = bytearray()
+        data, too_large = bytearray(), f"image: more than {MAX_UPLOAD // 2**20} MB; put it into the folder of images"
         async for chunk in request.stream():
             data += chunk
             if len(data) > MAX_UPLOAD:
-                return _error(
-                    413, f"image: more than {MAX_UPLOAD // 2**20} MB; put it into the folder of images instead"
-                )
+                return _error(413, too_large)
         name = request.query_params.get("name", "image.png")
         key, entry = await anyio.to_thread.run_sync(self.explorer.gallery.add, name, bytes(data))
         return JSONResponse(self.explorer.describe_image(key, entry))
@@ -178,7 +176,7 @@ class Routes:
 
     def truth(self, request: Request) -> Response:
         """The ground truth of an image, ?image="""
-        return _labels_png(self.explorer.truth(request.query_params["image"]))
+        return labels_png(self.explorer.truth(request.query_params["image"]))
 
     async def read(self, request: Request) -> Response:
         """Compute label maps, ?model=&image=: lines of JSON with the share that is done, and at last their sizes."""
@@ -187,14 +185,13 @@ class Routes:
         return StreamingResponse(self._follow(job), media_type="application/x-ndjson")
 
     async def _follow(self, job: Job) -> AsyncIterator[str]:
-        while not job.future.done():
-            yield json.dumps({"share": job.share}) + "\n"
-            await anyio.sleep(POLL)
-            if self.explorer.closing.is_set():
-                return
+        with job:
+            while not job.future.done():
+                yield json.dumps({"share": job.share}) + "\n"
+                await anyio.sleep(POLL)
         error = job.future.exception()
         if error is not None:
-            yield json.dumps({"error": str(error)}) + "\n"
+            yield json.dumps({"error": _said(error)}) + "\n"
             return
         maps = job.future.result()
         shown = shown_size(*maps.size)
@@ -204,7 +201,7 @@ class Routes:
     def labels(self, request: Request) -> Response:
         """A label map, ?model=&image=&step="""
         asked = request.query_params
-        return _labels_png(self.explorer.maps(asked["model"], asked["image"]).labels(_whole(asked, "step")))
+        return labels_png(self.explorer.maps(asked["model"], asked["image"]).labels(_whole(asked, "step")))
 
     def confidence(self, request: Request) -> Response:
         """Probabilities of the winner in 255ths, ?model=&image=&step="""
@@ -267,7 +264,7 @@ def _within(asked: QueryParams, name: str, most: int) -> int:
     return value
 
 
-def _labels_png(labels: Labels) -> Response:
+def labels_png(labels: Labels) -> Response:
     """Train ids as gray values, or above 256 of them as red + 256 · green."""
     if labels.dtype == np.uint8:
         return _encoded(Image.fromarray(labels), "PNG", compress_level=1)
@@ -296,3 +293,16 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _missing(request: Request, error: Exception) -> Response:
     return _error(404, f"{error.args[0]!r:.60}: no such model, image, file or step, or it is missing in the address")
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    return _error(500, _said(error))
+
+
+def _said(error: BaseException) -> str:
+    """An error in one line, for the page."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "image: it does not fit into memory; use smaller windows or another device"
+    return f"internal error, please report it: {type(error).__name__}: {summarize_error(error)}"

@@ -8,7 +8,7 @@ const canvas = $("canvas"), context = canvas.getContext("2d");
 const VIEWS = {labels: "Labels", confidence: "Confidence", truth: "Ground truth", errors: "Errors", modes: "Modes",
   similarity: "Similarity", weights: "Averaged with"};
 const state = {image: null, view: "labels", step: null, opacity: 0.6, split: 0.5, only: null, truth: null};
-let models = [], images = [], panels = [], bitmap = null, opening = 0;
+let models = [], images = [], panels = [], bitmap = null, opening = 0, reading = new AbortController();
 
 function say(text, bad = false) {
   $("status").textContent = text;
@@ -21,7 +21,7 @@ async function doing(task) {
   try {
     return await task();
   } catch (error) {
-    say(error.message, true);
+    if (error.name !== "AbortError") say(error.message, true);
     return undefined;
   } finally {
     document.body.dataset.busy = Number(document.body.dataset.busy) - 1;
@@ -110,6 +110,7 @@ function writeControls() {
 
 async function openImage(image) {
   const ticket = ++opening;
+  reading.abort();
   Object.assign(state, {image, truth: null, only: null, step: null});
   $("image").value = image.id;
   say(`Reading ${image.name} …`);
@@ -120,8 +121,8 @@ async function openImage(image) {
     panels = [];
     $("stage").classList.remove("empty");
     [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
-    canvas.style.width = `${Math.max(bitmap.width, Math.min(2 * bitmap.width, 900))}px`;
-    canvas.style.maxWidth = "100%";
+    const width = Math.max(bitmap.width, Math.min(4 * bitmap.width, 900));  // small images are enlarged
+    canvas.style.width = `min(${width}px, ${85 * bitmap.width / bitmap.height}vh)`;
     draw();
     await openModels(ticket);
   });
@@ -129,27 +130,31 @@ async function openImage(image) {
 
 async function openModels(ticket = ++opening) {
   const chosen = [$("model-0"), $("model-1")].map(select => models.find(model => model.name === select.value)).filter(Boolean);
-  const former = panels.map(panel => panel.side), next = [];
+  const former = panels.map(panel => panel.side), chosenPatches = new Map(panels.map(panel => [panel.side, panel.selected]));
   const progress = $("progress");
+  $("readout").textContent = "\u00a0";
+  reading.abort();
+  const {signal} = reading = new AbortController();
   await doing(async () => {
     if (state.image.truth && state.truth === null) {
       const usable = chosen.find(model => !model.no_truth);
       if (usable) state.truth = await numbers("truth", {image: state.image.id}, usable.classes.length > 255);
     }
+    const next = [];
     for (const model of chosen) {
       const side = former.find(side => side.model === model && side.image === state.image) ?? new Side(model, state.image);
       if (!side.steps) {
         progress.hidden = false;
         say(`${model.name}: labeling ${state.image.name} …`);
-        try { await side.open(share => { progress.value = share; }); } finally { progress.hidden = true; }
+        try { await side.open(share => { progress.value = share; }, signal); } finally { progress.hidden = true; }
       }
       if (ticket !== opening) return;
       next.push(new Panel(side, choose, isolate));
+      next.at(-1).selected = chosenPatches.get(side) ?? null;
+      panels = [...next];
+      $("panels").replaceChildren(...panels.map(panel => panel.element));
+      await refresh();
     }
-    for (const panel of next) panel.selected = panels.find(other => other.side === panel.side)?.selected ?? null;
-    panels = next;
-    $("panels").replaceChildren(...panels.map(panel => panel.element));
-    await refresh();
     say("");
     for (const {side} of panels.filter(panel => !panel.side.model.no_tokens)) {
       if (side.tokens === null) await side.openTokens();

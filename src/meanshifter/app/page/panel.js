@@ -80,7 +80,7 @@ export class Panel {
     else if (model.no_steps) said.push(model.no_steps);
     if ((view === "similarity" || view === "weights") && this.patch === null) said.push("Click a patch of the image.");
     if (limited) said.push("Too many patches to keep the logits of all steps: only the trained number is shown.");
-    if (stride > 1) said.push(`Every ${stride}th pixel of each axis is shown.`);
+    if (stride > 1) said.push(`One pixel of ${stride} × ${stride} is shown, and counted below.`);
     if (model.no_truth && (view === "truth" || view === "errors")) said.push(`No ground truth: ${model.no_truth}`);
     this.find(".note").textContent = said.join(" ");
   }

@@ -38,9 +38,9 @@ export class Side {
     this.point = {};
   }
 
-  // Resolves once there are label maps; `progress` is called with the share that is done.
-  async open(progress) {
-    const answer = await ask("read", this.query, {method: "POST"});
+  // Resolves once there are label maps; `progress` is called with the share that is done. To abort `signal` stops it.
+  async open(progress, signal) {
+    const answer = await ask("read", this.query, {method: "POST", signal});
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
