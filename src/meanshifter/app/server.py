@@ -10,6 +10,7 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import closing
 from importlib import resources
 from typing import Any, Final
 
@@ -77,16 +78,11 @@ def explore(
     Raises:
         InputError: as `Explorer`, or an address that cannot be bound.
     """
-    bound = bind(host, port)
-    explorer = Explorer(models, images, steps=steps)
-    try:
+    with bind(host, port) as bound, closing(Explorer(models, images, steps=steps)) as explorer:
         say(f"explorer: {address(bound)}  (Ctrl-C stops it)")
         if not is_loopback(host):
             say(f"--host {host}: whoever reaches this port sees the images and can use the models")
         server(explorer, host).run(sockets=[bound])
-    finally:
-        explorer.close()
-        bound.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
