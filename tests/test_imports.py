@@ -11,7 +11,7 @@ import meanshifter
 ROOT = Path(meanshifter.__file__).parent
 ORDER = (
     *("errors", "utils", "data", "ops", "model", "inference"),
-    *("export", "checkpoints", "evaluation", "training", "jobs", "analysis", "cli"),
+    *("export", "checkpoints", "evaluation", "training", "jobs", "analysis", "app", "cli"),
 )
 """Rooms from the bottom up; each imports itself and those before it."""
 SEAMS = {

@@ -235,13 +235,15 @@ def classical_mean_shift(tokens: Float[Tensor, "N D"], quantile: float) -> Refer
     return Reference(quantile, bandwidth, by_size(torch.as_tensor(clusters, dtype=torch.int64)).numpy())
 
 
-def principal_plane(states: Float[Tensor, "steps N D"]) -> tuple[Float[Tensor, "steps N 2"], tuple[float, float]]:
-    """Project all states onto their first two principal components; also returns the shares of variance of these.
+def principal_plane(
+    states: Float[Tensor, "steps N D"], fitted: slice = slice(None)
+) -> tuple[Float[Tensor, "steps N 2"], tuple[float, float]]:
+    """Project all states onto the first two principal components of the states `fitted`, by default of all.
 
-    The sign of each axis makes its largest entry positive.
+    Also returns the shares of their variance. The sign of each axis makes its largest entry positive.
     """
-    centered = states - states.mean((0, 1))
-    flat = centered.flatten(0, 1)
+    centered = states - states[fitted].mean((0, 1))
+    flat = centered[fitted].flatten(0, 1)
     variances, axes = torch.linalg.eigh(flat.T @ flat)  # ascending
     axes = axes[:, [-1, -2]]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "evaluate a model on a data set",
     "calibrate": "make the probabilities of a model match how often it is right, by temperature scaling",
     "predict": "write the label maps of images",
+    "explore": "serve a local page that shows label maps, mean shift steps and patches of images",
     "compare": "show where models differ on the images of a data set",
     "report": "write a page about a run: curves, scores, confusions, pictures",
     "export": "write a model for other runtimes: ONNX, OpenVINO, torch.export",

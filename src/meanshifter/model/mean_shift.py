@@ -169,11 +169,16 @@ class MeanShift(nn.Module):
         tokens: Float[Tensor, "B N D"],
         grid: Grid | None = None,
         start: Float[Tensor, "B N D"] | None = None,
-    ) -> Float[Tensor, "B N N"]:
-        """Return S of one step from `tokens`, for analysis; rows sum to 1, and S is not symmetric."""
+        rows: slice = slice(None),
+    ) -> Float[Tensor, "B R N"]:
+        """Return S of one step from `tokens`, or some of its rows, for analysis.
+
+        Rows sum to 1, and S is not symmetric. `start` are the tokens before the first step, which fixed reference
+        points are.
+        """
         data = tokens if start is None or self.config.blurring else start
         q, k = self._queries_and_keys(tokens, data, grid)
-        return (q @ k.mT * self.scale).softmax(-1)
+        return (q[:, rows] @ k.mT * self.scale).softmax(-1)
 
     def trajectory(
         self, tokens: Float[Tensor, "B N D"], layers: int | None = None, grid: Grid | None = None
