@@ -162,7 +162,8 @@ def pixels() -> Iterable[str]:
         for column, weight in enumerate(numbers):
             center_x, center_y = left + side * (column + 0.5), top + side * (row + 0.5)
             yield (
-                f'<path class="path {colors[row][column]}" d="M{center_x:.0f} {center_y:.0f} {cell[0]:.0f} {cell[1]:.0f}" '
+                f'<path class="path {colors[row][column]}" '
+                f'd="M{center_x:.0f} {center_y:.0f} {cell[0]:.0f} {cell[1]:.0f}" '
                 f'style="stroke-width:{0.8 + 16 * weight:.1f}"/>'
             )
             yield f'<circle class="{colors[row][column]}" cx="{center_x:.0f}" cy="{center_y:.0f}" r="3.5"/>'

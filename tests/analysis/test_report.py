@@ -29,7 +29,7 @@ from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Dataset, Sample, Subset
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.evaluation.result import mean_iou
+from meanshifter.evaluation.metrics import mean_iou
 from meanshifter.training.parsing import parse_recipe
 
 RECIPE = """

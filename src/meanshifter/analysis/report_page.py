@@ -28,7 +28,7 @@ from meanshifter.analysis.report_scores import (
 from meanshifter.analysis.run_record import SCORES, RunRecord
 from meanshifter.data.labels import Color, Labels, LabelSpace
 from meanshifter.errors import InputError, printable
-from meanshifter.evaluation.result import Confusion
+from meanshifter.evaluation.metrics import Confusion
 from meanshifter.training.display import spell
 
 SAMPLES: Final = 8

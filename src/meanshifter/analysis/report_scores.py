@@ -23,9 +23,11 @@ from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import read_mask
 from meanshifter.errors import InputError
-from meanshifter.evaluation.diagnostics import RADII, boundary_figures, near_boundaries
+from meanshifter.evaluation.details import RADII
+from meanshifter.evaluation.diagnostics import boundary_figures, near_boundaries
 from meanshifter.evaluation.evaluate import check_classes, count_images, image_maps, protocol_of
-from meanshifter.evaluation.result import Confusion, Protocol, Result, confusion_matrix
+from meanshifter.evaluation.metrics import Confusion, confusion_matrix
+from meanshifter.evaluation.result import Protocol, Result
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.segmentation import read_ahead
 from meanshifter.utils.progress import ProgressBar
