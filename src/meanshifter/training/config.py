@@ -75,6 +75,11 @@ class TrainConfig:
     """Random seed."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
+    log_images: int = 4
+    """Validation images that each evaluation logs with their labels and prediction; 0: none."""
+    loggers: list[Literal["wandb", "mlflow"]] = field(default_factory=list)
+    """Where metrics and images also go, beside metrics.jsonl and TensorBoard: [wandb], [mlflow] or both. Each needs the
+    extra of its name and is configured by its own environment variables."""
     save_every: int = 1_000
     """Steps between writes of checkpoints/last, which evaluations write too."""
 
@@ -188,7 +193,7 @@ _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "save_every", "devices", "num_nodes"), _COUNT),
     **dict.fromkeys(("evaluation.window_stride", "evaluation.window", "evaluation.short_side"), _COUNT),
     **dict.fromkeys(("evaluation.long_side", "evaluation.limit", "evaluation.patience"), _COUNT),
-    **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval"), _FROM_ZERO),
+    **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval", "log_images"), _FROM_ZERO),
     "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
     "data.train_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
     "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),

@@ -10,19 +10,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, NoReturn, Self
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from meanshifter.errors import InputError, RunError
 from meanshifter.evaluation.evaluate import count_images
 from meanshifter.evaluation.result import Result
 from meanshifter.model.segmenter import Segmenter
 from meanshifter.training.config import TrainConfig
+from meanshifter.training.loggers import Loggers, Pixels
 from meanshifter.training.setup import Setup
 from meanshifter.training.state import RunFolder, TrainState
 from meanshifter.utils.distributed import Processes
@@ -67,22 +67,23 @@ CLASSES: Final = "per_class.md"
 
 
 class Log:
-    """Writes metrics to metrics.jsonl and TensorBoard, in the main process only."""
+    """Writes metrics to metrics.jsonl and the loggers, in the main process only."""
 
-    def __init__(self, run: RunFolder, state: TrainState, processes: Processes) -> None:
+    def __init__(
+        self, run: RunFolder, state: TrainState, processes: Processes, config: TrainConfig | None = None
+    ) -> None:
+        """`config`: its loggers are used too; None: TensorBoard only."""
         self.run, self.state, self.processes, self.meter = run, state, processes, Meter()
-        self.board: SummaryWriter | None = None
-        if processes.is_main:
-            step = state.progress.step
-            self.board = SummaryWriter(str(run.path), purge_step=step + 1 if step else None)
+        names, settings = ([], {}) if config is None else (config.loggers, config.to_dict())
+        step, is_main = state.progress.step, processes.is_main
+        self.loggers = processes.run_all(lambda: Loggers(run.path, step, names, settings) if is_main else None)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.board is not None:
-            with suppress(OSError):  # a full disk has already been reported
-                self.board.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.loggers is not None:
+            self.loggers.close(complete=kind is None)
 
     def add(self, loss: Tensor, images: int) -> None:
         """Count one step: this process's part of its loss, and the crops of all processes."""
@@ -106,27 +107,30 @@ class Log:
 
     def record(self, **values: float | Mapping[str, float]) -> None:
         """Write metrics of the current step; values that are not finite become null, since JSON has no NaN."""
-        if self.board is None:
+        if self.loggers is None:
             return
-        line: dict[str, Any] = {"step": self.state.progress.step}
+        step = self.state.progress.step
+        line: dict[str, Any] = {"step": step}
+        flat: dict[str, float] = {}
         for name, value in values.items():
             if isinstance(value, Mapping):
-                line[name] = {key: self._finite(f"{name}/{key}", part) for key, part in value.items()}
+                line[name] = {key: _finite(part) for key, part in value.items()}
+                flat |= {f"{name}/{key}": part for key, part in value.items()}
             else:
-                line[name] = self._finite(name, value)
+                line[name] = _finite(value)
+                flat[name] = value
+        self.loggers.scalars({name: value for name, value in flat.items() if math.isfinite(value)}, step)
         self.run.log(line)
 
-    def _finite(self, name: str, value: float) -> float | None:
-        """Write a finite value to TensorBoard; None for any other."""
-        if not math.isfinite(value):
-            return None
-        if self.board is not None:
-            self.board.add_scalar(name, value, self.state.progress.step)
-        return value
+    def show(self, pictures: Mapping[str, Pixels]) -> None:
+        """Log pictures (H, W, 3) by name."""
+        if self.loggers is not None:
+            for name, pixels in pictures.items():
+                self.loggers.image(name, pixels, self.state.progress.step)
 
     def write_classes(self, result: Result) -> None:
         """Replace the per-class scores in the run folder; a RunError if they cannot be written."""
-        if self.board is None:
+        if self.loggers is None:
             return
         text = f"Step {self.state.progress.step}\n\n{result.table()}\n"
         try:
@@ -134,6 +138,10 @@ class Log:
         except InputError as error:
             reason = str(error).split(";")[0]
             raise RunError(f"{reason}; training stopped: free some space, then resume with --resume") from error
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class Pace:

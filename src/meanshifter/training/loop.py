@@ -39,6 +39,7 @@ from meanshifter.training.budget import plan, read_plan
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch
 from meanshifter.training.display import Display, Interrupt, Log, Pace, Stopped, advice, summary
+from meanshifter.training.loggers import Pixels, side_by_side
 from meanshifter.training.optimizer import set_learning_rate, step_seed
 from meanshifter.training.parsing import config_of
 from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve, with_module
@@ -124,7 +125,7 @@ def fit(config: TrainConfig, setup: Setup, display: Display, notes: Sequence[str
     """Train the remaining steps, with evaluations and checkpoints; returns the final scores."""
     run, learner, feed, val_set, _ = setup
     state, processes, result = learner.state, learner.processes, None
-    with Log(run, state, processes) as log, Interrupt(is_main=processes.is_main) as interrupt, display:
+    with Log(run, state, processes, config) as log, Interrupt(is_main=processes.is_main) as interrupt, display:
         for line in (*summary(config, setup), *notes):
             display.say(one_line(line))
         _fill_tokens(setup, log, interrupt, display)
@@ -287,13 +288,15 @@ def evaluate_step(config: TrainConfig, setup: Setup, log: Log, interrupt: Interr
     run.save_last(state, processes)
     began = time.perf_counter()
     hint = f"stopped after step {progress.step} of {config.steps}, before its evaluation; {RESUME_HINT}"
+    pictures: dict[str, Pixels] = {}
     with interrupt.immediately(hint):
-        result, boundary = score(config, state.evaluated, val_set, processes)
+        result, boundary = score(config, state.evaluated, val_set, processes, pictures=pictures)
         figures = step_figures(config, state.evaluated, val_set) if processes.is_main else {}
     seconds = time.perf_counter() - began
     display.say(f"step {progress.step}: mIoU {result.mIoU:.2f}, mAcc {result.mAcc:.2f}, aAcc {result.aAcc:.2f}")
     scores = {name: getattr(result, name) for name in ("mIoU", "mAcc", "aAcc")}
     log.record(**scores, **boundary, IoU={name: score.IoU for name, score in result.per_class.items()}, **figures)
+    log.show(pictures)
     log.write_classes(result)
     better = result.mIoU > progress.best  # False for NaN
     progress.since_best = processes.broadcast(lambda: 0 if better else progress.since_best + 1)
@@ -306,11 +309,17 @@ def evaluate_step(config: TrainConfig, setup: Setup, log: Log, interrupt: Interr
 
 
 def score(
-    config: TrainConfig, model: Segmenter, val_set: Dataset, processes: Processes, limit: int | None = None
+    config: TrainConfig,
+    model: Segmenter,
+    val_set: Dataset,
+    processes: Processes,
+    limit: int | None = None,
+    pictures: dict[str, Pixels] | None = None,
 ) -> tuple[Result, dict[str, float]]:
     """Scores on the first `limit` validation images (None: the configured limit), preprocessed as configured.
 
-    Also returns boundary_3 and boundary_9: mIoU in percent of the pixels within 3 and 9 of another class.
+    Also returns boundary_3 and boundary_9: mIoU in percent of the pixels within 3 and 9 of another class. The first
+    `log_images` images of this process are drawn into `pictures`.
     """
     limit = config.evaluation.limit if limit is None else limit
     predictor, space = _predictor(config, model), val_set.label_space
@@ -318,6 +327,8 @@ def score(
     layers, K, ignore = predictor.mean_shift_layers, space.num_classes, space.ignore
 
     def count(sample: Sample, maps: list[Labels]) -> Confusion:
+        if pictures is not None and len(pictures) < config.log_images:
+            pictures[f"val/{sample.name}"] = side_by_side(sample, maps[0], space)
         near = near_boundaries(sample.labels, maps, K, ignore)[0]
         return np.concatenate([confusion_matrix(sample.labels, maps[0], K, ignore=ignore)[None], near])
 

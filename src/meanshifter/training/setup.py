@@ -31,6 +31,7 @@ from meanshifter.training.adapters import check_package, choose_trained, enable_
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import Batch, Share, batches, class_weights, gpu_cached_batches
 from meanshifter.training.data_record import DataRecord
+from meanshifter.training.loggers import check_loggers
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
 from meanshifter.training.sections import DataConfig, ModelRecipe
 from meanshifter.training.state import Progress, RunFolder, TrainState
@@ -104,6 +105,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with machine-dependent fields filled in."""
     config.check()
     check_package(config)
+    check_loggers(config.loggers)
     check_optimizer(config.optimizer)
     devices, num_nodes = process_counts(config.devices, config.num_nodes)
     config = replace(config, devices=devices, num_nodes=num_nodes)

@@ -42,7 +42,17 @@ from meanshifter.utils.files import Lock, dump_json, write_text
 STATE = "training.safetensors"
 FREE = (
     *("out", "format_version", "data.root", "data.workers", "data.cache", "accelerator", "evaluation"),
-    *("log_every", "save_every", "devices", "num_nodes", "batch_size", "accumulate", "gradient_checkpointing"),
+    *(
+        "log_every",
+        "log_images",
+        "loggers",
+        "save_every",
+        "devices",
+        "num_nodes",
+        "batch_size",
+        "accumulate",
+        "gradient_checkpointing",
+    ),
 )
 """Fields that may differ when a run is resumed: they do not change its weights, as long as a step has as many crops."""
 
