@@ -160,13 +160,12 @@ def pixels() -> Iterable[str]:
     cell = (left + side + side * 7 / 8, top + side + side * 5 / 8)
     for row, numbers in enumerate(weights):
         for column, weight in enumerate(numbers):
-            center_x, center_y = left + side * (column + 0.5), top + side * (row + 0.5)
+            mid_x, mid_y = left + side * (column + 0.5), top + side * (row + 0.5)
             yield (
-                f'<path class="path {colors[row][column]}" '
-                f'd="M{center_x:.0f} {center_y:.0f} {cell[0]:.0f} {cell[1]:.0f}" '
+                f'<path class="path {colors[row][column]}" d="M{mid_x:.0f} {mid_y:.0f} {cell[0]:.0f} {cell[1]:.0f}" '
                 f'style="stroke-width:{0.8 + 16 * weight:.1f}"/>'
             )
-            yield f'<circle class="{colors[row][column]}" cx="{center_x:.0f}" cy="{center_y:.0f}" r="3.5"/>'
+            yield f'<circle class="{colors[row][column]}" cx="{mid_x:.0f}" cy="{mid_y:.0f}" r="3.5"/>'
     yield f'<rect class="b" x="{cell[0] - 9:.0f}" y="{cell[1] - 9:.0f}" width="18" height="18"/>'
     yield '<path class="line" stroke-dasharray="5 4" d="M200 40C175 95 172 130 166 150C158 185 130 215 122 256"/>'
     yield text(148, 278, "3×3 patches of 16×16 pixels", "faint")

@@ -211,6 +211,8 @@ def options(module: str) -> set[str]:
     return found
 
 
+LOADS = re.compile(r"load_model|parts_of")
+"""Calls whose texts are names of models."""
 OWN_TEST = ("loops.md", "own-folder.md")  # tests/test_examples.py, tests/test_tutorials.py
 
 
@@ -229,7 +231,7 @@ def test_python_runs(place: str, text: str, workshop: Workshop, monkeypatch: pyt
                 workshop.images(name)
             elif name == "DIR":
                 workshop.data(name)
-            elif "load_model" in ast.dump(statement) and name not in PUBLISHED:
+            elif LOADS.search(ast.dump(statement)) and name not in PUBLISHED:
                 workshop.model(name)
         check_names(statement)
         if not written & set(PUBLISHED):  # which would be fetched
