@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,16 @@ def test_an_image_that_cannot_be_read_is_named(models: dict[str, ms.Segmenter], 
         status, body = client.ask("/api/picture?image=0")
         assert status == 400
         assert "broken.png" in json.loads(body)["error"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are characters, not bytes")
+def test_a_name_that_is_no_text_is_shown_escaped(models: dict[str, ms.Segmenter], tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"a\xff\n.png")).write_bytes(png(8, 8))
+    with served(Explorer(models, tmp_path)) as client:
+        (image,) = client.json("/api/state")["images"]
+        assert "\n" not in image["name"]
+        assert image["name"].isascii()
+        assert image_of(client, "/api/picture?image=0").shape == (8, 8, 3)
 
 
 def test_a_model_of_other_classes_has_no_ground_truth(tiny_model: ModelFactory, folder: Path) -> None:

@@ -85,6 +85,11 @@ def test_weights_are_row_stochastic_and_not_symmetric() -> None:
     assert (weights - weights.mT).abs().max() > 1e-3
 
 
+def test_some_rows_of_the_weights_are_those_of_all() -> None:
+    module, z = block(16, 8, 0, torch.float64), torch.randn(2, 20, 16, dtype=torch.float64)
+    torch.testing.assert_close(module.weights(z, rows=slice(5, 8)), module.weights(z)[:, 5:8])
+
+
 @pytest.mark.parametrize("channels", [7, 16, 100])
 def test_training_stores_no_matrix_over_pairs_of_tokens(channels: int, largest: Any) -> None:
     module = block(16, channels, 0, torch.float32)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meanshifter.errors import InputError
-from meanshifter.evaluation.diagnostics import ROWS, by_size, count_modes, modes_of, spread
+from meanshifter.evaluation.diagnostics import ROWS, _near, by_size, count_modes, modes_of, spread
 
 
 def joined(tokens: torch.Tensor, radius: float) -> list[set[int]]:
@@ -76,3 +76,15 @@ def test_the_spread_is_the_root_mean_square_distance_from_the_mean() -> None:
 def test_a_wrong_radius_is_refused(radius: float) -> None:
     with pytest.raises(InputError, match=f"radius: {radius}"):
         modes_of(torch.zeros(2, 2), radius)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1000, 1), (1, 1e-9), (3, 0)])
+def test_links_are_those_of_the_differences(dtype: torch.dtype, offset: float, scale: float) -> None:
+    """Although most are found by products, also if tokens almost coincide, far from zero, or on the radius."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = (offset + scale * torch.randn(ROWS + 44, 8, generator=generator, dtype=torch.float64)).to(dtype)
+    tokens[-30:] = tokens[:30] + 0.01 * scale
+    distances = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
+    for radius in (0.0, 0.1 * spread(tokens), distances[3, 7].item(), 2 * spread(tokens)):
+        assert (torch.from_numpy(_near(tokens, radius)) == (distances <= radius)).all()

@@ -18,7 +18,7 @@ from meanshifter.app.label_maps import LabelMaps, every, shown_size, shown_strid
 from meanshifter.app.tokens import Tokens, region_of, why_no_steps, why_no_tokens
 from meanshifter.data.labels import Labels
 from meanshifter.data.rows import LargeFile, large_file
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, printable
 from meanshifter.evaluation.evaluate import check_classes
 from meanshifter.inference.predictor import Model, Predictor
 from meanshifter.inference.preprocess import as_pixels
@@ -52,7 +52,8 @@ class Explorer:
         steps: int | None = None,
     ) -> None:
         self.predictors = {
-            name: model if isinstance(model, Predictor) else Predictor(model) for name, model in _named(models).items()
+            printable(name): model if isinstance(model, Predictor) else Predictor(model)
+            for name, model in _named(models).items()
         }
         self.steps = None if steps is None else check_layers(steps, "steps")
         self.gallery = Gallery(images)
@@ -78,7 +79,7 @@ class Explorer:
 
     def describe_image(self, key: str, entry: Entry) -> dict[str, Any]:
         """An image, for the page."""
-        return {"id": key, "name": entry.name, "truth": self.gallery.has_labels(entry)}
+        return {"id": key, "name": printable(entry.name), "truth": self.gallery.has_labels(entry)}
 
     def _describe_model(self, name: str) -> dict[str, Any]:
         model = self.predictors[name].model
