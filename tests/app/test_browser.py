@@ -103,7 +103,7 @@ class Page:
 
     def logged(self) -> list[Any]:
         """Errors on the console."""
-        return [entry["message"] for entry in self.browser.get_log("browser")]  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in self.browser.get_log("browser")]
 
     def overflow(self, width: int) -> int:
         """Pixels by which the page is too wide for a screen."""

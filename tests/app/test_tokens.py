@@ -11,6 +11,7 @@ from meanshifter.analysis.modes import find_modes
 from meanshifter.app import tokens as module
 from meanshifter.app.tokens import Tokens, region_of, why_no_steps, why_no_tokens
 from meanshifter.evaluation.diagnostics import in_double
+from meanshifter.inference.preprocess import resize
 from meanshifter.model.segmenter import Segmenter
 from tests.conftest import ModelFactory
 
@@ -25,7 +26,7 @@ def of(model: Segmenter, layers: int = 3, point: tuple[float, float] | None = No
 def states_of(model: Segmenter, layers: int) -> torch.Tensor:
     predictor = ms.Predictor(model, short_side=48, long_side=96)
     resized = predictor.preprocess.size(60, 93)
-    tokens, grid = model.encode(model.normalize(module.resize(IMAGE, resized)))
+    tokens, grid = model.encode(model.normalize(resize(IMAGE, resized)))
     assert model.mean_shift is not None
     with torch.no_grad():
         return in_double(model.mean_shift).trajectory(tokens.double(), layers, grid)[:, 0]
