@@ -87,7 +87,7 @@ def models(tiny_model: ModelFactory) -> dict[str, ms.Segmenter]:
     return {"shifter": tiny_model(layers=2), "plain": tiny_model("segmenter-ti16")}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def explorer(folder: Path, models: dict[str, ms.Segmenter]) -> Explorer:
     """Both models on the folder."""
     space = models["shifter"].label_space
@@ -95,7 +95,7 @@ def explorer(folder: Path, models: dict[str, ms.Segmenter]) -> Explorer:
     return Explorer(predictors, ms.datasets.Folder(folder, "all", label_space=space), steps=3)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(explorer: Explorer) -> Iterator[Client]:
     """Requests to the server of the explorer."""
     with served(explorer) as found:

@@ -184,7 +184,7 @@ def test_requests_of_the_page_itself_are_answered(client: Client) -> None:
 
 
 def test_a_server_for_other_machines_answers_to_addresses_but_not_to_foreign_names(explorer: Explorer) -> None:
-    assert allowed_names("127.0.0.1") == frozenset({"localhost", "127.0.0.1", "::1"})
+    assert allowed_names("127.0.0.1") == frozenset(("localhost", "127.0.0.1", "::1"))
     assert allowed_names("0.0.0.0") is None
     middleware = create_app(explorer, None).user_middleware[0]
     checks = middleware.cls(lambda *_: None, **middleware.kwargs)  # type: ignore[call-arg, arg-type]
