@@ -211,6 +211,7 @@ class Workshop:
             self.data(dataset)
         named = [given.get("image"), *([] if by_name else given.get("inputs") or [])]
         named += [*(given.get("images") or []), given.get("calibrate")] if command == "export" else []
+        named += given.get("unlabeled") or []
         for place in filter(None, named):
             self.images(str(place))
         if given.get("predictions") is not None:

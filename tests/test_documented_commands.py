@@ -225,7 +225,7 @@ def test_python_runs(place: str, text: str, workshop: Workshop) -> None:
         for name in sorted(name for name in written if isinstance(name, str)):
             if name.endswith((".jpg", ".png")) and "save" not in ast.dump(statement):
                 workshop.images(name)
-            elif "load_model" in ast.dump(statement) and name not in PUBLISHED:
+            elif re.search(r"load_model|parts_of", ast.dump(statement)) and name not in PUBLISHED:
                 workshop.model(name)
         check_names(statement)
         if not written & set(PUBLISHED):  # which would be fetched

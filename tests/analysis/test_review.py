@@ -162,7 +162,7 @@ def test_wrong_arguments_are_named(
 
 
 def test_a_run_is_reviewed_on_what_it_was_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fields: dict[str, Any] = {"model": {"encoder_args": {**SMALL, "depth": 1}}, "steps": 1, "batch_size": 1, "evaluation.interval": 0}
+    fields: dict[str, Any] = {"model": {"encoder_args": SMALL}, "steps": 1, "batch_size": 1, "evaluation.interval": 0}
     run = ms.train(None, recipe="shapes", out=str(tmp_path / "run"), quiet=True, **fields)
     (part,) = parts_of(tmp_path / "run")
     assert part.dataset.split == "val"
