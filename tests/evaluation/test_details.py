@@ -151,14 +151,14 @@ def test_a_pole_is_thin_and_a_wall_is_thick() -> None:
 
 
 confidences = hnp.arrays(
-    np.float32, (6, 7), elements=st.floats(0, 1, width=32) | st.sampled_from([0.0, 1.0, 0.2, 0.4, 1 / 3])
+    np.float32, (6, 7), elements=st.floats(0, 1, width=32) | st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 )
 
 
 @settings(max_examples=40)
 @given(
     st.lists(st.tuples(confidences, *[hnp.arrays(np.uint8, (6, 7), elements=st.sampled_from([0, 1, IGNORE]))] * 2)),
-    st.sampled_from([1, 5, 15]),
+    st.sampled_from([1, 4, 15]),
 )
 def test_the_calibration_error_is_its_definition(images: list[tuple[Any, Map, Map]], bins: int) -> None:
     counts = sum((reliability_counts(*image, IGNORE, bins) for image in images), np.zeros((3, bins), np.int64))
