@@ -49,7 +49,7 @@ def test_the_plane_holds_the_principal_components_of_the_first_tokens(tiny_model
     expected = (states - middle) @ axes[:2].T
     signs = np.sign((expected * tokens.plane).sum((0, 1)))
     assert np.allclose(tokens.plane, expected * signs, atol=1e-4 * sizes[0])
-    assert tokens.explained == pytest.approx(tuple(sizes[:2] ** 2 / (sizes**2).sum()))
+    assert tokens.explained == pytest.approx(list(sizes[:2] ** 2 / (sizes**2).sum()))
 
 
 @pytest.mark.parametrize("options", [{}, {"blurring": False}, {"kernel": "gaussian", "spatial_sigma": 2.0}], ids=str)
@@ -102,3 +102,12 @@ def test_an_image_with_many_patches_is_seen_through_a_window(
             assert top <= point[0] <= bottom
             assert left <= point[1] <= right
             assert tokens.count == (side // 8) ** 2
+
+
+def test_equal_tokens_are_one_mode_and_explain_nothing(tiny_model: ModelFactory) -> None:
+    model = tiny_model("segmenter-ti16").eval()
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.zero_()
+    tokens = of(model)
+    assert (tokens.explained, int(tokens.modes(0).max())) == ([0, 0], 0)

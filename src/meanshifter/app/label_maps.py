@@ -145,7 +145,7 @@ class LabelMaps:
 
 def _picked(view: View, rows: torch.Tensor, cols: slice) -> View:
     """Only some pixels of a view."""
-    return View(view.z, view.rows[rows.to(view.rows.device)].contiguous(), view.cols[cols].contiguous())
+    return view._replace(rows=view.rows[rows.to(view.rows.device)].contiguous(), cols=view.cols[cols].contiguous())
 
 
 def _probability(views: list[View]) -> Pixels:

@@ -129,7 +129,9 @@ class Tokens:
                 raise InputError(
                     "model: its patch encodings are not finite; the training diverged, use another checkpoint"
                 )
-            plane, self.explained = principal_plane(self._patches(), slice(0, 1))
+            plane, explained = principal_plane(self._patches(), slice(0, 1))
+        self.explained = [share if math.isfinite(share) else 0.0 for share in explained]
+        """Shares of the variance before the first step along the two components; 0 if all tokens are equal."""
         self.plane: npt.NDArray[np.float32] = plane.float().cpu().numpy()
         """(L+1, N, 2) in the plane of the first two principal components of the tokens before the first step."""
         self._modes: dict[int, npt.NDArray[np.uint16]] = {}
