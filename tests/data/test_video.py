@@ -29,7 +29,8 @@ def seconds(clip: Clip, frames: list[Frame]) -> list[float]:
 
 def test_frames_come_in_order_with_their_pixels(tmp_path: Path) -> None:
     clip, frames = read(write_clip(tmp_path / "a.mp4"))
-    assert (clip.size, clip.count, clip.rate, clip.losses) == ((48, 64), 6, 10, [])
+    assert (clip.size, clip.count, clip.rate) == ((48, 64), 6, Fraction(10))
+    assert not clip.losses
     assert [frame.name for frame in frames] == [f"00000{number}" for number in range(6)]
     for number, frame in enumerate(frames):
         # chroma has half the resolution, so colors mix at borders

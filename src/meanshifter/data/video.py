@@ -348,10 +348,11 @@ def _upright(picture: VideoFrame, name: str) -> Callable[[Any], Any]:
     Raises:
         InputError: a rotation that is not by right angles.
     """
-    matrix = next((data for data in picture.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    every: Any = picture.side_data  # typed as a mapping from names, but it is one of entries
+    matrix = next((bytes(data) for data in every if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return lambda pixels: pixels
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
     unit = max(abs(a), abs(b), abs(c), abs(d)) or 1.0
     signs = [round(value / unit) for value in (a, b, c, d)]
     straight = all(abs(value / unit - sign) < 0.02 for value, sign in zip((a, b, c, d), signs, strict=True))

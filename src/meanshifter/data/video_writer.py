@@ -15,7 +15,7 @@ from meanshifter.errors import InputError, summarize_error
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
-ENCODERS: Final = (
+ENCODERS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
     ("libx264", {"preset": "veryfast", "crf": "18", "bf": "0"}),
     ("libopenh264", {}),
     ("mpeg4", {"q": "3"}),

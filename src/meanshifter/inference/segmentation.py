@@ -88,11 +88,7 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha: {alpha}; it must be between 0 (image only) and 1 (colors only)")
-        known = self.labels < self.label_space.num_classes
-        palette = np.asarray(self.label_space.palette, dtype=np.float32)
-        blended = self.image.astype(np.float32)
-        blended[known] = (1 - alpha) * blended[known] + alpha * palette[self.labels[known]]
-        picture = Image.fromarray(np.round(blended).astype(np.uint8))
+        picture = Image.fromarray(_blend(self.image, self.labels, self.label_space, alpha))
         return _with_legend(picture, self.class_areas(), self.label_space) if legend else picture
 
     def map_image(self, name: str) -> Image.Image:
@@ -113,6 +109,20 @@ class Segmentation:
         counts = np.bincount(self.labels.ravel(), minlength=K)[:K]
         order = np.argsort(-counts, kind="stable")
         return {names[k]: float(counts[k] / self.labels.size) for k in order if counts[k]}
+
+
+def _blend(
+    image: npt.NDArray[np.uint8], labels: Labels, label_space: LabelSpace, alpha: float
+) -> npt.NDArray[np.uint8]:
+    """Blend pixels with class colors, by a table (K + 1, 3, 256) of all results; its last row is for ignored pixels."""
+    K, values = label_space.num_classes, np.arange(256, dtype=np.float32)
+    table = np.tile(values, (K + 1, 3, 1))
+    table[:K] = (1 - alpha) * values + alpha * np.asarray(label_space.palette, dtype=np.float32)[:, :, None]
+    results = np.round(table).astype(np.uint8)
+    rows, out = np.minimum(labels, K).astype(np.intp) * 256, np.empty_like(image)
+    for channel in range(3):
+        out[..., channel] = results[:, channel].ravel().take(rows + image[..., channel])
+    return out
 
 
 def _with_legend(picture: Image.Image, areas: dict[str, float], label_space: LabelSpace) -> Image.Image:
