@@ -220,6 +220,17 @@ def test_the_writer_keeps_times_durations_and_the_shape_of_pixels(tmp_path: Path
         np.testing.assert_allclose(frame.pixels.astype(int), np.broadcast_to(color, (46, 62, 3)), atol=2)
 
 
+def test_the_writer_keeps_the_duration_of_every_frame(tmp_path: Path) -> None:
+    gaps = [40 + 30 * (number % 5) for number in range(30)]
+    times = [sum(gaps[:number]) for number in range(30)]
+    writer = VideoWriter(tmp_path / "a.mp4", (48, 64), time_base=Fraction(1, 1000), rate=Fraction(10))
+    for number, time in enumerate(times):
+        writer.write(np.roll(picture(number), number, axis=1), time, gaps[number])
+    writer.close()
+    clip, frames = read(tmp_path / "a.mp4")
+    assert [frame.duration * clip.time_base * 1000 for frame in frames] == gaps
+
+
 def test_a_camera_starts_at_zero_and_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     av = pytest.importorskip("av")
     if "lavfi" not in av.formats_available:

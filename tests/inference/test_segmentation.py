@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_class_areas_are_fractions_largest_first() -> None:
     assert scene().class_areas() == {"tree": 0.5, "sky": 0.375}
     assert list(scene().class_areas()) == ["tree", "sky"]
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(11, np.uint8), (300, np.uint16)])
+def test_overlay_rounds_the_mean_of_image_and_color(classes: int, dtype: type[np.unsignedinteger[Any]]) -> None:
+    space, rng = LabelSpace.unnamed(classes), np.random.default_rng(0)
+    labels = rng.integers(0, classes, (40, 50)).astype(dtype)
+    labels[:5] = space.ignore
+    image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    colors = np.asarray(space.palette, np.float32)[np.where(labels < classes, labels, 0)]
+    for alpha in (0.0, 0.1, 0.37, 0.5, 1.0):
+        mixed = np.round((1 - alpha) * image.astype(np.float32) + alpha * colors).astype(np.uint8)
+        mixed[:5] = image[:5]
+        np.testing.assert_array_equal(np.array(Segmentation(labels, image, space).overlay(alpha)), mixed)
 
 
 def test_overlay_mixes_and_leaves_ignored_pixels() -> None:

@@ -39,8 +39,8 @@ VIDEO_SUFFIXES: Final = (
 """Extensions of videos; the content decides how a file is read."""
 _FORMATS: Final = "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,asf,ogg,mxf"
 """Containers of FFmpeg that are read: no playlists, whose entries could be other files or addresses."""
-FASTEST: Final = 1000
-"""Maximum frames per second of a folder of frames."""
+SLOWEST, FASTEST = 0.001, 1000
+"""Frames per second of a folder of frames."""
 _MICROSECOND: Final = Fraction(1, 1_000_000)
 _USUAL_RATE: Final = Fraction(25)
 _TOLERANCE: Final = 0.5
@@ -369,8 +369,8 @@ def _upright(picture: VideoFrame, name: str) -> Callable[[Any], Any]:
 def _folder_clip(folder: Path, fps: float | None, max_pixels: int) -> Clip:
     if fps is None:
         raise InputError(f"fps: missing for {folder}; a folder of frames needs its frames per second")
-    if not 0 < fps <= FASTEST:
-        raise InputError(f"fps: {fps:g}; expected frames per second above 0, up to {FASTEST}")
+    if not SLOWEST <= fps <= FASTEST:
+        raise InputError(f"fps: {fps:g}; expected frames per second from {SLOWEST} to {FASTEST}")
     files = frame_files(folder)
     rate = Fraction(fps).limit_denominator(1_000_000)
 

@@ -114,7 +114,7 @@ class Segmentation:
 def _blend(
     image: npt.NDArray[np.uint8], labels: Labels, label_space: LabelSpace, alpha: float
 ) -> npt.NDArray[np.uint8]:
-    """Blend pixels with class colors by a table (K + 1, 3, 256) of all results; its last row is of ignored pixels."""
+    """Blend pixels with class colors, by a table (K + 1, 3, 256) of all results; its last row is for ignored pixels."""
     K, values = label_space.num_classes, np.arange(256, dtype=np.float32)
     table = np.tile(values, (K + 1, 3, 1))
     table[:K] = (1 - alpha) * values + alpha * np.asarray(label_space.palette, dtype=np.float32)[:, :, None]

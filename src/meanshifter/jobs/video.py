@@ -190,9 +190,9 @@ class _Results:
         self.count += 1
 
     def close(self) -> None:
-        """Complete the files."""
-        for video in self._videos.values():
-            video.close()
+        """Complete the files; closing them twice does nothing."""
+        while self._videos:
+            self._videos.popitem()[1].close()
         with _writing(self._outputs.folder / AREAS):
             if self._areas is not None:
                 self._areas.close()

@@ -139,6 +139,7 @@ def test_earlier_results_are_replaced(predictor: ms.Predictor, clip: Path, tmp_p
     label_video(predictor, write_clip(tmp_path / "long.mp4", count=7), out, frames=True)
     label_video(predictor, clip, out, frames=True)
     assert len(read_frames(out / "labels.mp4")[0]) == len(list((out / "frames").iterdir())) == 5
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
 def test_places_that_cannot_hold_results_are_refused(predictor: ms.Predictor, clip: Path, tmp_path: Path) -> None:
