@@ -204,7 +204,7 @@ def side_by_side(sample: Sample, prediction: Labels, label_space: LabelSpace) ->
     image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2))
     parts = [image]
     for labels in (sample.labels, prediction):
-        small: Labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST), labels.dtype)
+        small: Any = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST), labels.dtype)
         parts.append(np.asarray(Segmentation(small, image, label_space).overlay(0.7)))
     return np.concatenate(parts, 1)
 
