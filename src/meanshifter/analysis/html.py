@@ -187,7 +187,7 @@ def _encoded(pictures: Mapping[str, Pixels | Photo]) -> list[dict[str, Any]]:
         else:
             Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
         kind = "jpeg" if isinstance(picture, Photo) else "png"
-        uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        uri = Markup(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}")  # nothing to escape
         height, width = pixels.shape[:2]
         found.append({"caption": caption, "uri": uri, "width": width, "height": height, "fine": width > FINE})
     return found
