@@ -49,13 +49,20 @@ exec(asked["code"])
 """
 
 
+_started: list[Running] = []
+
+
 class Running:
     """A process that was started."""
 
     def __init__(self, words: Sequence[str], server: subprocess.Popen[bytes], asked: Mapping[str, object]) -> None:
         assert server.stdin is not None
         assert server.stdout is not None
-        self._words, self._server, self._asked, self._answers = words, server, asked, server.stdout
+        self._words, self._answers = words, server.stdout
+        self.out, self.err = (Path(str(asked[name])) for name in ("out", "err"))
+        for path in (self.out, self.err):  # may be read before the process has opened them
+            path.touch()
+        self.ended = False
         server.stdin.write(json.dumps(asked).encode() + b"\n")
         server.stdin.flush()
         self.pid = int(self._answers.readline())
@@ -66,11 +73,10 @@ class Running:
         if not in_time:
             os.killpg(self.pid, signal.SIGKILL)
         status = int(self._answers.readline())
+        self.ended = True
         if not in_time:
             raise subprocess.TimeoutExpired(list(self._words), timeout)
-        out, err = (
-            Path(str(self._asked[name])).read_text("utf-8", errors="surrogateescape") for name in ("out", "err")
-        )
+        out, err = (path.read_text("utf-8", errors="surrogateescape") for path in (self.out, self.err))
         return subprocess.CompletedProcess(list(self._words), status, out, err)
 
 
@@ -79,7 +85,11 @@ def start(*words: object, cwd: Path | None = None, code: str | None = None) -> R
     given, folder = [str(word) for word in words], Path(tempfile.mkdtemp(dir=_folder()))
     place, variables = str(Path.cwd() if cwd is None else cwd), dict(os.environ)
     asked = {"words": given, "code": code, "cwd": place, "env": variables}
-    return Running(given, _server(), {**asked, "out": str(folder / "out"), "err": str(folder / "err")})
+    if _started and not _started[-1].ended:  # by a test that failed; the answers are read in order
+        os.killpg(_started[-1].pid, signal.SIGKILL)
+        _started[-1].wait()
+    _started.append(Running(given, _server(), {**asked, "out": str(folder / "out"), "err": str(folder / "err")}))
+    return _started[-1]
 
 
 def run(

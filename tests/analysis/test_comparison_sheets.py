@@ -100,13 +100,13 @@ def test_one_model_is_compared_with_itself_after_each_number_of_steps(
     reader, data = predictor("meanshifter-ti16", 1), Shapes(length=4)
     expected = evaluate(reader, data, mean_shift_layers=[0, 2])
     seen: list[int] = []
-    maps = reader.label_maps
+    segmentations = reader.segmentations
 
-    def counting(image: Any, steps: list[int | None]) -> Any:
+    def counting(image: Any, steps: list[int | None], **options: Any) -> Any:
         seen.append(len(steps))
-        return maps(image, steps)
+        return segmentations(image, steps, **options)
 
-    monkeypatch.setattr(reader, "label_maps", counting)
+    monkeypatch.setattr(reader, "segmentations", counting)
     compared = run_comparison({"MeanShifter": reader}, data, tmp_path, num_images=1, depths=(0, 2))
     assert seen[:4] == [2] * 4  # one pass over the data for all numbers of steps
     written = document(tmp_path)

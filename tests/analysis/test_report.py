@@ -180,13 +180,13 @@ def test_it_has_every_part(run: Path, finished: Parsed) -> None:
 
 def test_the_validation_images_are_read_once_and_little_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predicted = []
-    label_maps = ms.Predictor.label_maps
+    segmentations = ms.Predictor.segmentations
 
-    def counted(self: ms.Predictor, image: Any, layers: Any) -> Any:
+    def counted(self: ms.Predictor, image: Any, layers: Any, **options: Any) -> Any:
         predicted.append(image.shape)
-        return label_maps(self, image, layers)
+        return segmentations(self, image, layers, **options)
 
-    monkeypatch.setattr(ms.Predictor, "label_maps", counted)
+    monkeypatch.setattr(ms.Predictor, "segmentations", counted)
     record = RunRecord.read(run)
     scores = score_run(record, record.open_scored(), limit=5, device=None, progress=False)
     assert len(predicted) == 5
@@ -283,7 +283,7 @@ def test_a_cross_validation_scores_its_label_maps(tmp_path: Path, monkeypatch: p
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     fields: dict[str, Any] = {"steps": 2, "log_every": 1, "out": tmp_path / "cv", "quiet": True}
     done = ms.cross_validate({"folds": 2, "val_split": None}, recipe=tmp_path / "tiny.yaml", **fields)
-    monkeypatch.setattr(ms.Predictor, "label_maps", None)  # no model runs
+    monkeypatch.setattr(ms.Predictor, "segmentations", None)  # no model runs
     page = page_of(ms.report(done.path))
     assert page.facts["mIoU"] == f"{done.pooled.mIoU:.2f}"
     assert page.facts["scored images"] == f"{done.pooled.protocol.images}"

@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 def test_it_prints_its_address_serves_the_page_and_ends_at_ctrl_c(model: Path, data: Path) -> None:
     running = commands.start("explore", model, data / "images" / "val", "--port", 0)
-    out, end, found = Path(str(running._asked["out"])), time.monotonic() + 120, None
+    out, end, found = running.out, time.monotonic() + 120, None
     while found is None:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -36,8 +37,9 @@ def test_train_writes_it_and_the_command_writes_it_again(tmp_path: Path) -> None
     page = tmp_path / "run" / "report.html"
     assert "report: run/report.html" in trained.stdout
     assert trained.stdout.rstrip().splitlines()[-1].startswith("next: meanshifter predict run")
-    said = next(line for line in trained.stdout.splitlines() if line.startswith("aAcc"))
-    assert f"<dt>mIoU</dt><dd>{said.split()[-1]}</dd>" in page.read_text("utf-8"), "the last is the only evaluation"
+    said = re.search("^aAcc.*mIoU ([0-9.]+)", trained.stdout, flags=re.MULTILINE)
+    assert said is not None
+    assert f"<dt>mIoU</dt><dd>{said[1]}</dd>" in page.read_text("utf-8"), "the last is the only evaluation"
     again = run("report", "run", "--limit", 1, "--out", "one.html", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout == f"report: {tmp_path.resolve() / 'one.html'}\n"
@@ -60,7 +62,7 @@ def test_train_writes_it_and_the_command_writes_it_again(tmp_path: Path) -> None
 def test_a_report_that_fails_or_is_interrupted_is_no_failed_training(body: str, tmp_path: Path) -> None:
     running = start(*TINY, cwd=tmp_path, code=BROKEN.format(body=body))
     if "sleep" in body:
-        while "writing" not in Path(str(running._asked["out"])).read_text():
+        while "writing" not in running.out.read_text():
             time.sleep(0.05)
         os.kill(running.pid, signal.SIGINT)
     done = running.wait()
