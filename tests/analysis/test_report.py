@@ -20,9 +20,9 @@ from hypothesis.extra import numpy as arrays
 
 import meanshifter as ms
 from meanshifter.analysis import report_page, report_scores
-from meanshifter.analysis.charts import Bin
+from meanshifter.analysis.charts import Bin, reliability_diagram
 from meanshifter.analysis.html import Page
-from meanshifter.analysis.report_page import Report, add_reliability, commands
+from meanshifter.analysis.report_page import Report, commands
 from meanshifter.analysis.report_scores import centered_crop, confusion_order, miou_costs, rank_confusions, score_run
 from meanshifter.analysis.run_record import RunRecord
 from meanshifter.data.catalog.shapes import Shapes
@@ -30,6 +30,7 @@ from meanshifter.data.datasets import Dataset, Sample, Subset
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.metrics import mean_iou
+from meanshifter.model.saving import model_folder, save_temperature
 from meanshifter.training.parsing import parse_recipe
 
 RECIPE = """
@@ -133,13 +134,23 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def test_the_scores_are_those_of_evaluate_and_of_the_run(run: Path, finished: Parsed) -> None:
     config = parse_recipe(run / "config.yaml")
     predictor = ms.Predictor(run, **config.evaluation.reading)
-    result = ms.evaluate(predictor, Shapes(split="val"), limit=5)
+    result = ms.evaluate(predictor, Shapes(split="val"), limit=5, detailed=True)
     assert finished.facts["mIoU"] == f"{result.mIoU:.2f}"
     assert finished.facts["aAcc"] == f"{result.aAcc:.2f}"
     best = max((line for line in lines(run) if "mIoU" in line), key=lambda line: line["mIoU"])
     assert best["mIoU"] == pytest.approx(result.mIoU)
     for key, title in (("boundary_3", "mIoU ≤ 3 px"), ("boundary_9", "mIoU ≤ 9 px")):
         assert finished.facts[title] == f"{best[key]:.2f}"
+    details = result.details
+    assert details is not None
+    assert details.reliability is not None
+    assert finished.facts["boundary IoU"] == f"{np.nanmean(details.boundary_IoU):.2f}"
+    assert finished.facts["calibration error"] == f"{details.reliability.ECE:.2f}"
+    regions = finished.table("regions", "mIoU", "labeled regions")
+    for name, found in details.by_area.items():
+        assert regions[f"area in pixels {name}"]["labeled regions"] == f"{found.regions:,}"
+    for name, found in details.by_thickness.items():
+        assert regions[f"thickness in pixels {name}"]["labeled pixels"] == f"{found.pixels:,}"
     classes = finished.table("class", "IoU", "Acc")
     assert list(classes) == list(Shapes(split="val").label_space.names)
     for name, score in result.per_class.items():
@@ -167,12 +178,12 @@ def test_the_curves_are_those_of_the_metrics(run: Path) -> None:
 
 def test_it_has_every_part(run: Path, finished: Parsed) -> None:
     names = ["Training", "Classes", "Confusions", "Best, median and worst images", "Training samples"]
-    for name in (*names, "Speed and memory", "Protocol and commands"):
+    for name in (*names, "Calibration", "Speed and memory", "Protocol and commands"):
         assert name in finished.text
     assert "Not shown" not in finished.text
     assert "All 6 steps are done" in finished.text
     assert f"meanshifter evaluate {run} shapes --split val --limit 5" in finished.text
-    assert sum(tag == "svg" and attributes["class"] == "chart" for tag, attributes in finished.tags) == 8
+    assert sum(tag == "svg" and attributes["class"] == "chart" for tag, attributes in finished.tags) == 9
     captions = re.findall(r"(?:best|median|worst) \d: \w+", finished.text)
     assert len(set(captions)) == 5, "every image of five once"
     assert re.search(r"This page took .* for one pass over the images", finished.text)
@@ -263,9 +274,9 @@ def test_many_classes_stay_readable_and_the_page_small(run: Path, tmp_path: Path
     rng = np.random.default_rng(0)
     maps = [np.where(rng.random(s.labels.shape) < 0.3, 7, s.labels % 160).astype(np.uint8) for s in dataset]
     protocol = score_run(record, Shapes(split="val"), limit=1, device=None, progress=False).result.protocol
-    pairs = zip(dataset, maps, strict=True)
+    pairs = ((sample, (prediction, None)) for sample, prediction in zip(dataset, maps, strict=True))
     scores = report_scores._sum_up(pairs, dataset, protocol, "these maps", 0.0, predicted=False)
-    page = report_page.report_page(Report(record, scores, "", "", {}))
+    page = report_page.report_page(Report(record, scores, "", ""))
     page.save(tmp_path / "many.html")
     parsed = page_of(tmp_path / "many.html")
     assert (tmp_path / "many.html").stat().st_size < 10_000_000
@@ -274,7 +285,7 @@ def test_many_classes_stay_readable_and_the_page_small(run: Path, tmp_path: Path
     summary = parsed.text.index("All 160 classes")
     assert summary > 0
     assert "the 40 classes with most wrong pixels of 160" in parsed.text
-    assert "class number 7" in parsed.tables[3][1][0]
+    assert "class number 7" in next(iter(parsed.table("label → prediction")))
     assert "best 1: image" in parsed.text
     assert "image 3" not in parsed.text, "without labels it is neither good nor bad"
 
@@ -303,14 +314,25 @@ def test_commands_name_what_changes_scores(run: Path) -> None:
     record = RunRecord.read(run)
     data = replace(record.config.data, name="folder", root="my data", val_share=0.2)
     config = replace(record.config, precision="bf16", data=data)
-    said = commands(Report(replace(record, config=config), None, "", "", {}))
+    said = commands(Report(replace(record, config=config), None, "", ""))
     assert f"meanshifter evaluate {run} 'my data' --data.val_share 0.2 --split val --precision bf16 --limit 5" in said
+
+
+def test_a_calibrated_model_states_its_temperature(run: Path, finished: Parsed, tmp_path: Path) -> None:
+    assert f"meanshifter calibrate {run}" in finished.text
+    shutil.copytree(run, tmp_path / "run")
+    save_temperature(model_folder(tmp_path / "run"), 1.5)
+    page = page_of(ms.report(tmp_path / "run"))
+    assert "temperature is 1.500" in page.text
+    assert "meanshifter calibrate" not in page.text
+    assert page.facts["calibration error"] != finished.facts["calibration error"]
+    assert page.facts["mIoU"] == finished.facts["mIoU"]
 
 
 def test_reliability_bins_are_drawn_where_they_are() -> None:
     page = Page("x")
     bins = [Bin(0.5, 0.25, 100), Bin(0.7, 0.7, 0), Bin(0.9, 0.8, 300)]
-    add_reliability(page, {"before": bins, "after": [Bin(0.9, 0.9, 400)]})
+    page.charts({"x": reliability_diagram({"before": bins, "after": [Bin(0.9, 0.9, 400)]})})
     text = page.html()
     assert "before, 0.5: 0.25" in text
     assert "before: 75.0% of the pixels" in text

@@ -144,7 +144,7 @@ def reliability_diagram(series: Mapping[str, Sequence[Bin]]) -> Markup:
             bar = f'<rect x="{x:.1f}" y="{base - height:.1f}" width="8" height="{max(height, 0.5):.1f}"'
             parts.append(f'{bar} fill="{color}" fill-opacity="0.6">{title}</rect>')
     parts.append(f'<text x="{LEFT}" y="{base + 16}">share of the pixels at each confidence</text>')
-    return _svg("".join(parts), (WIDTH, base + 24), "accuracy over confidence")
+    return _svg("".join(parts), (WIDTH, base + 24), "accuracy over confidence", wide=True)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def report(
             raise
         reason = f"{error}."
     options = _options(root, split)
-    page = report_page(Report(record, scores, reason, options, {}))
+    page = report_page(Report(record, scores, reason, options))
     page.text(_duration(time.perf_counter() - began, scores))
     path = record.path / PAGE if out is None else Path(out)
     page.save(path)

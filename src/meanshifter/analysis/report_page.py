@@ -24,7 +24,7 @@ from meanshifter.analysis.report_scores import (
 from meanshifter.analysis.run_record import SCORES, RunRecord
 from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.errors import printable
-from meanshifter.evaluation.metrics import Confusion
+from meanshifter.evaluation.metrics import Confusion, mean_known
 from meanshifter.training.display import spell
 
 CONFUSIONS: Final = 10
@@ -47,8 +47,6 @@ class Report:
     """Why there are no scores; "" if there are."""
     options: str
     """Options of `meanshifter report` beside the run, for the commands."""
-    reliability: Mapping[str, Sequence[Bin]]
-    """Calibration bins by name, such as before and after temperature scaling; empty: not computed."""
 
 
 def report_page(report: Report) -> Page:
@@ -61,21 +59,13 @@ def report_page(report: Report) -> Page:
     _add_curves(page, record)
     _add_scores(page, report)
     _add_confusions(page, report)
-    if report.reliability:
-        add_reliability(page, report.reliability)
     if report.scores is not None:
+        _add_calibration(page, report)
         add_images(page, report.scores)
     add_samples(page, record)
     _add_speed(page, report)
     _add_protocol(page, report)
     return page
-
-
-def add_reliability(page: Page, series: Mapping[str, Sequence[Bin]]) -> None:
-    """Add the section of calibration: accuracy over confidence, from bins by name."""
-    page.heading("Calibration")
-    caption = "Accuracy over confidence: on the dashed line, the model is right as often as it is sure"
-    page.charts({caption: reliability_diagram(series)})
 
 
 def _summary(record: RunRecord) -> str:
@@ -113,7 +103,10 @@ def _facts(report: Report) -> dict[str, str]:
     facts = {}
     if scores is not None:
         facts = {name: number(getattr(scores.result, name)) for name in SCORES}
-        facts |= {f"mIoU ≤ {key.rpartition('_')[2]} px": number(value) for key, value in scores.boundary.items()}
+        facts["boundary IoU"] = number(mean_known(scores.details.boundary_IoU))
+        facts |= {f"mIoU ≤ {px} px": number(value) for px, value in scores.details.near_mIoU.items()}
+        if scores.details.reliability is not None:
+            facts["calibration error"] = number(scores.details.reliability.ECE)
         facts["scored images"] = f"{len(scores.images):,}"
     elif record.evaluations:
         facts = {f"{name} (last)": number(_value(record.evaluations[-1], name)) for name in SCORES}
@@ -224,10 +217,53 @@ def _add_scores(page: Page, report: Report) -> None:
         page.table(header, rows, folded=f"All {len(rows)} classes")
     if absent := scores.result.absent:
         page.text(f"In neither labels nor predictions, and excluded from means: {', '.join(absent)}.")
+    _add_details(page, scores)
+
+
+def _add_details(page: Page, scores: ImageScores) -> None:
+    """Scores at boundaries, and by the size and thickness of regions."""
+    details = scores.details
+    near = [f"{number(value)} within {px}" for px, value in details.near_mIoU.items()]
     page.text(
-        f"Boundaries: mIoU is {number(scores.boundary['boundary_3'])} among the pixels within 3 pixels of another "
-        f"class, {number(scores.boundary['boundary_9'])} within 9, and {number(scores.result.mIoU)} among all."
+        f"Boundaries: mIoU is {' and '.join(near)} pixels of another class, and {number(scores.result.mIoU)} among all "
+        f"pixels. Boundary IoU (Cheng et al., CVPR 2021) is {number(mean_known(details.boundary_IoU))}."
     )
+    groups = (("area in pixels", details.by_area), ("thickness in pixels", details.by_thickness))
+    page.table(
+        ["regions", "mIoU", "mAcc", "labeled pixels", "labeled regions"],
+        [
+            [f"{kind} {name}", number(found.mIoU), number(found.mAcc), f"{found.pixels:,}", f"{found.regions:,}"]
+            for kind, bins in groups
+            for name, found in bins.items()
+        ],
+        caption="By the labeled region that a pixel is in; its thickness is the side of the largest square inside it",
+    )
+
+
+def _add_calibration(page: Page, report: Report) -> None:
+    scores = report.scores
+    if scores is None or not scores.result.truth.sum():
+        return
+    page.heading("Calibration")
+    found = scores.details.reliability
+    if found is None:
+        page.text("Not shown: how sure the models were. A cross-validation keeps label maps without confidence.")
+        return
+    bins = [
+        Bin(confidence / 100, accuracy / 100, int(pixels))
+        for confidence, accuracy, pixels in zip(found.confidence, found.accuracy, found.pixels, strict=True)
+    ]
+    caption = "Accuracy over confidence: on the dashed line, the model is right as often as it is sure"
+    page.charts({caption: reliability_diagram({"model": bins})})
+    fitted = scores.temperature != 1
+    page.text(
+        f"Of all labeled pixels {number(found.mean_accuracy)} % are right, and the model is "
+        f"{number(found.mean_confidence)} % sure on average. Expected calibration error (Guo et al., ICML 2017, "
+        f"{found.bins} bins): {number(found.ECE)} points. "
+        + (f"Its temperature is {scores.temperature:.3f}." if fitted else "Its temperature is fitted by:")
+    )
+    if not fitted:
+        page.code(f"meanshifter calibrate {shlex.quote(str(report.record.path))}")
 
 
 def _swatch(name: str, color: Color) -> Markup:

@@ -23,9 +23,9 @@ from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels, LabelSpace
 from meanshifter.data.reading import read_mask
 from meanshifter.errors import InputError
-from meanshifter.evaluation.details import RADII
-from meanshifter.evaluation.diagnostics import boundary_figures, near_boundaries
-from meanshifter.evaluation.evaluate import check_classes, count_images, image_maps, protocol_of
+from meanshifter.evaluation.calibration import BINS
+from meanshifter.evaluation.details import Details, Prediction, count_details, details_size
+from meanshifter.evaluation.evaluate import check_classes, count_images, image_segmentations, protocol_of
 from meanshifter.evaluation.metrics import Confusion, confusion_matrix
 from meanshifter.evaluation.result import Protocol, Result
 from meanshifter.inference.predictor import Predictor
@@ -64,8 +64,10 @@ class ImageScores:
     source: str
     """What was scored, such as checkpoints/best."""
     result: Result
-    boundary: dict[str, float]
-    """boundary_3 and boundary_9: mIoU in percent of the pixels within 3 and 9 of another class."""
+    details: Details
+    """Scores at boundaries, by region, and of calibration; the latter only if the pass ran the model."""
+    temperature: float
+    """What the model divides its logits by."""
     images: tuple[ImageScore, ...]
     maps: tuple[SmallMap, ...]
     shown_by: npt.NDArray[np.int64]
@@ -99,9 +101,11 @@ def score_run(
     precision = "fp32" if config.precision == "fp16" and device == "cpu" else config.precision
     predictor = Predictor(model, device=device, precision=precision, **config.evaluation.reading)
     protocol = protocol_of(predictor, dataset, limit=limit)
-    maps = image_maps(predictor, dataset, [predictor.mean_shift_layers], limit=limit, progress=progress)
-    pairs = ((sample, found[0]) for sample, found in maps)
-    return _sum_up(pairs, dataset, protocol, f"checkpoints/{name}", began, predicted=True)
+    steps = [predictor.mean_shift_layers]
+    found = image_segmentations(predictor, dataset, steps, confidence=("probability",), limit=limit, progress=progress)
+    pairs = ((sample, (each.labels, each.confidence["probability"])) for sample, (each,) in found)
+    scores = _sum_up(pairs, dataset, protocol, f"checkpoints/{name}", began, predicted=True)
+    return replace(scores, temperature=model.config.temperature)
 
 
 def _score_maps(record: RunRecord, dataset: Dataset, limit: int | None, progress: bool, began: float) -> ImageScores:
@@ -115,11 +119,13 @@ def _score_maps(record: RunRecord, dataset: Dataset, limit: int | None, progress
     return _sum_up(pairs, dataset, protocol, "the model of each image's fold", began, predicted=False)
 
 
-def _stored_pairs(record: RunRecord, dataset: Dataset, count: int, progress: bool) -> Iterator[tuple[Sample, Labels]]:
+def _stored_pairs(
+    record: RunRecord, dataset: Dataset, count: int, progress: bool
+) -> Iterator[tuple[Sample, Prediction]]:
     space = LabelSpace(dataset.label_space.names)  # label maps hold train ids
 
-    def read(index: int) -> tuple[Sample, Labels]:
-        return dataset[index], read_mask(record.map_path(dataset.names[index]), space)
+    def read(index: int) -> tuple[Sample, Prediction]:
+        return dataset[index], (read_mask(record.map_path(dataset.names[index]), space), None)
 
     with ProgressBar("images", count, shown=progress) as bar:
         for _, future in read_ahead(read, range(count)):
@@ -128,7 +134,7 @@ def _stored_pairs(record: RunRecord, dataset: Dataset, count: int, progress: boo
 
 
 def _sum_up(
-    pairs: Iterable[tuple[Sample, Labels]],
+    pairs: Iterable[tuple[Sample, Prediction]],
     dataset: Dataset,
     protocol: Protocol,
     source: str,
@@ -137,14 +143,14 @@ def _sum_up(
     predicted: bool,
 ) -> ImageScores:
     space = dataset.label_space
-    K, ignore = space.num_classes, space.ignore
-    total, near = np.zeros((K, K), np.int64), np.zeros((len(RADII), K, K), np.int64)
+    K, ignore, bins = space.num_classes, space.ignore, BINS if predicted else 0
+    total, details = np.zeros((K, K), np.int64), np.zeros(details_size(K, bins), np.int64)
     most, shown_by, ignored = np.zeros((K, K), np.int64), np.full((K, K), -1), 0
     images, maps = list[ImageScore](), list[SmallMap]()
-    for index, (sample, prediction) in enumerate(pairs):
+    for index, (sample, (prediction, probability)) in enumerate(pairs):
         confusion = confusion_matrix(sample.labels, prediction, K, ignore=ignore)
         total += confusion
-        near += near_boundaries(sample.labels, [prediction], K, ignore)[0]
+        details += count_details(sample.labels, [(prediction, probability)], K, ignore, bins)[0]
         ignored += int(np.count_nonzero(sample.labels == ignore))
         shown_by[confusion > most] = index
         np.maximum(most, confusion, out=most)
@@ -153,7 +159,16 @@ def _sum_up(
     result = Result(total, space.names, protocol, ignored=ignored)
     seconds = time.perf_counter() - began
     return ImageScores(
-        dataset, source, result, boundary_figures(near), tuple(images), tuple(maps), shown_by, seconds, predicted
+        dataset=dataset,
+        source=source,
+        result=result,
+        details=Details.unpack(details, K, bins),
+        temperature=1.0,
+        images=tuple(images),
+        maps=tuple(maps),
+        shown_by=shown_by,
+        seconds=seconds,
+        predicted=predicted,
     )
 
 
