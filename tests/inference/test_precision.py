@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 
-from meanshifter.inference.predictor import resolve_precision
+from meanshifter.inference.precision import resolve_precision
 from meanshifter.utils.environment import has_bfloat16
 
 CPU = torch.device("cpu")

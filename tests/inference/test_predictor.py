@@ -296,7 +296,7 @@ def test_prediction_in_bfloat16_restores_the_attention_backend(
     predictor(image)
     assert seen == [False]
     assert attention.fused_attn == before
-    monkeypatch.setattr("meanshifter.inference.predictor.PLAIN_ATTENTION_BYTES", 100)
+    monkeypatch.setattr("meanshifter.inference.precision.PLAIN_ATTENTION_BYTES", 100)
     predictor(image)
     assert seen == [False, True], "N × N weights are held only where they are small"
 

@@ -24,7 +24,7 @@ from meanshifter.data.folds import Drawn, Fold, fold_numbers
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import is_unnamed
-from meanshifter.inference.predictor import fused_attention_pays, resolve_precision
+from meanshifter.inference.precision import fused_attention_pays, resolve_precision
 from meanshifter.model.presets import create_model, name_of_module
 from meanshifter.model.segmenter import Segmenter, reinitialized, replace_classes
 from meanshifter.training.adapters import check_package, choose_trained, enable_checkpointing, sharing_frozen
