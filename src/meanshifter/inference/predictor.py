@@ -204,8 +204,7 @@ class Predictor:
     ) -> tuple[Labels, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return the label map, the probability of its class, and that of the class in `labels`, each (H, W).
 
-        The last one is NaN where `labels` has no class. Probabilities exist for a band of rows at a time, and there
-        for the classes that `labels` has in it.
+        The last one is NaN where `labels` has no class.
 
         Raises:
             InputError: as `__call__`, or labels of another size than the image.
@@ -214,16 +213,14 @@ class Predictor:
         H, W = source.shape[:2]
         if labels.shape != (H, W):
             raise InputError(f"labels: {labels.shape} pixels (height, width), but the image has {(H, W)}")
-        found = self._empty(source, ["probability"], [])
-        own, K = np.full((H, W), np.nan, np.float32), self.model.label_space.num_classes
+        found, own = self._empty(source, ["probability"], []), np.empty((H, W), np.float32)
         with enough_memory(H, W), torch.inference_mode(), _open(source) as pixels:
             for rows, (views,) in self.bands(pixels, [self.mean_shift_layers]):
-                classes = [k for k in np.unique(labels[rows]).tolist() if k < K]
-                band = pixel_confidence(views, confidence=("probability",), probabilities=classes)
+                band = pixel_confidence(views, confidence=("probability",), labels=labels[rows])
                 found.labels[rows] = band.labels.cpu().numpy()
                 found.confidence["probability"][rows] = band.confidence["probability"].cpu().numpy()
-                for k, each in band.probabilities.items():
-                    np.copyto(own[rows], each.cpu().numpy(), where=labels[rows] == k)
+                assert band.label_probability is not None
+                own[rows] = band.label_probability.cpu().numpy()
         return found.labels, found.confidence["probability"], own
 
     def _predict(
