@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_gradients_reach_every_token_and_checkpointing_changes_nothing() -> None
     model.encoder.vit.set_grad_checkpointing(True)
     (again,) = torch.autograd.grad(model(images, labels=labels).loss, images)
     torch.testing.assert_close(again, gradient)
+
+
+@pytest.mark.parametrize("encoder", [None, "vit_small_patch16_dinov3"])
+def test_the_averaged_copy_of_training_gives_the_same(encoder: str | None) -> None:
+    args = {"embed_dim": 24, "depth": 4, "num_heads": 2}
+    merging = {"after_layer": 2, "ratio": 0.6}
+    preset = "meanshifter-pixel-ti16"
+    model = ms.create_model(preset, 3, image_size=64, encoder=encoder, encoder_args=args, token_merging=merging).eval()
+    images = torch.randn(1, 3, 64, 48)
+    torch.testing.assert_close(copy.deepcopy(model)(images), model(images))
 
 
 def test_a_model_with_merging_is_saved_and_read(tmp_path: Path) -> None:

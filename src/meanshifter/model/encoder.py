@@ -105,7 +105,7 @@ class Encoder(nn.Module):
             self._check_merging()
             return
         vit, self.family = create_vit(encoder, image_size, drop_path, arguments or {}, pretrained=pretrained)
-        if positions != "antialias" and self.family is not PLAIN:
+        if positions != "antialias" and self.family != PLAIN:
             raise InputError(
                 f"positions: {positions!r}, but {encoder!r} is a {type(vit).__name__}, which other tools do not have; "
                 "use 'antialias'"
@@ -219,10 +219,10 @@ class Encoder(nn.Module):
         vit = self.vit
         x = vit.patch_embed(images)
         if self.positions == "antialias":
-            if self.family is PLAIN:
-                return vit.patch_drop(vit._pos_embed(x)), None
-            embedded, rope = vit._pos_embed(x)
-            return embedded, rope
+            if isinstance(vit, Eva):
+                embedded, rope = vit._pos_embed(x)
+                return embedded, rope
+            return vit.patch_drop(vit._pos_embed(x)), None
         assert vit.pos_embed is not None  # the models of other tools have it
         grid, size = tuple(vit.patch_embed.grid_size), tuple(x.shape[1:3])
         own, positions = torch.tensor_split(vit.pos_embed, [vit.num_prefix_tokens], dim=1)
