@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from meanshifter.analysis import tables
 from meanshifter.analysis.study import claim, run_cells
-from meanshifter.analysis.study_plan import load_plan, open_split, slug, study_names
+from meanshifter.analysis.study_plan import load_plan, slug, study_names
 from meanshifter.analysis.study_scores import reader, scores_of
 from meanshifter.analysis.study_training import train_cell
 from meanshifter.analysis.tables import _count_steps
@@ -284,6 +284,6 @@ def test_a_row_may_have_an_encoder_of_ones_own(study: Path, tmp_path: Path) -> N
     assert facts["parameters"] == 3 + 3 * K + K
     assert facts["multiply_adds"] == 12 * 12 * 3 * K  # of the linear head on 96×96 pixels
     again = read_model(cell.folder / "run", encoder=Blocks())
-    assert facts["mIoU"]["val"][0] == evaluate(reader(cell, again), open_split(cell, "val"), limit=5).mIoU
+    assert facts["mIoU"]["val"][0] == evaluate(reader(cell, again), open_split(cell.config.data, "val"), limit=5).mIoU
     with pytest.raises(InputError, match="Plain: encoder"):
         train_cell(replace(cell, teacher=cell.config), ["val"])

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 
 import meanshifter as ms
-from meanshifter.model.config import PixelShiftConfig
+from meanshifter.model.config import ModelConfig, PixelShiftConfig
 from meanshifter.model.pixel_shift import PixelShift
 
 SMALL: dict[str, Any] = {"encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 3}, "drop_path": 0.0}
 
 
-def block_of(factor: int, layers: int) -> PixelShift:
+def block_of(factor: int, layers: int, anchor: float = 0.5) -> PixelShift:
     torch.manual_seed(0)
-    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial_sigma=0.5)).double()
+    block = PixelShift(6, 8, PixelShiftConfig(layers, factor, channels=5, spatial_sigma=0.5, anchor=anchor)).double()
     torch.nn.init.normal_(block.project.weight, std=0.5)
     return block
 
@@ -36,7 +36,7 @@ def definition(
     for y in range(s * h):
         for x in range(s * w):
             own = (y // s, x // s)
-            r = looks[:, y, x]
+            first = r = looks[:, y, x]
             around = [(own[0] + i, own[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
             inside = [(min(max(i, 0), h - 1), min(max(j, 0), w - 1)) for i, j in around]
             cells = [looks[:, s * i : s * i + s, s * j : s * j + s].mean((1, 2)) for i, j in inside]
@@ -46,14 +46,14 @@ def definition(
                 exponents = keys @ r / np.sqrt(len(r)) - np.array(away) / (2 * 0.5**2)
                 weights = np.exp(exponents - exponents.max())
                 weights /= weights.sum()
-                r = weights @ keys
+                r = block.anchor * first + (1 - block.anchor) * (weights @ keys)
             out[:, y, x] = sum(weight * logits[:, i, j] for weight, (i, j) in zip(weights, inside, strict=True))
     return out
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4, 8])
-def test_steps_follow_the_equations(factor: int) -> None:
-    block = block_of(factor, 1)
+@pytest.mark.parametrize(("factor", "anchor"), [(1, 0.5), (2, 0.0), (4, 0.3), (8, 1.0)])
+def test_steps_follow_the_equations(factor: int, anchor: float) -> None:
+    block = block_of(factor, 1, anchor)
     grid = (3, 2)
     images = torch.randn(2, 3, 24, 16, dtype=torch.float64)
     tokens, logits = torch.randn(2, 6, 6, dtype=torch.float64), torch.randn(2, 4, *grid, dtype=torch.float64)
@@ -67,6 +67,27 @@ def test_steps_follow_the_equations(factor: int) -> None:
         for layers in (1, 2, 3):
             expected = definition(block, looks[b], z, logits[b].numpy(), layers)
             np.testing.assert_allclose(fine[layers][b], expected, atol=1e-10)
+
+
+def test_a_model_of_an_earlier_version_has_no_anchor() -> None:
+    model = ms.create_model("meanshifter-pixel-ti16", 3, image_size=32, **SMALL)
+    stored = model.config.to_dict()
+    assert ModelConfig.from_dict(stored).pixel_shift == PixelShiftConfig(factor=4, anchor=0.5)
+    del stored["pixel_shift"]["anchor"]
+    assert ModelConfig.from_dict(stored).pixel_shift == PixelShiftConfig(factor=4, anchor=0.0)
+
+
+def test_several_numbers_of_steps_share_a_loss() -> None:
+    torch.manual_seed(0)
+    model = ms.create_model("meanshifter-pixel-ti16", 3, image_size=32, **SMALL)
+    images, labels = torch.randn(2, 3, 32, 48), torch.randint(3, (2, 32, 48))
+    one, two = (model(images, steps, labels=labels) for steps in (1, 2))
+    both = model(images, [1, 2], labels=labels)
+    assert not torch.equal(one.logits, two.logits)
+    torch.testing.assert_close(both.loss, (one.loss + two.loss) / 2)
+    torch.testing.assert_close(both.logits, two.logits)
+    for found, alone in zip(model(images, [1, 2]), (one, two), strict=True):
+        torch.testing.assert_close(found, alone.logits)
 
 
 @pytest.mark.parametrize(("patch", "factor"), [(14, 2), (14, 14), (6, 2)])

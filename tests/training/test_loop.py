@@ -55,6 +55,13 @@ def test_a_run_leaves_what_the_run_folder_promises(tiny: TrainConfig) -> None:
     assert not list(run.rglob(".*")), "nothing half-written is left"
 
 
+def test_a_run_can_be_validated_on_the_images_that_it_holds_out(tiny: TrainConfig) -> None:
+    train_set, val_set = open_data(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, val_split="held_out")))
+    assert not {*train_set.names} & {*val_set.names}
+    assert {*train_set.names} | {*val_set.names} == {*Shapes(split="train").names}
+    assert all(set(name.removeprefix("train_")) & set("23456789") for name in val_set.names)
+
+
 def test_each_evaluation_leaves_scores_per_class_and_near_boundaries(tiny: TrainConfig, tmp_path: Path) -> None:
     run = train(tiny, quiet=True).path
     shapes, model = Shapes(), ms.load_model(run / "checkpoints" / "last")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from meanshifter.data.catalog import open_dataset
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Subset
 from meanshifter.errors import InputError
+from meanshifter.model.config import MeanShiftConfig
 from meanshifter.training import loop as loop_module
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import class_weights
@@ -183,3 +186,39 @@ def test_class_weights_are_read_by_name_from_recipe_and_command_line(tmp_path: P
     recipe.write_text("data: {name: shapes}\nloss: {class_weights: {disc: 3}}\n")
     assert parse_recipe(recipe).loss.class_weights == {"disc": 3.0}
     assert parse_recipe("shapes", ["--loss.class_weights.disc", "2"]).loss.class_weights == {"disc": 2.0}
+
+
+@pytest.mark.filterwarnings("ignore:optimizer.freeze. the encoder's weights are random")
+@pytest.mark.parametrize("cached", [False, True])
+def test_deep_supervision_averages_the_losses_after_each_step(
+    cached: bool, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the head of a frozen encoder, on cached tokens."""
+    fields: dict[str, Any] = {"mean_shift": MeanShiftConfig(layers=2, channels=8), "drop_path": 0.0}
+    model = replace(tiny.model, **fields)
+    config = replace(tiny, steps=1, log_every=1, model=model, loss=LossConfig(deep_supervision=True))
+    if cached:
+        config = replace(
+            config,
+            optimizer=replace(config.optimizer, freeze="encoder"),
+            data=replace(config.data, token_cache="memory"),
+            augment=replace(config.augment, crop=(96, 96), scale=(1, 1), flip=0.0, photometric_distortion=False),
+            evaluation=replace(config.evaluation, short_side=96, long_side=96),
+        )
+    crop_loss, found = loop_module.crop_loss, []
+
+    def watched(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        found.append(crop_loss(logits, *rest))
+        return found[-1]
+
+    monkeypatch.setattr(loop_module, "crop_loss", watched)
+    run = train(config, quiet=True).path
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    losses = [float(loss.detach()) for loss in found]
+    assert len({round(loss, 6) for loss in losses}) == 2
+    assert logged == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_deep_supervision_of_a_single_step_is_refused(tiny: TrainConfig) -> None:
+    with pytest.raises(InputError, match=r"loss\.deep_supervision: true .* 0 mean shift steps"):
+        train(replace(tiny, loss=LossConfig(deep_supervision=True)), quiet=True)

@@ -69,6 +69,7 @@ def test_a_folder_of_data_is_a_recipe(tmp_path: Path) -> None:
         ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0 is not .* 1 to 2147483647; ema: 2.0 is not"),
         ("camvid_ti16", ["--augment.scale", "[2.0, 0.5]"], r"augment\.scale: \(2\.0, 0\.5\) is not"),
         ("camvid_ti16", ["--evaluation.window", "256"], "evaluation.window_stride: 480 is above evaluation.window 256"),
+        ("camvid_ti16", ["--data.val_split", "held_out"], "data.val_split: held_out, but data.val_pattern is null"),
         ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0 is not"),
     ],
 )

@@ -26,6 +26,7 @@ from meanshifter.data.labels import Color, LabelSpace
 from meanshifter.errors import printable
 from meanshifter.evaluation.metrics import Confusion, mean_known
 from meanshifter.training.display import spell
+from meanshifter.training.sections import HELD_OUT
 
 CONFUSIONS: Final = 10
 """Confusions that are listed."""
@@ -389,7 +390,7 @@ def commands(report: Report) -> list[str]:
     if record.is_cross_validation:
         config = f"{run}/fold0/config.yaml --data.fold null"
     lines = [f"meanshifter train {config} --out {shlex.quote(f'{record.path}-again')}"]
-    if data.val_split is not None and not record.is_cross_validation:
+    if data.val_split not in (None, HELD_OUT) and not record.is_cross_validation:
         lines.append(f"meanshifter evaluate {run} {_evaluated(record)}")
     lines.append(f"meanshifter predict {run} IMAGE… --out DIR")
     lines.append(f"meanshifter report {run}{report.options}")

@@ -21,11 +21,12 @@ from meanshifter.analysis.study import (
     start_process,
     threads_of,
 )
-from meanshifter.analysis.study_plan import Cell, Setup, has_block, open_split, set_up
+from meanshifter.analysis.study_plan import Cell, Setup, has_block, set_up
 from meanshifter.analysis.study_scores import COUNTS, count, has_scores, is_finished, reader, save_counts
 from meanshifter.analysis.study_training import is_cross_validated, number_of_trainings
 from meanshifter.errors import InputError, RunError
 from meanshifter.training.config import TrainConfig
+from meanshifter.training.setup import open_split
 
 WARM_UP: Final = 2
 """Steps that are not timed, in which kernels are compiled and workers started."""
@@ -157,7 +158,7 @@ def estimate_study(study: str, out: str | Path | None = None, **choices: Any) ->
     for cell in waiting:
         cost = measured[next(n for n, kind in enumerate(kinds) if _kind(kind) == _kind(cell))]
         costs[cell.row, cell.seed] = replace(cost, training=0.0) if has_scores(cell) else cost
-    images = {split: _scored(job.chosen[0], open_split(job.chosen[0], split)) for split in job.splits}
+    images = {split: _scored(job.chosen[0], open_split(job.chosen[0].config.data, split)) for split in job.splits}
     return Estimate(job, images, costs, device)
 
 
@@ -319,7 +320,7 @@ def _scoring(cell: Cell, model: Any, depths: Sequence[int], splits: Sequence[str
     folder.mkdir(exist_ok=True)
     path = folder / COUNTS
     for split in splits:
-        dataset = open_split(cell, split)
+        dataset = open_split(cell.config.data, split)
         images = _scored(cell, dataset)
         few = min(IMAGES, images)
         count(predictor, dataset, steps, own, 1)
@@ -330,7 +331,7 @@ def _scoring(cell: Cell, model: Any, depths: Sequence[int], splits: Sequence[str
             save_counts(file, {split: counts})
         kept += path.stat().st_size * images // few
         path.unlink()
-    dataset = open_split(cell, splits[0])
+    dataset = open_split(cell.config.data, splits[0])
     one = _timed(lambda: diagnose_model(predictor, dataset, max(steps), images=1))
     folds = number_of_trainings(cell) if is_cross_validated(cell) else 1
     return seconds * folds + one * min(DIAGNOSED, len(dataset)), kept

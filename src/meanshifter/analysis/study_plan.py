@@ -357,6 +357,8 @@ def depth_rows(plan: Plan, cells: Sequence[Cell]) -> list[str]:
 
 def _check_files(job: Setup) -> None:
     """Open all data sets and look for weight files, so that what is missing is reported before the trainings."""
+    from meanshifter.training.setup import open_split
+
     seen: list[dict[str, Any]] = []
     for cell in job.chosen:
         if (facts := asdict(cell.config.data)) not in seen:
@@ -365,27 +367,10 @@ def _check_files(job: Setup) -> None:
             own = [split for split in (data.train_split, data.val_split) if split is not None]
             for split in dict.fromkeys([*own, *job.splits]):
                 try:
-                    open_split(cell, split)
+                    open_split(data, split)
                 except InputError as error:
                     hint = "; set it with --data.root DIR" if cell.config.data.root is None else ""
                     raise InputError(f"{job.plan.name}: {error}{hint}") from error
         weights = cell.config.model.encoder_weights
         if weights not in (None, "timm"):
             require_file(str(weights))
-
-
-def open_split(cell: Cell, split: str) -> Any:
-    """Open a split of the data set, or "held_out".
-
-    Raises:
-        InputError: as `open_dataset`, and for held-out images where the recipe holds out none.
-    """
-    from meanshifter.data.catalog import open_dataset
-    from meanshifter.data.datasets import Subset
-
-    data = cell.config.data
-    if split != "held_out":
-        return open_dataset(data.name, data.root, split, data.layout)
-    if data.val_pattern is None:
-        raise InputError("splits: held_out, but data.val_pattern is null; set it to a pattern such as 0006R0_*")
-    return Subset(open_dataset(data.name, data.root, data.train_split, data.layout), data.val_pattern, matching=True)

@@ -16,11 +16,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from meanshifter.analysis.study_plan import Cell, open_split
+from meanshifter.analysis.study_plan import Cell
 from meanshifter.analysis.study_training import trained_model
 from meanshifter.errors import InputError, summarize_error
 from meanshifter.evaluation.metrics import Confusion
 from meanshifter.model.presets import Size
+from meanshifter.training.setup import open_split
 from meanshifter.utils.files import dump_json, write_atomically, write_text
 
 SCORES, COUNTS = "scores.json", "confusions.npz"
@@ -89,7 +90,9 @@ def score_run(cell: Cell, depths: Sequence[int], splits: Sequence[str]) -> dict[
     counts: dict[str, dict[int, ImageCounts]] = {}
     boundary = {}
     for split in splits:
-        counts[split], near = count(predictor, open_split(cell, split), steps, own, cell.config.evaluation.limit)
+        counts[split], near = count(
+            predictor, open_split(cell.config.data, split), steps, own, cell.config.evaluation.limit
+        )
         boundary[split] = boundary_figures(near)
     write_atomically(cell.folder / COUNTS, lambda file: save_counts(file, counts))
     totals = {split: np.stack([each.total() for each in by_depth.values()]) for split, by_depth in counts.items()}
@@ -110,7 +113,9 @@ def score_run(cell: Cell, depths: Sequence[int], splits: Sequence[str]) -> dict[
         },
         "boundary": boundary,
         "diagnosed_split": splits[0],
-        "diagnostics": [] if len(members) > 1 else diagnose_model(predictor, open_split(cell, splits[0]), max(steps)),
+        "diagnostics": []
+        if len(members) > 1
+        else diagnose_model(predictor, open_split(cell.config.data, splits[0]), max(steps)),
     }
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from meanshifter.analysis.study_plan import PSEUDO, Cell, open_split
+from meanshifter.analysis.study_plan import PSEUDO, Cell
 from meanshifter.data.datasets import Dataset
 from meanshifter.data.layout import Pair
 from meanshifter.errors import InputError, RunError
 from meanshifter.inference.protocol import PatchModel
 from meanshifter.training.config import TrainConfig
+from meanshifter.training.setup import open_split
 
 MEASURE: Final = "margin"
 
@@ -37,7 +38,7 @@ def train_cell(cell: Cell, splits: Sequence[str]) -> float:
         raise InputError(f"{cell.row}: encoder: given, but neither folds nor self-training take one; leave it out")
     if cell.teacher is not None:
         _train(cell.teacher)
-        label_unused(cell.teacher, cell.folder / PSEUDO, [open_split(cell, split) for split in splits])
+        label_unused(cell.teacher, cell.folder / PSEUDO, [open_split(cell.config.data, split) for split in splits])
     if is_cross_validated(cell):
         from meanshifter.training.folds import cross_validate
 

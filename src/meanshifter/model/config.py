@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from meanshifter.errors import InputError
 
@@ -17,6 +17,8 @@ STEPS, COUNT = f"an integer from 0 to {MOST_STEPS}", f"an integer from 1 to {LAR
 Triple = tuple[float, float, float]
 OWN_MODULE = "module:"
 """Prefix of `ModelConfig.encoder` for a module of one's own; no name in timm has a colon."""
+FORMER: Final = {"pixel_shift": {"anchor": 0.0}}
+"""Fields of blocks that stored configurations may lack, with values that mean what earlier versions did."""
 
 
 def _is_steps(value: object) -> bool:
@@ -29,6 +31,10 @@ def _is_count(value: object) -> bool:
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and isfinite(value) and value > 0
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _are_arguments(values: Any) -> bool:
@@ -166,6 +172,8 @@ class PixelShiftConfig:
     """Width of the space in which cells and patches are compared."""
     spatial_sigma: float = 0.5
     """Initial σ in patches of the spatial kernel, whose offsets are then learned individually."""
+    anchor: float = 0.5
+    """How much of a cell's own features is left in it after each step, from 0 to 1."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -173,6 +181,7 @@ class PixelShiftConfig:
             ("factor", self.factor, self.factor is None or _is_count(self.factor), f"{COUNT}, or null"),
             ("channels", self.channels, _is_count(self.channels), COUNT),
             ("spatial_sigma", self.spatial_sigma, self.spatial_sigma > 0, "a number above 0"),
+            ("anchor", self.anchor, _is_share(self.anchor), "a share from 0 to 1"),
         ]
         _check("pixel_shift.", *rules)
 
@@ -201,10 +210,9 @@ class TokenMergingConfig:
 
     def __post_init__(self) -> None:
         ratio = self.ratio
-        is_share = isinstance(ratio, int | float) and 0 <= ratio <= 1
         rules = [
             ("after_layer", self.after_layer, _is_steps(self.after_layer), STEPS),
-            ("ratio", ratio, is_share, "a share from 0 to 1"),
+            ("ratio", ratio, _is_share(ratio), "a share from 0 to 1"),
         ]
         _check("token_merging.", *rules)
 
@@ -322,7 +330,7 @@ class ModelConfig:
         blocks = {"mean_shift": MeanShiftConfig, "pixel_shift": PixelShiftConfig, "token_merging": TokenMergingConfig}
         for name, block in blocks.items():
             if values.get(name) is not None:
-                values[name] = block(**values[name])
+                values[name] = block(**{**FORMER.get(name, {}), **values[name]})
         for name in ("image_size", "mean", "std"):
             values[name] = tuple(values[name])
         return cls(**values)

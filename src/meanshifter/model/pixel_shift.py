@@ -6,9 +6,12 @@ patches around it, in the joint domain of position and range (Comaniciu & Meer, 
 as fixed reference points. Its logits are the mean of theirs under the weights of the last step. There is no N × N
 matrix.
 
-With r_x the features of cell x, r_j = E z_j + (mean of r_x over the cells of patch j) those of patch j, and
-b_xj initialized to -‖p_x - p_j‖²/2σ²:
-w_xj ∝ exp(r_x·r_j / √C + b_xj),  r_x ← Σ_j w_xj r_j.
+With f_x the features of cell x, r_x = f_x at first, r_j = E z_j + (mean of f_x over the cells of patch j) those of
+patch j, b_xj initialized to -‖p_x - p_j‖²/2σ², and α = `anchor`:
+w_xj ∝ exp(r_x·r_j / √C + b_xj),  r_x ← α f_x + (1 - α) Σ_j w_xj r_j.
+With α = 0 cells converge to the modes of the patches and forget the edge that they lie at. With α > 0 they converge to
+points between the modes and themselves, so that more steps change little; α is also what a restart is in APPNP
+(Gasteiger et al., ICLR 2019, equation 4).
 Glossary: B batch, N = h·w patches, D token width, K classes, C = `channels`, s = `factor`, P patch size.
 """
 
@@ -31,7 +34,7 @@ class PixelShift(nn.Module):
 
     def __init__(self, width: int, patch_size: int, config: PixelShiftConfig) -> None:
         super().__init__()
-        self.layers, self.factor = config.layers, config.factor_for(patch_size)
+        self.layers, self.factor, self.anchor = config.layers, config.factor_for(patch_size), config.anchor
         C, side = config.channels, patch_size // self.factor
         self.odd = side % 2  # an odd window around a cell cannot be centered: it has one more pixel after the cell
         self.pixel_features = nn.Sequential(
@@ -57,7 +60,7 @@ class PixelShift(nn.Module):
         if 0 in wanted:
             found[0] = F.interpolate(logits.to(self.bias.dtype), scale_factor=float(s), mode="bilinear")
         features = self.pixel_features(F.pad(images, (0, 1, 0, 1)) if self.odd else images)
-        r = rearrange(features, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
+        own = r = rearrange(features, "b c (h i) (w j) -> b c i j h w", i=s, j=s)
         keys = _around(rearrange(self.project(tokens), "b (h w) c -> b c h w", h=grid[0]) + F.avg_pool2d(features, s))
         values = _around(logits)
         last = max(wanted)
@@ -68,7 +71,8 @@ class PixelShift(nn.Module):
                 cells = torch.einsum("b n i j h w, b n k h w -> b k i j h w", weights.to(values.dtype), values)
                 found[step] = rearrange(cells, "b k i j h w -> b k (h i) (w j)")
             if step < last:
-                r = torch.einsum("b n i j h w, b n c h w -> b c i j h w", weights.to(keys.dtype), keys)
+                mean = torch.einsum("b n i j h w, b n c h w -> b c i j h w", weights.to(keys.dtype), keys)
+                r = self.anchor * own + (1 - self.anchor) * mean
         return found
 
 

@@ -152,8 +152,16 @@ class Segmenter(nn.Module):
         def __call__(self, images: Tensor, mean_shift_layers: int | None = None) -> Tensor: ...
 
         @overload
+        def __call__(self, images: Tensor, mean_shift_layers: Sequence[int]) -> list[Tensor]: ...
+
+        @overload
         def __call__(
-            self, images: Tensor, mean_shift_layers: int | None = None, *, labels: Tensor, **options: Any
+            self,
+            images: Tensor,
+            mean_shift_layers: int | Sequence[int] | None = None,
+            *,
+            labels: Tensor,
+            **options: Any,
         ) -> Output: ...
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -162,19 +170,21 @@ class Segmenter(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "B 3 H W"],
-        mean_shift_layers: int | None = None,
+        mean_shift_layers: int | Sequence[int] | None = None,
         *,
         labels: Integer[Tensor, "B H W"] | None = None,
         weight: Float[Tensor, " K"] | None = None,
         reduction: Reduction = "mean_valid",
         label_smoothing: float = 0.0,
         **terms: Unpack[LossTerms],
-    ) -> Float[Tensor, "B K h w"] | Output:
+    ) -> Float[Tensor, "B K h w"] | list[Float[Tensor, "B K h w"]] | Output:
         """Compute patch logits of normalized images, h = ceil(H/P), w = ceil(W/P), and with `labels` the loss.
 
         Args:
             images: normalized floats, zero-padded at the right and bottom to a multiple of P.
-            mean_shift_layers: mean shift steps (L'_ms); None is the trained number, 0 no shift.
+            mean_shift_layers: mean shift steps (L'_ms); None is the trained number, 0 no shift. Several
+                numbers: logits after each of them; with labels, the logits after the last and the mean of the losses
+                (deep supervision).
             labels: train ids, or `label_space.ignore`, of every pixel.
             weight: class weights in the loss; this and the following as in `ops.upsampled_loss`.
             reduction: what the loss is divided by.
@@ -184,20 +194,24 @@ class Segmenter(nn.Module):
         Raises:
             InputError: steps for a model without a mean shift block, or labels that do not match the images.
         """
-        logits = self.logits_at(images, [mean_shift_layers])[0]
+        several = isinstance(mean_shift_layers, Sequence)
+        found = self.logits_at(images, mean_shift_layers if several else [mean_shift_layers])
         if labels is None:
-            return logits
-        loss = upsampled_loss(
-            logits,
-            labels,
-            padded_size=(logits.shape[-2] * self.output_stride, logits.shape[-1] * self.output_stride),
-            ignore_index=self.label_space.ignore,
-            reduction=reduction,
-            weight=weight,
-            label_smoothing=label_smoothing,
-            **terms,
-        )
-        return Output(logits, loss)
+            return found if several else found[0]
+        losses = [
+            upsampled_loss(
+                logits,
+                labels,
+                padded_size=(logits.shape[-2] * self.output_stride, logits.shape[-1] * self.output_stride),
+                ignore_index=self.label_space.ignore,
+                reduction=reduction,
+                weight=weight,
+                label_smoothing=label_smoothing,
+                **terms,
+            )
+            for logits in found
+        ]
+        return Output(found[-1], torch.stack(losses).mean())
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Integer[Tensor, "B H W"], **options: Any) -> Tensor:
         """Return `model(images, labels=labels, **options).loss`."""

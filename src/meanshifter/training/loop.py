@@ -416,13 +416,17 @@ def _forward_and_backward(config: TrainConfig, learner: Learner, crops: Crops) -
     """Forward and backward pass of this process's crops, part by part; returns the summed loss."""
     fabric, device = learner.fabric, learner.state.model.device
     total = torch.zeros((), device=device)
+    supervised = [range(1, learner.state.model.steps(None) + 1)] if config.loss.deep_supervision else []
     for part, offset in _parts(config, learner, crops):
         images, labels = fabric.to_device(part)
         learner.drop_path.use(slice(offset, offset + len(images)), device)
         share = 0.0 if crops.total == 0 else _count(config, learner, part[1]) / crops.total
         shares = share, len(images) / config.crops_per_step
         with fabric.no_backward_sync(learner.network):  # gradients are reduced once, when all processes are done
-            loss = crop_loss(learner.network(images), labels, config, learner, shares)
+            logits = learner.network(images, *supervised)
+            several = logits if supervised else [logits]
+            losses = [crop_loss(each, labels, config, learner, shares) for each in several]
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
             fabric.backward(loss)
         total += loss.detach()
     return total

@@ -21,6 +21,9 @@ from meanshifter.model.config import (
     arguments_with,
 )
 
+HELD_OUT: Final = "held_out"
+"""The split of the training images that `data.val_pattern` names."""
+
 
 @dataclass
 class DataConfig:
@@ -33,7 +36,8 @@ class DataConfig:
     train_split: str = "train"
     """Split to train on."""
     val_split: str | None = "val"
-    """Split to validate on; null, with folds only: the fold that is left out of training."""
+    """Split to validate on; held_out: the training images that val_pattern names; null, with folds only: the fold that
+    is left out of training."""
     val_pattern: str | None = None
     """Exclude training images whose names match this pattern, such as 0006R0_*, to use them for model selection;
     null: exclude none."""
@@ -94,6 +98,8 @@ class DataConfig:
             )
         if self.fold_groups is not None:
             wrong += self._group_violations(self.fold_groups)
+        if self.val_split == HELD_OUT and self.val_pattern is None:
+            wrong.append(f"data.val_split: {HELD_OUT}, but data.val_pattern is null; set it to a pattern, such as a_*")
         if self.val_split is None and self.folds is None:
             wrong.append("data.val_split: null, but data.folds is null too; name the split to validate on")
         if self.val_split is None and evaluation.patience is not None:
@@ -212,6 +218,9 @@ class LossConfig:
     number per class, or numbers by class name such as {pole: 3}, the others 1; null: class_weight_power."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes, in the cross-entropy."""
+    deep_supervision: bool = False
+    """Average the losses after each mean shift step, from the first to the last, instead of taking that after the
+    last."""
 
     @property
     def terms(self) -> dict[str, Any]:

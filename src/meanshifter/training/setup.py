@@ -33,7 +33,7 @@ from meanshifter.training.data import Batch, Share, batches, class_weights, gpu_
 from meanshifter.training.data_record import DataRecord
 from meanshifter.training.loggers import check_loggers
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
-from meanshifter.training.sections import DataConfig, ModelRecipe
+from meanshifter.training.sections import HELD_OUT, DataConfig, ModelRecipe
 from meanshifter.training.state import Progress, RunFolder, TrainState
 from meanshifter.training.stream import Mix, SampleStream
 from meanshifter.training.token_cache import TokenCache, check_tokens
@@ -129,6 +129,19 @@ def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
     return replace(config, model=replace(config.model, encoder=name_of_module(encoder), **own))
 
 
+def check_supervised(config: TrainConfig, model: Segmenter) -> None:
+    """Check that `loss.deep_supervision` has several steps to average over.
+
+    Raises:
+        InputError: the model has fewer than two mean shift steps.
+    """
+    if config.loss.deep_supervision and (steps := model.steps(None)) < 2:
+        raise InputError(
+            f"loss.deep_supervision: true has no effect, since the model has {steps} mean shift steps; give the block "
+            "2 layers or more, as in --model.pixel_shift.layers 2, or leave it out"
+        )
+
+
 def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = None) -> Setup:
     """Open the data and build model and run folder; with `resume`, restore the run.
 
@@ -145,6 +158,7 @@ def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = No
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space, encoder)
+    check_supervised(config, model)
     choose_trained(model, config)
     processes = launch(fabric)
     look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
@@ -208,11 +222,24 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     if data.val_split is None and held_out is not None:
         return train_set, held_out
     try:
-        return train_set, open_dataset(data.name, data.root, str(data.val_split), data.layout)
+        return train_set, open_split(data, str(data.val_split))
     except InputError as error:
         if held_out is None:
             raise
         raise InputError(f"{error}; to score on the folds alone: --data.val_split null") from error
+
+
+def open_split(data: DataConfig, split: str) -> Dataset:
+    """A split of the data set, or with "held_out" the training images that `data.val_pattern` names.
+
+    Raises:
+        InputError: as `open_dataset`, and for held-out images where none are.
+    """
+    if split != HELD_OUT:
+        return open_dataset(data.name, data.root, split, data.layout)
+    if data.val_pattern is None:
+        raise InputError("splits: held_out, but data.val_pattern is null; set it to a pattern such as 0006R0_*")
+    return Subset(open_dataset(data.name, data.root, data.train_split, data.layout), data.val_pattern, matching=True)
 
 
 def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig, TokenMergingConfig
+from meanshifter.model.config import FORMER, MeanShiftConfig, PixelShiftConfig, TokenMergingConfig
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.parsing import read_run_config
 from meanshifter.training.sections import EvaluationConfig, LoraConfig
@@ -68,7 +68,7 @@ def changed_fields(stored: dict[str, Any], now: dict[str, Any]) -> list[tuple[st
 
 def _completed(values: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`values` with the fields that they lack."""
-    own = {**defaults, **values}
+    own = {**defaults, **FORMER.get(prefix.removeprefix("model.").removesuffix("."), {}), **values}
     for name, value in values.items():
         inner = BLOCKS.get(f"{prefix}{name}", defaults.get(name))
         if isinstance(value, dict) and isinstance(inner, dict) and inner:

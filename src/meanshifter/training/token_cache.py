@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -44,9 +44,11 @@ class TokenHead(nn.Module):
         super().__init__()
         self.model, self.grid = model, grid
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Run mean shift block and decoder."""
-        return self.model.decode(tokens, self.grid)
+    def forward(self, tokens: Tensor, mean_shift_layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Run mean shift block and decoder; for several numbers of steps, return the logits after each."""
+        if mean_shift_layers is None:
+            return self.model.decode(tokens, self.grid)
+        return [self.model.decode(tokens, self.grid, steps) for steps in mean_shift_layers]
 
 
 class TokenCache:
