@@ -1,4 +1,4 @@
-"""The demo: a small Segmenter and a small MeanShifter, trained from scratch and shown on one page."""
+"""The demo: a small Segmenter and two small MeanShifters, trained from scratch and shown on one page."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ COLOR_SAMPLES = 200
 MODELS = {
     "Segmenter": ("segmenter", ()),
     "MeanShifter": ("meanshifter", ("--model.mean_shift.layers", "1")),
+    "MeanShifter, from pixels": (
+        "meanshifter-pixel",
+        ("--model.pixel_shift.layers", "2", "--loss.deep_supervision", "true"),
+    ),
 }
 """Name → folder below the demo's, and fields that differ from the recipe."""
 
@@ -77,12 +81,12 @@ def run_demo(
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> Demo:
-    """Train both models on generated images, score them on held-out ones, and write the page.
+    """Train the models on generated images, score them on held-out ones, and write the page.
 
     A demo that was stopped or killed is resumed by the next call.
 
     Args:
-        out: folder for the page and, in `segmenter` and `meanshifter`, the two runs.
+        out: folder for the page and the runs, `segmenter`, `meanshifter` and `meanshifter-pixel`.
         steps: training steps of each model; None: those of the recipe.
         overwrite: replace an earlier demo in `out`; other files there are kept.
         recipe: name or file of the recipe.
@@ -193,9 +197,11 @@ def demo_page(demo: Demo, val_set: Dataset) -> Page:
     """The page: scores, scores per class, pictures, and what to do next."""
     page = Page("MeanShifter demo")
     page.text(
-        "Two small models, trained from scratch on this machine. Both are a plain vision transformer with a linear "
-        "decoder; in MeanShifter, one mean shift step moves the patch encodings towards the modes of their density "
-        "before they are classified. All pictures and scores are from generated images that no model saw in training. "
+        "Three small models, trained from scratch on this machine. All are a plain vision transformer with a linear "
+        "decoder. In MeanShifter, as published, one mean shift step moves the patch encodings towards the modes of "
+        "their density before they are classified. In MeanShifter from pixels, cells of a quarter of a patch move "
+        "among the patches around them, and take the patches' classes to the edges in the image. "
+        "All pictures and scores are from generated images that no model saw in training. "
         "The colors of the shapes are independent of their class: only outline and texture tell classes apart."
     )
     page.heading("Scores on held-out images")

@@ -1,4 +1,4 @@
-"""`meanshifter demo`: train two small models from scratch on generated images, and show them on a page."""
+"""`meanshifter demo`: train three small models from scratch on generated images, and show them on a page."""
 
 from __future__ import annotations
 
