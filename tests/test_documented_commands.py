@@ -213,7 +213,8 @@ def options(module: str) -> set[str]:
 
 LOADS = re.compile(r"load_model|parts_of")
 """Calls whose texts are names of models."""
-OWN_TEST = ("loops.md", "own-folder.md")  # tests/test_examples.py, tests/test_tutorials.py
+TUTORIALS = tuple(page.name for page in PAGES if page.parent.name == "tutorials")
+OWN_TEST = ("loops.md", *TUTORIALS)  # tests/test_examples.py, tests/test_tutorials.py
 
 
 @pytest.mark.parametrize(
