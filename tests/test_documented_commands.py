@@ -77,7 +77,7 @@ def test_a_command_runs_or_is_parsed(command: Command, workshop: Workshop, monke
 
 def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     name = words[0]
-    for place in {"DIR", "scenes"} & set(words if name == "train" else ()):
+    for place in {"DIR", "scenes", "large"} & set(words if name == "train" else ()):
         workshop.data(place)
     if name == "train" and "RUN/config.yaml" in words:
         workshop.model("RUN")
