@@ -175,6 +175,7 @@ class Workshop:
         self._train("camvid", "run", "--model.mean_shift.layers", "1")
         self._train("camvid", "plain")
         self._train("ade20k", "run150")
+        self._train("shapes", "run7", "--model.mean_shift.layers", "1")
 
     def _train(self, kind: str, name: str, *fields: str) -> None:
         tiny = ["--model.encoder_weights", "null", "--model.encoder_args.embed_dim", "24"]
@@ -187,7 +188,7 @@ class Workshop:
 
     def model(self, place: str, dataset: str = "camvid") -> None:
         """Put a model at `place`: a run, an exported folder or another tool's file."""
-        own = {"ade20k": "run150"}
+        own = {"ade20k": "run150", "shapes": "run7"}
         if place.endswith(".pth"):
             self._convert(own.get(dataset, "plain"), place, "--to", "mmsegmentation")
         elif place.endswith("/"):

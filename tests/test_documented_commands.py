@@ -77,7 +77,7 @@ def test_a_command_runs_or_is_parsed(command: Command, workshop: Workshop, monke
 
 def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     name = words[0]
-    for place in {"DIR", "scenes"} & set(words if name == "train" else ()):
+    for place in {"DIR", "scenes", "large"} & set(words if name == "train" else ()):
         workshop.data(place)
     if name == "train" and "RUN/config.yaml" in words:
         workshop.model("RUN")
@@ -213,7 +213,8 @@ def options(module: str) -> set[str]:
 
 LOADS = re.compile(r"load_model|parts_of")
 """Calls whose texts are names of models."""
-OWN_TEST = ("loops.md", "own-folder.md")  # tests/test_examples.py, tests/test_tutorials.py
+TUTORIALS = tuple(page.name for page in PAGES if page.parent.name == "tutorials")
+OWN_TEST = ("loops.md", *TUTORIALS)  # tests/test_examples.py, tests/test_tutorials.py
 
 
 @pytest.mark.parametrize(
