@@ -30,6 +30,7 @@ from meanshifter.errors import InputError
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.inference.predictor import Predictor
 from meanshifter.model.saving import read_model
+from meanshifter.training.setup import open_split
 from meanshifter.utils.files import lock_file
 
 RECIPE = """

@@ -194,8 +194,10 @@ class Segmenter(nn.Module):
         Raises:
             InputError: steps for a model without a mean shift block, or labels that do not match the images.
         """
-        several = isinstance(mean_shift_layers, Sequence)
-        found = self.logits_at(images, mean_shift_layers if several else [mean_shift_layers])
+        if isinstance(mean_shift_layers, Sequence):
+            found, several = self.logits_at(images, mean_shift_layers), True
+        else:
+            found, several = self.logits_at(images, [mean_shift_layers]), False
         if labels is None:
             return found if several else found[0]
         losses = [
