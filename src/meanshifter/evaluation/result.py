@@ -252,6 +252,9 @@ class Protocol:
     """Tool whose preprocessing was reproduced; None: MeanShifter's own."""
     predictions: str | None = None
     """Folder of the evaluated label maps, made in an unknown way by any tool; None: a model was evaluated."""
+    window_blend: str | None = None
+    """Weights of overlapping windows, such as gaussian; None: whole images, or a score of an earlier version, whose
+    windows had equal weights."""
     temperature: tuple[float, ...] = (1.0,)
     """Temperature of each model, which determines probabilities, and labels only where probabilities are averaged."""
 
@@ -273,6 +276,7 @@ class Protocol:
             self.precision,
             f"weights {self.weights}",
             f"meanshifter {self.version}",
+            *([] if self.window_blend in (None, "constant") else [f"{self.window_blend} blending of windows"]),
             *([] if self.compat is None else [f"preprocessed like {self.compat}"]),
             *([] if set(self.temperature) <= {1.0} else [f"temperature {temperature}"]),
         ]

@@ -27,6 +27,7 @@ from meanshifter.utils.environment import require_installed
 READING: dict[str, type | tuple[type, ...]] = {
     "window": (int, NoneType),
     "window_stride": int,
+    "window_blend": str,
     "short_side": (int, NoneType),
     "long_side": int,
     "scales": list,

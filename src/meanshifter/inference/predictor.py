@@ -39,7 +39,17 @@ from meanshifter.inference.preprocess import (
 )
 from meanshifter.inference.protocol import PatchModel
 from meanshifter.inference.segmentation import Segmentation
-from meanshifter.inference.windows import Axis, Budget, Encoded, Reading, axis, crops, enough_memory, window_starts
+from meanshifter.inference.windows import (
+    Axis,
+    Blend,
+    Budget,
+    Encoded,
+    Reading,
+    axis,
+    crops,
+    enough_memory,
+    window_starts,
+)
 from meanshifter.model.config import ModelConfig
 from meanshifter.ops import Confidence, View, label_map, pixel_confidence
 
@@ -67,6 +77,8 @@ class Predictor:
         window: side of the square windows in pixels; None uses the full image. The window, the stride and the sides
             default to the model's configuration: 512, 480, 512 and 2048, or what a third-party checkpoint states.
         window_stride: distance between windows in pixels, 1 to `window`; unused without windows.
+        window_blend: weights of overlapping windows: "constant", the default, or decreasing from the middle of a
+            window to its border as a "cosine" or a "gaussian", which hides borders of windows.
         short_side: resize the image to fit (`long_side`, `short_side`), keeping its aspect ratio (bilinear without
             antialiasing, as mmcv's `imrescale`); None keeps the image's own size.
         long_side: the longer side to fit, in pixels.
@@ -98,6 +110,7 @@ class Predictor:
         *,
         window: int | Own | None = "model",
         window_stride: int | Own = "model",
+        window_blend: Blend | None = None,
         short_side: int | Own | None = "model",
         long_side: int | Own = "model",
         compat: str | Preprocess | None = None,
@@ -116,6 +129,7 @@ class Predictor:
         model = _resolve(model)
         given = {"window": window, "window_stride": window_stride, "short_side": short_side, "long_side": long_side}
         fields: dict[str, Any] = {name: value for name, value in given.items() if value != "model"}
+        fields |= {} if window_blend is None else {"window_blend": window_blend}
         self.preprocess = _shared(
             [replace(_preprocess(compat, member.config), **fields) for member in members_of(model)]
         )
@@ -306,6 +320,7 @@ class Predictor:
             "long_side": None if reading.short_side is None else reading.long_side,
             "window": reading.window,
             "window_stride": None if reading.window is None else reading.window_stride,
+            "window_blend": None if reading.window is None else reading.window_blend,
             "flip": self.flip,
             "scales": self.scales,
             "mean_shift_layers": self.mean_shift_layers,
@@ -388,7 +403,8 @@ class Predictor:
         size = read_size = reading.size(H, W, scale)
         if reading.window is not None and reading.enlarges(size):
             size = enlarged_size(*size, reading.window)
-        windows = {"window": reading.window, "stride": reading.window_stride, "stretch": reading.stretch_padding}
+        windows: dict[str, Any] = {"window": reading.window, "stride": reading.window_stride}
+        windows |= {"stretch": reading.stretch_padding, "blend": reading.window_blend}
         rows, cols = (
             axis(length, out, patch_size=model.output_stride, **windows)
             for length, out in zip(size, (H, W), strict=True)

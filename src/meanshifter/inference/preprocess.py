@@ -17,7 +17,7 @@ from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import MAX_PIXELS, read_image
 from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.inference.protocol import PatchModel
-from meanshifter.inference.windows import check_windows
+from meanshifter.inference.windows import Blend, check_windows
 from meanshifter.model.config import LARGEST, ModelConfig
 from meanshifter.ops import Confidence
 
@@ -45,11 +45,15 @@ class Preprocess:
     """Upsample normalized images that are smaller than the window, bilinearly."""
     stretch_padding: bool = False
     """Upsample the logits of a padded window, including its padding, to the window's size instead of cropping them."""
+    window_blend: Blend = "constant"
+    """Weights of overlapping windows: equal, or decreasing from the middle of a window as a cosine or a Gaussian."""
     compat: str | None = None
     """The tool whose preprocessing this is, for the protocol of a score; None: our own."""
 
     def __post_init__(self) -> None:
         check_windows(self.window, self.window_stride)
+        if self.window_blend not in get_args(Blend):
+            raise InputError(f"window_blend: {self.window_blend!r}; use one of {', '.join(get_args(Blend))}")
         short, long = self.short_side, self.long_side
         if short is not None and short < 1:
             raise InputError(f"short_side: {short} pixels; it must be at least 1, or None for no resizing")
