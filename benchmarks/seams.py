@@ -1,6 +1,8 @@
 """What blending of windows does to their borders, and to the score.
 
-python benchmarks/seams.py MODEL DATASET [--root DIR] [--split val] --window 128 --window-stride 96 [--short-side N]
+python benchmarks/seams.py RUN [--split val] --window 128 --window-stride 96
+
+RUN is a run folder, whose data set and resizing are used; `--split held_out` takes the images of data.val_pattern.
 
 For each blending: mIoU; how often neighboring pixels have different labels where a window begins or ends, and how often
 one, two and three pixels beside it, where the content of images is the same. Without seams, the two are equal. A stride
@@ -10,14 +12,16 @@ equal to the window has no overlap, and so the same seams with each blending.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 import meanshifter as ms
-from meanshifter.data.catalog import open_dataset
 from meanshifter.inference.windows import Blend, window_starts
+from meanshifter.training.parsing import parse_recipe
+from meanshifter.training.setup import open_split
 from meanshifter.utils.environment import describe
 
 BESIDE = (1, 2, 3)
@@ -25,16 +29,14 @@ BESIDE = (1, 2, 3)
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("model")
-    options.add_argument("dataset")
-    options.add_argument("--root")
+    options.add_argument("run", type=Path)
     options.add_argument("--split", default="val")
     options.add_argument("--window", type=int, required=True)
     options.add_argument("--window-stride", type=int, required=True)
-    options.add_argument("--short-side", type=int, help="default: images are not resized")
     args = options.parse_args()
-    dataset, model = open_dataset(args.dataset, args.root, args.split), ms.load_model(args.model)
-    settings: dict[str, Any] = {name: getattr(args, name) for name in ("window", "window_stride", "short_side")}
+    config, model = parse_recipe(args.run / "config.yaml"), ms.load_model(args.run)
+    dataset = open_split(config.data, args.split)
+    settings = config.evaluation.reading | {"window": args.window, "window_stride": args.window_stride}
     print(f"{describe()}\n\n| blending | mIoU | changes at borders of windows | beside them | ratio |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for blend in get_args(Blend):

@@ -134,7 +134,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, precision: bool = Tr
     add = group.add_argument
     add("--window", type=_or_none, metavar="PIXELS", help="side of the sliding window; none: whole images")
     add("--window-stride", type=int, metavar="PIXELS", help="stride of the sliding window")
-    add("--window-blend", choices=("constant", "cosine", "gaussian"), help="weights of overlapping windows")
+    add("--window-blend", choices=("constant", "cosine"), help="weights of overlapping windows; cosine hides borders")
     add_resizing_options(group)
     add("--compat", choices=("mmsegmentation", "segmenter"), help="reproduce that tool's preprocessing exactly")
     add("--scales", type=float, nargs="+", metavar="FACTOR", help="average over these image scales")

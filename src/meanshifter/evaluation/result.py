@@ -253,7 +253,7 @@ class Protocol:
     predictions: str | None = None
     """Folder of the evaluated label maps, made in an unknown way by any tool; None: a model was evaluated."""
     window_blend: str | None = None
-    """Weights of overlapping windows, such as gaussian; None: whole images, or a score of an earlier version, whose
+    """Weights of overlapping windows, such as cosine; None: whole images, or a score of an earlier version, whose
     windows had equal weights."""
     temperature: tuple[float, ...] = (1.0,)
     """Temperature of each model, which determines probabilities, and labels only where probabilities are averaged."""

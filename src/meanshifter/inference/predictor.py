@@ -77,8 +77,8 @@ class Predictor:
         window: side of the square windows in pixels; None uses the full image. The window, the stride and the sides
             default to the model's configuration: 512, 480, 512 and 2048, or what a third-party checkpoint states.
         window_stride: distance between windows in pixels, 1 to `window`; unused without windows.
-        window_blend: weights of overlapping windows: "constant", the default, or decreasing from the middle of a
-            window to its border as a "cosine" or a "gaussian", which hides borders of windows.
+        window_blend: weights of overlapping windows: "constant", the default, or "cosine", decreasing from the middle
+            of a window to its border, which hides borders of windows.
         short_side: resize the image to fit (`long_side`, `short_side`), keeping its aspect ratio (bilinear without
             antialiasing, as mmcv's `imrescale`); None keeps the image's own size.
         long_side: the longer side to fit, in pixels.

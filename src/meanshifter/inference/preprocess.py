@@ -46,7 +46,7 @@ class Preprocess:
     stretch_padding: bool = False
     """Upsample the logits of a padded window, including its padding, to the window's size instead of cropping them."""
     window_blend: Blend = "constant"
-    """Weights of overlapping windows: equal, or decreasing from the middle of a window as a cosine or a Gaussian."""
+    """Weights of overlapping windows: equal, or decreasing as a cosine from the middle of a window to its border."""
     compat: str | None = None
     """The tool whose preprocessing this is, for the protocol of a score; None: our own."""
 

@@ -29,7 +29,7 @@ from meanshifter.data.rows import FileRows
 from meanshifter.errors import InputError, is_out_of_memory
 from meanshifter.ops import View, bilinear_matrix
 
-Blend = Literal["constant", "cosine", "gaussian"]
+Blend = Literal["constant", "cosine"]
 
 
 def check_windows(window: int | None, stride: int) -> None:
@@ -66,15 +66,10 @@ def window_starts(length: int, window: int | None, stride: int) -> tuple[int, ..
 def blend_weights(width: int, blend: Blend) -> Float[Tensor, " width"]:
     """Weights of the pixels of a window where windows overlap, in float64.
 
-    "constant": 1. "cosine": sin² over the window, the Hann window. "gaussian": σ = width / 8 around the middle, the
-    importance map of nnU-Net (Isensee et al., Nature Methods 2021), but never below a thousandth of its maximum.
+    "constant": 1. "cosine": the Hann window, sin² from border to border.
     """
     place = (torch.arange(width, dtype=torch.float64) + 0.5) / width
-    if blend == "constant":
-        return torch.ones_like(place)
-    if blend == "cosine":
-        return (torch.pi * place).sin().square()
-    return (-((8 * (place - 0.5)).square()) / 2).exp().clamp(min=1e-3)
+    return torch.ones_like(place) if blend == "constant" else (torch.pi * place).sin().square()
 
 
 @dataclass(frozen=True, eq=False)
