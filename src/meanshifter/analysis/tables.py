@@ -73,7 +73,10 @@ def protocol(found: Findings) -> str:
     config = next(iter(found.cells.values())).config
     images = ", ".join(f"{count} images of {split}" for split, count in facts["images"].items())
     kept = {
-        key: value for key, value in facts["protocol"].items() if key != "weights" and (key, value) != ("compat", None)
+        key: value
+        for key, value in facts["protocol"].items()
+        if key != "weights"
+        and (key, value) not in (("compat", None), ("window_blend", None), ("window_blend", "constant"))
     }
     settings = ", ".join(f"{key} {'none' if value is None else value}" for key, value in kept.items())
     return (
