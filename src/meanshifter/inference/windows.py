@@ -105,7 +105,7 @@ def axis(
     """Place windows on `length` pixels of the resized image, for `size` pixels of the result."""
     starts = window_starts(length, window, stride)
     width = length if window is None else min(window, length)
-    given = {"window": window, "stride": stride, "patch_size": patch_size}
+    given: dict[str, Any] = {"window": window, "stride": stride, "patch_size": patch_size}
     matrix = axis_matrix(length, size, **given, stretch=stretch, blend=blend)
     return Axis(starts, width, -(-width // patch_size), matrix)
 
