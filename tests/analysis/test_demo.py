@@ -60,7 +60,7 @@ def test_all_models_are_trained_scored_and_shown(tiny: Path, tmp_path: Path) -> 
     assert shifted.mean_shift is not None
     assert shifted.mean_shift.layers == 1
     assert fine.pixel_shift is not None
-    assert fine.pixel_shift.layers == 2
+    assert fine.pixel_shift.layers == 1
     text = demo.page.read_text("utf-8")
     for entry, model in zip(demo.entries, (plain, shifted, fine), strict=True):
         again = evaluate(Predictor(model, window=None, short_side=None), Shapes(split="val"), limit=6)

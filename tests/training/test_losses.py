@@ -194,9 +194,9 @@ def test_deep_supervision_averages_the_losses_after_each_step(
     cached: bool, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with the head of a frozen encoder, on cached tokens."""
-    fields: dict[str, Any] = {"mean_shift": MeanShiftConfig(layers=2, channels=8), "drop_path": 0.0}
+    fields: dict[str, Any] = {"mean_shift": MeanShiftConfig(layers=1, channels=8), "drop_path": 0.0}
     model = replace(tiny.model, **fields)
-    config = replace(tiny, steps=1, log_every=1, model=model, loss=LossConfig(deep_supervision=True))
+    config = replace(tiny, steps=1, log_every=1, model=model, loss=LossConfig(deep_supervision=2))
     if cached:
         config = replace(
             config,
@@ -219,6 +219,6 @@ def test_deep_supervision_averages_the_losses_after_each_step(
     assert logged == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-def test_deep_supervision_of_a_single_step_is_refused(tiny: TrainConfig) -> None:
-    with pytest.raises(InputError, match=r"loss\.deep_supervision: true .* 0 mean shift steps"):
-        train(replace(tiny, loss=LossConfig(deep_supervision=True)), quiet=True)
+def test_deep_supervision_without_steps_is_refused(tiny: TrainConfig) -> None:
+    with pytest.raises(InputError, match=r"loss\.deep_supervision: 2 steps, but the model has no mean shift block"):
+        train(replace(tiny, loss=LossConfig(deep_supervision=2)), quiet=True)

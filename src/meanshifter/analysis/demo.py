@@ -35,7 +35,7 @@ MODELS = {
     "MeanShifter": ("meanshifter", ("--model.mean_shift.layers", "1")),
     "MeanShifter, from pixels": (
         "meanshifter-pixel",
-        ("--model.pixel_shift.layers", "2", "--loss.deep_supervision", "true"),
+        ("--model.pixel_shift.layers", "1", "--loss.deep_supervision", "2"),
     ),
 }
 """Name → folder below the demo's, and fields that differ from the recipe."""

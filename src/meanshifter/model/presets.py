@@ -56,19 +56,9 @@ PATCH = 16
 """P of the published models, and of the encoders' weights."""
 
 
-class Finer(NamedTuple):
-    """What the presets with finer patches have, beside the patches."""
-
-    token_merging: TokenMergingConfig
-    """The merging that pays for them."""
-    pixel_shift: PixelShiftConfig
-
-
-FINER = {
-    12: Finer(TokenMergingConfig(after_layer=4, ratio=0.65), PixelShiftConfig(layers=2)),
-    8: Finer(TokenMergingConfig(after_layer=3, ratio=0.75), PixelShiftConfig(layers=2)),
-}
-"""By patch size: the fast and the accurate model of the families in PIXEL_SHIFTS, see docs/mean-shift.md."""
+FINER = {12: TokenMergingConfig(after_layer=4, ratio=0.65), 8: TokenMergingConfig(after_layer=3, ratio=0.75)}
+"""Finer patches of the families in PIXEL_SHIFTS, fast and accurate, and the merging that pays for them:
+docs/mean-shift.md."""
 PRESETS = tuple(
     f"{family}{mask}-{size}{patch}"
     for family in FAMILIES
@@ -95,14 +85,7 @@ class Preset(NamedTuple):
     @property
     def token_merging(self) -> TokenMergingConfig | None:
         """Its merging of tokens."""
-        return FINER[self.patch_size].token_merging if self.patch_size in FINER else None
-
-    @property
-    def pixel_shifts(self) -> Mapping[str, PixelShiftConfig]:
-        """The mean shift from pixels of each family that has one, at this patch size."""
-        if self.patch_size not in FINER:
-            return PIXEL_SHIFTS
-        return dict.fromkeys(PIXEL_SHIFTS, FINER[self.patch_size].pixel_shift)
+        return FINER.get(self.patch_size)
 
 
 def create_model(
@@ -183,7 +166,7 @@ def create_model(
         decoder=named.decoder,
         decoder_layers=decoder_layers,
         mean_shift=resolve_block(family, "mean_shift", mean_shift, SHIFTS),
-        pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, named.pixel_shifts),
+        pixel_shift=resolve_block(family, "pixel_shift", pixel_shift, PIXEL_SHIFTS),
         drop_path=rate if drop_path is None else drop_path,
         token_merging=None if module is not None else resolve_merging(named, token_merging),
         encoder_args=arguments_with(encoder_args, patch_size),
@@ -353,7 +336,7 @@ def size_of(preset: str, *, num_classes: int, image_size: int, mean_shift: Mappi
         shift.check_decoder(decoder)
         total += _mean_shift(D, N if shift.with_classes is None else N + num_classes, shift)
     if family in PIXEL_SHIFTS:
-        total += _pixel_shift(D, num_classes, N, P, named.pixel_shifts[family])
+        total += _pixel_shift(D, num_classes, N, P, PIXEL_SHIFTS[family])
     return total
 
 

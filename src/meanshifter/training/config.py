@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from meanshifter.data.augment_config import RANGES, AugmentConfig
 from meanshifter.errors import InputError
-from meanshifter.model.config import LARGEST
+from meanshifter.model.config import LARGEST, MOST_STEPS
 from meanshifter.training.sections import (
     LOSS_FACTORS,
     DataConfig,
@@ -213,6 +213,10 @@ _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys((*(f"loss.{name}" for name in LOSS_FACTORS), "loss.focal_gamma", "loss.boundary_weight"), _FINITE),
     "loss.ohem_share": (lambda value: value is None or 0 < value <= 1, "null or a number above 0 and at most 1"),
     "loss.boundary_radius": _COUNT,
+    "loss.deep_supervision": (
+        lambda value: value is None or 1 <= value <= MOST_STEPS,
+        f"null or a number from 1 to {MOST_STEPS}",
+    ),
     "loss.label_smoothing": _BELOW_ONE,
 }
 """What each field must satisfy, and how to say it."""

@@ -416,7 +416,8 @@ def _forward_and_backward(config: TrainConfig, learner: Learner, crops: Crops) -
     """Forward and backward pass of this process's crops, part by part; returns the summed loss."""
     fabric, device = learner.fabric, learner.state.model.device
     total = torch.zeros((), device=device)
-    supervised = [range(1, learner.state.model.steps(None) + 1)] if config.loss.deep_supervision else []
+    deep = config.loss.deep_supervision
+    supervised = [] if deep is None else [range(1, deep + 1)]
     for part, offset in _parts(config, learner, crops):
         images, labels = fabric.to_device(part)
         learner.drop_path.use(slice(offset, offset + len(images)), device)

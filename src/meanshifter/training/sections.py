@@ -218,9 +218,9 @@ class LossConfig:
     number per class, or numbers by class name such as {pole: 3}, the others 1; null: class_weight_power."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes, in the cross-entropy."""
-    deep_supervision: bool = False
-    """Average the losses after each mean shift step, from the first to the last, instead of taking that after the
-    last."""
+    deep_supervision: int | None = None
+    """Average the losses after 1 to this many mean shift steps, so that the number can be chosen at inference; null:
+    the loss after the number of steps in the block's layers."""
 
     @property
     def terms(self) -> dict[str, Any]:

@@ -130,15 +130,15 @@ def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
 
 
 def check_supervised(config: TrainConfig, model: Segmenter) -> None:
-    """Check that `loss.deep_supervision` has several steps to average over.
+    """Check that the model has a block whose steps `loss.deep_supervision` can supervise.
 
     Raises:
-        InputError: the model has fewer than two mean shift steps.
+        InputError: it has none.
     """
-    if config.loss.deep_supervision and (steps := model.steps(None)) < 2:
+    if config.loss.deep_supervision is not None and not model.has_steps:
         raise InputError(
-            f"loss.deep_supervision: true has no effect, since the model has {steps} mean shift steps; give the block "
-            "2 layers or more, as in --model.pixel_shift.layers 2, or leave it out"
+            f"loss.deep_supervision: {config.loss.deep_supervision} steps, but the model has no mean shift block; give "
+            "it one, as in --model.pixel_shift.layers 1, or set it to null"
         )
 
 
