@@ -1,6 +1,6 @@
 """On a CUDA machine: kernels against a reference, and what label maps, losses, predictions and training cost.
 
-python benchmarks/gpu.py [--sizes ti s b] [--rounds 7] [--out FILE]
+python benchmarks/gpu.py [--sizes ti s b] [--compiled ti s b] [--rounds 7] [--out FILE]
 
 The kernels' labels, losses and gradients are compared with those of the CPU in float64, and it exits with 1 if they
 differ. The tables of benchmarks/measure.py follow, and training steps of Segmenter-Ti/16, S and B with 8 crops of
@@ -44,6 +44,9 @@ TOLERANCE = 1e-4
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sizes", nargs="+", choices=("ti", "s", "b", "l"), default=["ti", "s", "b"])
+    options.add_argument(
+        "--compiled", nargs="*", choices=("ti", "s", "b", "l"), help="sizes that are also compiled (default: all)"
+    )
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--out", type=Path, help="also write the tables to this file")
     args = options.parse_args()
@@ -55,7 +58,7 @@ def main() -> None:
     tables = (report.table(title, case(device)) for title, case in (cases.CASES[name] for name in CASES))
     parts = []
     for part in itertools.chain(
-        [describe(), kernels], tables, [training_table(device, args.sizes, rounds=args.rounds)]
+        [describe(), kernels], tables, [training_table(device, args.sizes, args.compiled, rounds=args.rounds)]
     ):
         print(part, end="\n\n", flush=True)
         parts.append(part)
@@ -108,23 +111,28 @@ def gradient(z: Tensor, labels: Tensor, terms: dict[str, Any]) -> tuple[float, T
 def training_table(
     device: torch.device,
     sizes: Sequence[str],
+    compiled: Sequence[str] | None = None,
     *,
     rounds: int,
     batch: int = 8,
     crop: int = 512,
     classes: int = 150,
     precisions: Sequence[str] = ("fp32", "bf16"),
-    compiled: Sequence[bool] = (False, True),
     **model: Any,
 ) -> str:
-    """Training steps of each size, beside the encoder alone; `model` are further arguments of `create_model`."""
+    """Training steps of each size, beside the encoder alone; `model` are further arguments of `create_model`.
+
+    Sizes in `compiled`, by default all, are measured twice.
+    """
     lines = [
         f"### Training steps, {batch} crops of {crop}×{crop}, {classes} classes, SGD",
         "",
         f"| | median ms | range ms | images/s | {STEPS:,} steps | MB | encoder alone, ms | MB | memory ÷ encoder's |",
         "| --- |" + " ---: |" * 8,
     ]
-    for size, precision, fast in itertools.product(sizes, precisions, compiled):
+    for size, precision, fast in itertools.product(sizes, precisions, (False, True)):
+        if fast and compiled is not None and size not in compiled:
+            continue
         ways = dict(training(device, size, batch, crop, classes, half=precision == "bf16", compiled=fast, **model))
         step, encoder = compare(ways, rounds=rounds, device=device)
         cells = [f"{step.seconds * 1e3:.1f}", f"{step.low * 1e3:.1f}–{step.high * 1e3:.1f}"]

@@ -36,7 +36,7 @@ def test_kernels_are_compared_and_a_difference_is_found(monkeypatch: pytest.Monk
 
 def test_a_row_for_each_way_of_training() -> None:
     table = gpu.training_table(
-        CPU, ["ti"], rounds=1, batch=2, crop=32, classes=3, precisions=["fp32", "bf16"], compiled=[False], **SMALL
+        CPU, ["ti"], rounds=1, batch=2, crop=32, classes=3, precisions=["fp32", "bf16"], compiled=[], **SMALL
     )
     assert [line.split(" | ")[0] for line in table.splitlines()[4:]] == [
         "| Segmenter-Ti/16, fp32",
