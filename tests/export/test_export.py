@@ -6,6 +6,7 @@ import errno
 import functools
 import gc
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -422,7 +423,7 @@ def test_a_missing_package_is_named_with_its_extra(
 def test_an_outdated_package_is_named_with_the_required_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(packages, "version", lambda name: "0.2.1")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.2.1")
     line = rf'format: {form} needs \w+>=[0-9.]+, but 0\.2\.1 is installed; pip install "\.\[{form}\]"'
     with pytest.raises(ms.InputError, match=line):
         export(tiny(), tmp_path / "out", format=form)

@@ -12,16 +12,21 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meanshifter.ops import argmax
+from meanshifter.ops import argmax, pruned
 
 IMPLEMENTATIONS = ["reference", "kernels"]
+OF_LABEL_MAPS = [*IMPLEMENTATIONS, "pruned"]
 
 
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """Run the CPU kernels, or the reference, as without numba."""
+    """Run the CPU kernels, label maps by candidates, as without numba, or the reference for everything."""
     with mock.patch.object(argmax, "has_numba", return_value=name == "kernels"):
-        yield
+        if name != "reference":
+            yield
+            return
+        with mock.patch.object(pruned, "label_map", lambda view: argmax._reference([view], (), ()).labels):
+            yield
 
 
 class Case(NamedTuple):

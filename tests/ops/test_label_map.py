@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 import meanshifter as ms
 from meanshifter.inference.windows import axis_matrix
 from meanshifter.ops import View, label_map, pixel_confidence
-from tests.ops.cases import IMPLEMENTATIONS, Case, cases, implementation, upsample
+from tests.ops.cases import OF_LABEL_MAPS, Case, cases, implementation, upsample
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OF_LABEL_MAPS)
 @settings(max_examples=80)
 @given(case=cases())
 def test_the_label_map_is_the_argmax_of_the_upsampled_logits(case: Case, name: str) -> None:
@@ -25,7 +25,7 @@ def test_the_label_map_is_the_argmax_of_the_upsampled_logits(case: Case, name: s
     assert (full.amax(1) - chosen).max() < 1e-5 * max(float(full.abs().max()), 1)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OF_LABEL_MAPS)
 @given(first=st.integers(0, 3), copies=st.integers(1, 3))
 def test_the_lowest_class_wins_a_tie(first: int, copies: int, name: str) -> None:
     logits = torch.rand(1, 8, 5, 6)
@@ -36,7 +36,7 @@ def test_the_lowest_class_wins_a_tie(first: int, copies: int, name: str) -> None
         assert (ms.ops.upsampled_argmax(torch.zeros(1, 3, 4, 4), (64, 64)) == 0).all()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OF_LABEL_MAPS)
 def test_more_than_255_classes_need_sixteen_bits(name: str) -> None:
     logits = torch.zeros(1, 300, 2, 2)
     logits[:, 299] = 1
@@ -64,7 +64,7 @@ def views(draw: st.DrawFn) -> list[View]:
     return found
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OF_LABEL_MAPS)
 @settings(max_examples=60)
 @given(several=views())
 def test_scores_and_probabilities_are_those_of_the_averaged_softmax(several: list[View], name: str) -> None:
@@ -107,7 +107,7 @@ def test_an_unknown_confidence_is_refused() -> None:
         pixel_confidence([view], confidence=["certainty"])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OF_LABEL_MAPS)
 def test_full_resolution_logits_are_never_stored(largest: Any, name: str) -> None:
     K, size = 150, (512, 512)
     logits = torch.randn(1, K, 32, 32)

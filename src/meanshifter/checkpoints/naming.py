@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import GELU
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
+from meanshifter.model.vit import SIZES, Block, VisionTransformer
 
 Change = Callable[[Tensor], Tensor]
 
@@ -159,7 +158,9 @@ def assert_plain(vit: nn.Module, tool: str, *, without: Iterable[str] = (), extr
     Raises:
         InputError: names the first difference.
     """
-    if not isinstance(vit, VisionTransformer):
+    from timm.models import vision_transformer
+
+    if not isinstance(vit, VisionTransformer | vision_transformer.VisionTransformer):
         raise InputError(
             f"model: its encoder is a {type(vit).__name__}, but {tool} builds plain ViTs only; save a model folder or "
             "an export"
@@ -175,21 +176,21 @@ def assert_plain(vit: nn.Module, tool: str, *, without: Iterable[str] = (), extr
         )
 
 
-def _odd_arithmetic(vit: VisionTransformer) -> Iterator[str]:
+def _odd_arithmetic(vit: Any) -> Iterator[str]:
     """Differences that no tensor shows."""
+    from timm.layers import GELU
+    from timm.models import vision_transformer
+
     if vit.no_embed_class:
         yield "a class token without a position"
     for block in vit.blocks:
-        if type(block) is not Block:
+        if type(block) not in (Block, vision_transformer.Block):
             yield f"layers of type {type(block).__name__}"
             continue
         act = block.mlp.act
         if not (isinstance(act, nn.GELU | GELU) and getattr(act, "approximate", "none") == "none"):
             yield f"the activation {type(act).__name__}"
 
-
-SIZES = {(192, 12, 3): "tiny", (384, 12, 6): "small", (768, 12, 12): "base", (1024, 24, 16): "large"}
-"""(width, depth, heads) → timm's name for the size of such a ViT."""
 
 ASSUMED_STEPS = "1 mean shift step (override with `mean_shift_layers`)"
 """Note on a MeanShifter whose configuration does not state the number of steps."""
@@ -307,7 +308,7 @@ def backbone(encoder: Encoder, heads: int, *, distilled: bool = False) -> tuple[
     if heads < 1 or encoder.width % heads:
         raise InputError(f"{heads} attention heads do not divide the width {encoder.width}; correct the configuration")
     family = ("deit_", "_distilled") if distilled else ("vit_", "")
-    size = SIZES.get((encoder.width, encoder.depth, heads))
+    size = next((name for name, of in SIZES.items() if of == (encoder.width, encoder.depth, heads)), None)
     resolution = 384 if not distilled or size == "base" else 224
     named = size is not None and not (distilled and size == "large")  # there is no large DeiT
     if named and encoder.patch == 16 and encoder.mlp_ratio == 4:

@@ -22,8 +22,6 @@ from threading import Thread
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
 
-from huggingface_hub import get_session
-
 from meanshifter.errors import InputError, summarize_error
 from meanshifter.utils.files import temp_sibling, write_text
 from meanshifter.utils.progress import ProgressBar
@@ -49,6 +47,8 @@ def why_unreachable(url: str, seconds: float = SECONDS) -> str | None:
 
     Asked once before libraries would retry for minutes.
     """
+    from huggingface_hub import get_session
+
     found: list[str | None] = []
 
     def ask() -> None:

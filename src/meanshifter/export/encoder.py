@@ -19,13 +19,12 @@ from einops import rearrange
 from timm.layers import pos_embed_sincos as rotary
 from timm.models import vision_transformer_sam as sam
 from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
 from meanshifter.model.encoder import Encoder, own_tokens
-from meanshifter.model.vits import Grid, beit_layers, geometric_matrix, joined_heads, relative_bias
+from meanshifter.model.vit import Grid
+from meanshifter.model.vits import beit_layers, geometric_matrix, joined_heads, relative_bias
 
 COPY = torch.contiguous_format
 """Memory format of copies before a view: a copy only if needed would trace to a guard on the number of windows."""
@@ -51,9 +50,9 @@ class SizedEncoder(Encoder):
         x = self.vit.patch_embed.proj(images)
         grid = (x.shape[-2], x.shape[-1])
         vit, kind = self.vit, self.family.kind
-        if kind in (VisionTransformer, Eva):
+        if self.family.is_sequence:
             x = _with_positions(vit, vit.patch_embed.norm(x.flatten(2).mT), grid, self.positions)
-            rope = None if kind is VisionTransformer or vit.rope is None else rotations(vit.rope, grid)
+            rope = None if self.family.has_embeddings or vit.rope is None else rotations(vit.rope, grid)
             return self.layers(vit.norm_pre(x), grid, rope), grid
         forward: Callable[[Any, Tensor, Grid, str], Tensor] = _FORWARD[kind]
         return forward(vit, x, grid, self.positions), grid
@@ -206,7 +205,7 @@ def _sines(angles: Tensor, *, half: bool) -> Tensor:
 
 def _with_positions(vit: Any, patches: Tensor, grid: Grid, mode: str) -> Tensor:
     """Prepend prefix tokens to the patches (B, N, D) and add position embeddings, as timm's `_pos_embed` does."""
-    tokens = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
+    tokens = (vit.cls_token, getattr(vit, "dist_token", None), getattr(vit, "reg_token", None))
     prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens if token is not None]
     if vit.pos_embed is None:
         return torch.cat([*prefix, patches], 1)

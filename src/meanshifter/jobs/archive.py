@@ -6,8 +6,9 @@ same results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -29,10 +30,13 @@ from meanshifter.inference.segmentation import Segmentation, read_ahead, save_pn
 from meanshifter.jobs.inputs import Job, file_name, layers_folder
 from meanshifter.jobs.listing import Entry, Unit, entries, plan_units
 from meanshifter.jobs.manifest import Done, Known, Line, NoSpaceError, Store, line_of, open_log, open_store
+from meanshifter.ops.argmax import uncompiled
 from meanshifter.utils.progress import ProgressBar
 
 LARGE: Final = 2048
 """Rows from which an image has a progress bar of its own."""
+ONE_PHOTO: Final = 2_000_000
+"""Pixels up to which a single image is labeled without numba, whose start would take longer."""
 REASONS: Final = 20
 """Errors that are kept in full; all of them are in the manifest."""
 
@@ -272,7 +276,10 @@ def label_images(
         for jobs, future in read_ahead(lambda jobs: predictor.load(jobs[0].source), images):
             source = jobs[0].source
             try:
-                found = list(predictor(future.result(), mean_shift_layers=mean_shift_layers).values())
+                loaded = future.result()
+                is_small = len(images) == 1 and not maps and math.prod(loaded.shape[:2]) <= ONE_PHOTO
+                with uncompiled() if is_small else nullcontext():
+                    found = list(predictor(loaded, mean_shift_layers=mean_shift_layers).values())
             except InputError as error:
                 failed.append(str(error) if str(source) in str(error) else f"{source}: {error}")
             else:

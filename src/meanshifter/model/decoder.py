@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from meanshifter.errors import InputError
-
-Grid = tuple[int, int]
+from meanshifter.model.vit import Block, Grid
 
 
 class LinearDecoder(nn.Module):
@@ -49,9 +47,7 @@ class MaskTransformer(nn.Module):
             raise InputError(f"decoder: width {width} cannot be split into {heads} heads; choose a divisor")
         self.project = nn.Linear(width, width)
         self.class_embeddings = nn.Parameter(torch.empty(1, num_classes, width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, norm_eps=1e-5) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.patch_projection = nn.Linear(width, width, bias=False)
         self.class_projection = nn.Linear(width, width, bias=False)

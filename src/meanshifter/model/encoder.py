@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from meanshifter.errors import InputError
 from meanshifter.model.config import TokenMergingConfig
 from meanshifter.model.token_merging import MergedTokens
-from meanshifter.model.vits import PLAIN, Family, Grid, create_vit
+from meanshifter.model.vit import PLAIN, Family, Grid, create_standard
 
 
 class PatchProjection(nn.Conv2d):
@@ -104,8 +102,8 @@ class Encoder(nn.Module):
             self.patch_size, self.width = _sizes_of(encoder)
             self._check_merging()
             return
-        vit, self.family = create_vit(encoder, image_size, drop_path, arguments or {}, pretrained=pretrained)
-        if positions != "antialias" and self.family != PLAIN:
+        vit, self.family = _create(encoder, image_size, drop_path, arguments or {}, pretrained=pretrained)
+        if positions != "antialias" and not self.family.has_embeddings:
             raise InputError(
                 f"positions: {positions!r}, but {encoder!r} is a {type(vit).__name__}, which other tools do not have; "
                 "use 'antialias'"
@@ -126,7 +124,7 @@ class Encoder(nn.Module):
         """Check that the encoder's layers are such that some of them can see merged tokens."""
         if self.merging is None:
             return
-        if self.family is None or self.family.kind not in (VisionTransformer, Eva):
+        if self.family is None or not self.family.is_sequence:
             raise InputError(
                 f"token_merging: given, but the layers of a {type(self.vit).__name__} need the grid of all tokens; use "
                 "a ViT with position or rotary embeddings, such as vit_small_patch16_dinov3, or leave it out"
@@ -186,7 +184,7 @@ class Encoder(nn.Module):
     def layers(
         self, x: Float[Tensor, "B K D"], grid: Grid, rope: Float[Tensor, "*depth_and_heads N two_d"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Run the layers and the final norm of a `VisionTransformer` or `Eva`, from its tokens with positions on.
+        """Run the layers and the final norm of an encoder that `is_sequence`, from its tokens with positions on.
 
         `rope` are rotary embeddings of the patches, as timm has them.
         """
@@ -219,7 +217,7 @@ class Encoder(nn.Module):
         vit = self.vit
         x = vit.patch_embed(images)
         if self.positions == "antialias":
-            if isinstance(vit, Eva):
+            if self.family is None or not self.family.has_embeddings:
                 embedded, rope = vit._pos_embed(x)
                 return embedded, rope
             return vit.patch_drop(vit._pos_embed(x)), None
@@ -233,6 +231,29 @@ class Encoder(nn.Module):
         prefix = [token for token in (vit.cls_token, getattr(vit, "dist_token", None)) if token is not None]
         first = [(torch.cat(prefix, 1) + own).expand(len(x), -1, -1)] if prefix else []
         return torch.cat([*first, x.flatten(1, 2) + positions], dim=1), None
+
+
+def _create(
+    encoder: str, image_size: Grid, drop_path: float, arguments: Mapping[str, Any], *, pretrained: bool
+) -> tuple[Any, Family]:
+    """Build the encoder of a timm name here if it is one of `vit.STANDARD`, else with timm.
+
+    Raises:
+        InputError: as `create_vit`.
+    """
+    own = None if pretrained else create_standard(encoder, image_size, drop_path, arguments)
+    if own is not None:
+        return own, PLAIN
+    from meanshifter.model.vits import create_vit
+
+    vit, family = create_vit(encoder, image_size, drop_path, arguments, pretrained=pretrained)
+    if pretrained:
+        with torch.random.fork_rng(devices=[]):
+            own = create_standard(encoder, image_size, drop_path, arguments)
+    if own is None:
+        return vit, family
+    own.load_state_dict(vit.state_dict())
+    return own, PLAIN
 
 
 def _sizes_of(module: nn.Module) -> tuple[int, int]:

@@ -140,7 +140,6 @@ def create_model(
     """
     from meanshifter.model.encoder_weights import load_encoder_weights, load_timm_weights
     from meanshifter.model.segmenter import Segmenter
-    from meanshifter.model.vits import family_of
 
     named = parse_preset(preset)
     family = named.family
@@ -173,7 +172,7 @@ def create_model(
         mean=stated[0] if mean is None else mean,
         std=stated[1] if std is None else std,
     )
-    while_built = pretrained and not average_corners and family_of(encoder).resampled_by_timm
+    while_built = pretrained and not average_corners and _is_resampled_by_timm(encoder)
     model = Segmenter(config, label_space_of(num_classes, classes), pretrained=while_built, encoder=module)
     if pretrained and not while_built:
         load_timm_weights(model.encoder, encoder, config.encoder_args, average_corners=average_corners)
@@ -241,6 +240,12 @@ def label_space_of(num_classes: int | None, classes: Sequence[str] | LabelSpace 
     if num_classes not in (None, space.num_classes):
         raise InputError(f"num_classes: {num_classes}, but classes has {space.num_classes}; leave one of the two out")
     return space
+
+
+def _is_resampled_by_timm(encoder: str) -> bool:
+    from meanshifter.model.vits import family_of
+
+    return family_of(encoder).resampled_by_timm
 
 
 def _stated_normalization(encoder: str, pretrained: bool) -> tuple[Triple, Triple]:

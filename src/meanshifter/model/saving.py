@@ -144,7 +144,8 @@ def read_with_state(
         state = migrate_tensors(state)
     check_tensors(state, folder / WEIGHTS)
     size = sum(tensor.nbytes for tensor in state.values())
-    model = build(config, labels, folder / CONFIG, tensors=len(state), size=size, encoder=encoder)
+    with _ZeroWeights():  # random numbers for all weights would take as long as reading them
+        model = build(config, labels, folder / CONFIG, tensors=len(state), size=size, encoder=encoder)
     _load_weights(model, state, folder / WEIGHTS)
     extra = next((folder / name for name in (EXTRA, FORMER_EXTRA) if (folder / name).is_file()), None)
     held = FileState({} if extra is None else read_tensors(extra), dtypes_of(state))
@@ -283,6 +284,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 FACTORIES: Final = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn)
+RANDOM: Final = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_)
 SLACK: Final = 256_000_000
 """Bytes that a model may need beyond four times the size of its weights, e.g. for half precision and partial files."""
 
@@ -296,6 +298,20 @@ class _MetaTensors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in FACTORIES:
             return func(*args, **{**(kwargs or {}), "device": "meta"})
+        return func(*args, **(kwargs or {}))
+
+
+class _ZeroWeights(TorchFunctionMode):
+    """Initialize weights to zeros instead of random numbers, for a model whose weights are all loaded.
+
+    Zeros, since rejection sampling would never end with numbers that stay as they are.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in RANDOM:
+            return args[0].zero_()
+        if func is nn.init.kaiming_uniform_ or func is nn.init.uniform_:  # of torch's layers
+            return (args[0] if args else kwargs["tensor"]).detach().zero_()
         return func(*args, **(kwargs or {}))
 
 

@@ -22,7 +22,7 @@ from meanshifter.model.decoder import LinearDecoder, MaskTransformer
 from meanshifter.model.encoder import Encoder
 from meanshifter.model.mean_shift import MeanShift, check_layers
 from meanshifter.model.pixel_shift import PixelShift
-from meanshifter.model.vits import Grid
+from meanshifter.model.vit import Grid
 from meanshifter.ops import LossTerms, upsampled_loss
 from meanshifter.ops.losses import Reduction
 

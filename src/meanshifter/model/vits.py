@@ -1,4 +1,4 @@
-"""Plain ViTs of timm by family: how each is built, and how it turns images into patch tokens at any grid.
+"""Plain ViTs that timm builds, by family: how each is built, and how it turns images into patch tokens at any grid.
 
 A plain ViT has one grid of patches from its first layer to its last. timm has it in four classes, which differ in how
 they hold positions: `VisionTransformer` (embeddings), `Eva` (rotary, with or without embeddings: DINOv3, EVA-02,
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import timm
@@ -32,41 +30,9 @@ from torch.utils.checkpoint import checkpoint
 from meanshifter.data.download import why_unreachable
 from meanshifter.errors import InputError, did_you_mean, is_out_of_memory, summarize_error
 from meanshifter.model.licenses import terms_hint
+from meanshifter.model.vit import Family, Grid, State, convert_vit, sequence_tokens
 
-Grid = tuple[int, int]
-State = dict[str, Tensor]
-_SET_HERE = {"img_size", "num_classes", "fc_norm", "use_fc_norm", "dynamic_img_size", "dynamic_img_pad"}
 _OF_HEADS = {"attn_pool_num_heads", "attn_pool_mlp_ratio", "head_init_scale", "head_hidden_size"}
-
-
-@dataclass(frozen=True)
-class Family:
-    """The ViTs of one class of timm."""
-
-    kind: type[nn.Module]
-    modules: tuple[str, ...]
-    """Modules of `timm.models` all of whose models are of this class."""
-    tokens: Callable[[Any, Tensor], Tensor]
-    """The encoder and images (B, 3, H, W) of full patches to patch tokens (B, N, D) after the final norm."""
-    convert: Callable[[State, Any], State]
-    """Tensors in timm's or the authors' names to timm's, resampled to the encoder's grid."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of timm.create_model that each encoder gets."""
-    reserved: frozenset[str] = frozenset()
-    """Arguments of its constructor that `encoder_args` must not have, in addition to those set here."""
-    resampled_by_timm: bool = True
-    """Whether timm resamples pretrained weights to any image size while it loads them."""
-
-    @property
-    def accepted(self) -> set[str]:
-        """Valid `encoder_args`; timm.create_model also accepts URLs and files, which a configuration must not have."""
-        return {*signature(self.kind).parameters} - _SET_HERE - self.reserved - {"device", "dtype"}
-
-
-def sequence_tokens(vit: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-    """Tokens of `VisionTransformer` and `Eva`, which resample embeddings and rotations to any grid themselves."""
-    tokens: Tensor = vit.forward_features(images)[:, vit.num_prefix_tokens :]
-    return tokens
 
 
 def sam_tokens(vit: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
@@ -193,11 +159,6 @@ def geometric_matrix(n_in: int, n_out: int) -> Float[Tensor, "out in"]:
     return torch.minimum(rising, falling).clamp(0, 1)
 
 
-def _convert_vit(state: State, vit: Any) -> State:
-    convert: Any = vision_transformer.checkpoint_filter_fn
-    return dict(convert(state, vit))
-
-
 def _convert_eva(state: State, vit: Any) -> State:
     """Convert with timm, after removing biases that the encoder does without: they must be zero.
 
@@ -248,15 +209,16 @@ def _convert_beit(state: State, vit: Any) -> State:
     return dict(beit.checkpoint_filter_fn(rest, vit)) | tables
 
 
-PLAIN = Family(
-    vision_transformer.VisionTransformer,
-    ("vision_transformer", "deit"),
-    sequence_tokens,
-    _convert_vit,
-    {"dynamic_img_size": True},
-)
 FAMILIES = (
-    PLAIN,
+    Family(
+        vision_transformer.VisionTransformer,
+        ("vision_transformer", "deit"),
+        sequence_tokens,
+        convert_vit,
+        {"dynamic_img_size": True},
+        is_sequence=True,
+        has_embeddings=True,
+    ),
     Family(
         eva.Eva,
         ("eva",),
@@ -264,6 +226,7 @@ FAMILIES = (
         _convert_eva,
         {"dynamic_img_size": True},
         reserved=frozenset(_OF_HEADS | {"patch_drop_rate"}),
+        is_sequence=True,
     ),
     Family(beit.Beit, ("beit",), beit_tokens, _convert_beit, reserved=frozenset(_OF_HEADS), resampled_by_timm=False),
     Family(
@@ -285,7 +248,9 @@ def plain_names() -> list[str]:
 
 
 def family_of(encoder: str) -> Family:
-    """Return the family of an encoder's name, with or without a tag; models registered elsewhere count as `PLAIN`.
+    """Return the family of an encoder's name, with or without a tag.
+
+    Models registered elsewhere count as a `VisionTransformer`.
 
     Raises:
         InputError: the name is not in timm, or not one of a plain ViT; names the nearest that are.
@@ -299,7 +264,7 @@ def family_of(encoder: str) -> Family:
             return family
     if timm.model_entrypoint(name).__module__.startswith("timm."):
         raise InputError(f"encoder: {encoder!r} is not a plain ViT; choose one of {', '.join(_alternatives(name))}, …")
-    return PLAIN
+    return FAMILIES[0]
 
 
 def _alternatives(name: str) -> list[str]:

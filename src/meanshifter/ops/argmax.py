@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -21,7 +23,7 @@ from jaxtyping import Float, UInt
 from torch import Tensor
 
 from meanshifter.errors import InputError
-from meanshifter.ops import cpu
+from meanshifter.ops import cpu, pruned
 from meanshifter.ops.upsampling import (
     NEVER,
     Size,
@@ -35,7 +37,7 @@ from meanshifter.ops.upsampling import (
 )
 from meanshifter.utils.environment import has_numba
 
-Backend = Literal["reference", "numba", "triton"]
+Backend = Literal["reference", "pruned", "numba", "triton"]
 Ints = Sequence[int | torch.SymInt]
 _NOT_CAPTURED = getattr(torch.Tag, "cudagraph_unsafe", None)
 OPERATOR_TAGS: dict[str, Any] = (
@@ -45,6 +47,7 @@ OPERATOR_TAGS: dict[str, Any] = (
 )
 """Exclude our operators from CUDA graphs if torch supports it: tables cached by `ops.cuda` would lie in their pool."""
 Confidence = Literal["probability", "margin", "entropy"]
+_UNCOMPILED: ContextVar[bool] = ContextVar("uncompiled", default=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,8 @@ def label_map(views: Sequence[View]) -> UInt[Tensor, "H W"]:
     kind = backend(*(view.z for view in views))
     if len(views) > 1 or kind == "reference":
         return pixel_confidence(views).labels
+    if kind == "pruned":
+        return pruned.label_map(views[0])
     if kind == "numba":
         return cpu.label_map(views[0])
     from meanshifter.ops import cuda
@@ -244,14 +249,25 @@ def backend(*z: Tensor) -> Backend:
     """Choose kernels for float32 logits on the CPU and on CUDA if numba or triton is installed, else the reference.
 
     The CPU kernels are compiled for finite numbers and pad with classes that must lose, so logits with NaN, infinity
-    or numbers of that size use the reference.
+    or numbers of that size use the reference. On the CPU without numba, or within `uncompiled`, label maps of one view
+    are computed by "pruned"; everything else is computed as by the reference.
     """
     if all(one.dtype == torch.float32 and one.numel() for one in z):
-        if z[0].device.type == "cpu" and has_numba() and all(map(_moderate, z)):
-            return "numba"
+        if z[0].device.type == "cpu" and all(map(_moderate, z)):
+            return "numba" if not _UNCOMPILED.get() and has_numba() else "pruned"
         if z[0].device.type == "cuda" and has_triton():
             return "triton"
     return "reference"
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compute label maps without numba, as for a single photo, where loading it takes longer than what it saves."""
+    token = _UNCOMPILED.set(True)
+    try:
+        yield
+    finally:
+        _UNCOMPILED.reset(token)
 
 
 def _moderate(z: Tensor) -> bool:

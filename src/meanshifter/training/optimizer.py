@@ -12,7 +12,7 @@ from inspect import Parameter, signature
 from typing import Any, Final
 
 import torch
-from timm.layers.drop import DropPath
+from timm.layers.drop import DropPath as TimmDropPath
 from timm.optim import (  # type: ignore[attr-defined]
     create_optimizer_v2,
     get_optimizer_class,
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.vit import DropPath
 from meanshifter.training.adapters import SampledDropout
 from meanshifter.training.sections import OptimizerConfig
 
@@ -246,7 +247,7 @@ class SampledDropPaths:
             return
         for parent in list(model.encoder.vit.modules()):
             for name, path in list(parent.named_children()):
-                if isinstance(path, DropPath) and path.drop_prob is not None and path.drop_prob > 0:
+                if isinstance(path, DropPath | TimmDropPath) and path.drop_prob is not None and path.drop_prob > 0:
                     self.paths.append(SampledDropPath(float(path.drop_prob)))
                     setattr(parent, name, self.paths[-1])
 

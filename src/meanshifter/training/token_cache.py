@@ -27,7 +27,7 @@ from meanshifter.data.crop_plan import draw, resized
 from meanshifter.errors import InputError, RunError
 from meanshifter.model.saving import save_tensors, weights_hash
 from meanshifter.model.segmenter import Segmenter
-from meanshifter.model.vits import Grid
+from meanshifter.model.vit import Grid
 from meanshifter.training.data import ALONE, Batch, Share, positions
 from meanshifter.training.stream import SampleStream
 

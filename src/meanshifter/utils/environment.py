@@ -8,18 +8,16 @@ import os
 import platform
 from collections.abc import Callable, Set
 from functools import cache
-from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from packaging.requirements import Requirement
 
 import meanshifter
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from packaging.requirements import Requirement
 
 
 def require_installed(what: str, extra: str | None, *packages: str) -> None:
@@ -34,6 +32,8 @@ def require_versions(what: str, extra: str | None, *packages: str) -> None:
 
     Accepts packages under another distribution name (onnxruntime-gpu), and copies of meanshifter without metadata.
     """
+    from importlib.metadata import PackageNotFoundError, version
+
     for requirement in _requirements(extra):
         if requirement.name not in packages:
             continue
@@ -60,6 +60,10 @@ def install_hint(extra: str | None) -> str:
 
 
 def _requirements(extra: str | None) -> list[Requirement]:
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+
     try:
         lines = requires("meanshifter")
     except PackageNotFoundError:
