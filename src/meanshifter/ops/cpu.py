@@ -1,4 +1,4 @@
-"""Label maps and cross-entropy on the CPU, by the kernels of `ops.cpu_kernels` on as many threads as torch uses.
+"""Label maps and cross-entropy on the CPU, by the kernels of `ops.cpu_…kernels` on as many threads as torch uses.
 
 The kernels are imported on first use, because numba takes long to import.
 Glossary: K classes, h w patch grid, H W pixels, T taps of a pixel along an axis; z (h, w, K) patch logits.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -28,13 +28,30 @@ Result = TypeVar("Result")
 
 
 def in_parallel(function: Callable[..., Result], pieces: Iterable[tuple[int, ...]]) -> list[Result]:
-    """Return the results of ``function(*piece)``, in the order of the pieces."""
+    """Return the results of ``function(*piece)``, in the order of the pieces.
+
+    The calling thread works, too: OpenMP's threads keep spinning for milliseconds after an operation of torch, and one
+    more thread of ours would have to share a core with them.
+    """
     work = list(pieces)
-    threads = torch.get_num_threads()
-    if threads == 1 or len(work) == 1:
+    threads = min(torch.get_num_threads(), len(work))
+    if threads <= 1:
         return [function(*piece) for piece in work]
-    futures = [_pool(os.getpid(), threads).submit(function, *piece) for piece in work]
-    return [future.result() for future in futures]
+    results: dict[int, Result] = {}
+    remaining = iter(range(len(work)))
+
+    def drain() -> None:
+        for place in remaining:
+            results[place] = function(*work[place])
+
+    helpers = [_pool(os.getpid(), torch.get_num_threads()).submit(drain) for _ in range(threads - 1)]
+    try:
+        drain()
+    finally:
+        wait(helpers)
+    for helper in helpers:
+        helper.result()
+    return [results[place] for place in range(len(work))]
 
 
 def spans(length: int, pieces: int) -> list[tuple[int, int]]:
@@ -60,9 +77,9 @@ _EMPTY = np.empty(0, dtype=np.float32)
 
 def label_map(view: View) -> Tensor:
     """Compute the label map (H, W) of one view."""
-    from meanshifter.ops.cpu_kernels import argmax_rows, scratch
+    from meanshifter.ops.cpu_argmax_kernels import argmax_rows, scratch
 
-    z = view.z.detach().permute(1, 2, 0).contiguous().numpy()
+    z = np.ascontiguousarray(view.z.detach().numpy().transpose(1, 2, 0))
     rows, cols = axis_taps(view.rows), axis_taps(view.cols)
     out = np.empty((len(view.rows), len(view.cols)), dtype=np.uint8 if z.shape[2] <= 255 else np.uint16)
 

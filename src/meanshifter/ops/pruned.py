@@ -2,8 +2,8 @@
 
 Pixels between the same patches form a cell. Within it, a logit is a convex combination of the patch logits at the
 corners, so class k can win only if its largest corner reaches the maximum over classes of the smallest corner. The
-bound is exact, and trained models leave one or two classes for most cells. `ops.cpu_kernels` has the same algorithm
-compiled: once loaded it is ten times faster, but numba needs most of a second of CPU time to start.
+bound is exact, and trained models leave one or two classes for most cells. `ops.cpu_argmax_kernels` has the same
+algorithm compiled: once loaded it is ten times faster, but numba needs most of a second of CPU time to start.
 
 Glossary: K classes, h w patch grid, H W pixels, R C cells along the axes, T inputs (taps) of a pixel along an axis, n
 cells at a time, c candidates of a cell, P Q rows and columns of pixels in the largest cell.
