@@ -38,6 +38,15 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
+def test_the_protocol_states_merged_tokens(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = commands.run("evaluate", models / "shapes", "shapes", "--limit", 2, "--merge-tokens", 0.75, "--out", out)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "75% of windows of tokens merged" in done.stdout
+    assert json.loads(out.read_text())["results"][0]["protocol"]["merge_tokens"] == 0.75
+
+
 def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores" / "result.json"
     done = commands.run(
@@ -65,6 +74,7 @@ def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) ->
         (["shapes", "shape"], "did you mean 'shapes'"),
         (["shapes", "shapes", "--limit", "0"], "limit: 0 images"),
         (["shapes", "shapes", "--mean-shift-layers", "-1"], "mean_shift_layers: -1"),
+        (["shapes", "shapes", "--merge-tokens", "-0.5"], "merge_tokens: -0.5"),
         (["shapes", "shapes", "--out", "."], "--out: . is a folder"),
         (
             ["shapes", "shapes", "--label-offset", "1"],
@@ -113,6 +123,7 @@ def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
     [
         (["--window", "64"], "--window: only applies to models"),
         (["--flip"], "--flip: only applies to models"),
+        (["--merge-tokens", "0.5"], "--merge-tokens: only applies to models"),
         (["--mean-shift-layers", "1"], "--mean-shift-layers: only applies to models"),
         (["--window", "none"], "--window: only applies to models"),
         (["--short-side", "none"], "--short-side: only applies to models"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.preprocess import fitted_size, resize
+from meanshifter.model.config import TokenMergingConfig
 
 Pixels = npt.NDArray[np.uint8]
 Make = Callable[..., ms.Segmenter]
@@ -232,12 +234,33 @@ def test_other_arrays_are_refused_with_the_remedy(tiny_model: Make, image: Any, 
         ({"mean_shift_layers": 1.5}, "mean_shift_layers: 1.5;"),
         ({"precision": "fp8"}, "precision: 'fp8'; use one of auto, fp32, bf16, fp16"),
         ({"batch_size": 0}, "batch_size: 0 windows"),
+        ({"merge_tokens": 1.5}, "merge_tokens: 1.5; it must be a share"),
+        ({"merge_tokens": True}, "merge_tokens: True; it must be a share"),
         ({"device": "abacus"}, "device: abacus cannot be used"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(tiny_model: Make, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ms.Predictor(tiny_model(), **arguments)
+
+
+def test_merging_tokens_is_that_of_a_model_with_the_same_setting(tiny_model: Make) -> None:
+    model, image = tiny_model(), random_image(70, 90)
+    settings: dict[str, Any] = {"window": 48, "window_stride": 32, "short_side": None}
+    dense = ms.Predictor(model, **settings)(image).labels
+    predictor = ms.Predictor(model, merge_tokens=0.75, **settings)
+    merged = predictor(image).labels
+
+    assert predictor.protocol()["merge_tokens"] == 0.75
+    assert (merged != dense).any()
+    assert np.array_equal(ms.Predictor(model, **settings)(image).labels, dense)
+    assert np.array_equal(ms.Predictor(model, merge_tokens=0, **settings)(image).labels, dense)
+    config = replace(model.config, token_merging=TokenMergingConfig(0, 0.75, proportional_attention=True))
+    other = ms.Segmenter(config, model.label_space)
+    other.load_state_dict(model.state_dict())
+    assert np.array_equal(ms.Predictor(other, **settings)(image).labels, merged)
+    both = ms.Predictor([model, model], merge_tokens=0.75, **settings)
+    assert np.mean(both(image).labels == merged) > 0.99
 
 
 def test_steps_asked_of_a_model_without_the_block_are_refused(tiny_model: Make) -> None:

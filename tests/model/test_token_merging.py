@@ -19,6 +19,7 @@ import meanshifter as ms
 from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.config import TokenMergingConfig
 from meanshifter.model.token_merging import MergedTokens
+from meanshifter.model.vit import Block
 
 
 def with_merged_tokens(layers: Any, x: Tensor, grid: tuple[int, int], *, prefix: int, ratio: float) -> Tensor:
@@ -89,6 +90,68 @@ def test_merging_follows_its_definition(h: int, w: int, prefix: int, ratio: floa
         found = with_merged_tokens(layers, x, (h, w), prefix=prefix, ratio=ratio)
         for image, expected in zip(found, x, strict=True):
             torch.testing.assert_close(image, definition(layers, expected, (h, w), prefix, ratio), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5), (1, 4)])
+def test_with_proportional_attention_merging_equal_tokens_changes_nothing(grid: tuple[int, int], fused: bool) -> None:
+    h, w = grid
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Block(12, 3), Block(12, 3)).double().eval()
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.attn.fused_attn = fused
+    rows, cols = torch.arange(h) // 2, torch.arange(w) // 2
+    of_windows = torch.randn(2, (h + 1) // 2, (w + 1) // 2, 12, dtype=torch.float64)
+    patches = of_windows[:, rows][:, :, cols].flatten(1, 2)
+    x = torch.cat([torch.randn(2, 1, 12, dtype=torch.float64), patches], 1)
+    for ratio in (0.5, 1.0):
+        merged = MergedTokens(x, grid, prefix=1, config=TokenMergingConfig(ratio=ratio))
+        out = merged.tokens
+        for block in blocks:
+            out = block(out, attn_mask=merged.attention_bias())
+        torch.testing.assert_close(merged.restored(out), blocks(x), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "deit3_small_patch16_224"])
+def test_proportional_attention_is_that_of_the_weights_for_every_family(name: str) -> None:
+    torch.manual_seed(0)
+    merging = {"after_layer": 1, "ratio": 0.5, "proportional_attention": True}
+    model = ms.create_model(
+        "segmenter-ti16", 3, encoder=name, encoder_args=SMALL, image_size=80, token_merging=merging
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    images = torch.randn(2, 3, 80, 112)
+    fused = model(images)
+    model.set_attention(fused=False)
+
+    torch.testing.assert_close(model(images), fused, atol=1e-5, rtol=1e-5)
+    model.encoder.merge_tokens(TokenMergingConfig(1, 0.5))
+    assert not torch.allclose(model(images), fused, atol=1e-4)
+
+
+def test_a_view_merges_tokens_of_a_model_trained_without() -> None:
+    torch.manual_seed(0)
+    model = ms.create_model("segmenter-ti16", 3, encoder_args=SMALL, image_size=64).eval()
+    images = torch.randn(1, 3, 64, 64)
+    dense = model(images)
+    view = model.merging_view(0.5)
+
+    assert view.config.token_merging == TokenMergingConfig(1, 0.5, proportional_attention=True)
+    assert not torch.equal(view(images), dense)
+    assert torch.equal(model(images), dense)
+    assert torch.equal(model.merging_view(0.0)(images), dense)
+    with torch.no_grad():
+        model.decoder.head.bias += 1  # type: ignore[operator, union-attr]
+    assert torch.equal(view.decoder.head.bias, model.decoder.head.bias)  # type: ignore[arg-type, union-attr]
+
+
+def test_a_model_trained_with_merging_keeps_its_settings_but_the_share() -> None:
+    merging = {"after_layer": 2, "ratio": 0.75}
+    model = ms.create_model("segmenter-ti16", 3, encoder_args=SMALL, image_size=64, token_merging=merging)
+    assert model.merging_view(0.25).encoder.merging == TokenMergingConfig(2, 0.25)
 
 
 def test_layers_see_a_share_of_the_tokens() -> None:

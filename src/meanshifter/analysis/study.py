@@ -231,8 +231,9 @@ def _work(cell: Cell, depths: list[int], splits: list[str], threads: int, pipe: 
 
 
 def threads_of(jobs: int) -> int:
-    """The number of threads of each of `jobs` parallel trainings."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    """The number of threads of each of `jobs` parallel trainings, at most OMP_NUM_THREADS."""
+    share, limit = max(1, (os.cpu_count() or 1) // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(limit)) if limit.isdecimal() and int(limit) > 0 else share
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def _score_predictions(args: argparse.Namespace) -> None:
 
     if args.model is not None:
         raise InputError(f"--predictions: conflicts with the model {args.model}; leave one of them out")
-    given = [name for name in READING if hasattr(args, name)]  # even if None, for `none`
+    given = [name for name in (*READING, "merge_tokens") if hasattr(args, name)]  # even if None, for `none`
     given += [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
     given += ["ensemble"] if args.ensemble else []
     if given:

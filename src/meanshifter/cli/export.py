@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-disagreement", type=float, metavar="PERCENT", help=f"pixels that may differ (default: {LIMIT} for fp32)")
     add("--label-map", action="store_true", help="onnx: also write labels.onnx, from uint8 images to label maps")
     add("--overwrite", action="store_true", help="replace an earlier export in OUT")
-    add_reading_options(parser, precision=False)
+    add_reading_options(parser, predicting=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -123,8 +123,11 @@ def _trained_on(model: str, root: Path) -> FolderLayout | None:
         return None
 
 
-def add_reading_options(parser: argparse.ArgumentParser, *, precision: bool = True) -> None:
-    """Add the options of `Predictor` for predicting and evaluating; they are only set if given."""
+def add_reading_options(parser: argparse.ArgumentParser, *, predicting: bool = True) -> None:
+    """Add the options of `Predictor` for predicting and evaluating; they are only set if given.
+
+    `predicting`: also those of the model, which an export fixes.
+    """
     group = parser.add_argument_group(
         "preprocessing and sliding-window inference",
         "Defaults come from the run's recipe or the model's configuration: images are resized to fit 512 × 2048 pixels "
@@ -139,7 +142,14 @@ def add_reading_options(parser: argparse.ArgumentParser, *, precision: bool = Tr
     add("--compat", choices=("mmsegmentation", "segmenter"), help="reproduce that tool's preprocessing exactly")
     add("--scales", type=float, nargs="+", metavar="FACTOR", help="average over these image scales")
     add("--flip", action="store_true", help="average with the mirrored image")
-    if precision:
+    if predicting:
+        add(
+            "--merge-tokens",
+            type=float,
+            metavar="SHARE",
+            help="merge this share of the most uniform 2×2 windows of tokens: faster, and approximate if the model was "
+            "trained without",
+        )
         add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: fp32; auto: bf16 if supported")
     add("--batch-size", type=int, metavar="WINDOWS", help="windows per forward pass")
     add("--device", default=None, help="cpu, cuda, cuda:1, … (default: cuda if available, else cpu)")
@@ -264,10 +274,10 @@ def check_precision(model: PatchModel, args: argparse.Namespace) -> None:
 
 
 def reading_given(args: argparse.Namespace) -> dict[str, Any]:
-    """The preprocessing options on the command line."""
+    """The options of `add_reading_options` on the command line."""
     from meanshifter.export.runtime import READING
 
-    return {name: value for name, value in vars(args).items() if name in READING}
+    return {name: value for name, value in vars(args).items() if name in (*READING, "merge_tokens")}
 
 
 def _or_none(text: str) -> int | None:

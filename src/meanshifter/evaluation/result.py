@@ -255,6 +255,8 @@ class Protocol:
     window_blend: str | None = None
     """Weights of overlapping windows, such as cosine; None: whole images, or a score of an earlier version, whose
     windows had equal weights."""
+    merge_tokens: float | None = None
+    """Share of uniform windows of tokens that the encoder merged; None: as trained."""
     temperature: tuple[float, ...] = (1.0,)
     """Temperature of each model, which determines probabilities, and labels only where probabilities are averaged."""
 
@@ -277,6 +279,7 @@ class Protocol:
             f"weights {self.weights}",
             f"meanshifter {self.version}",
             *([] if self.window_blend in (None, "constant") else [f"{self.window_blend} blending of windows"]),
+            *([] if self.merge_tokens is None else [f"{self.merge_tokens:.0%} of windows of tokens merged"]),
             *([] if self.compat is None else [f"preprocessed like {self.compat}"]),
             *([] if set(self.temperature) <= {1.0} else [f"temperature {temperature}"]),
         ]

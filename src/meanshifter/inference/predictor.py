@@ -51,6 +51,7 @@ from meanshifter.inference.windows import (
     window_starts,
 )
 from meanshifter.model.config import ModelConfig
+from meanshifter.model.segmenter import Segmenter
 from meanshifter.ops import Confidence, View, label_map, pixel_confidence
 
 Model = PatchModel | nn.Module | str | Path
@@ -87,6 +88,8 @@ class Predictor:
         scales: factors on that size; with several, softmax probabilities are averaged over them.
         flip: also average over the mirrored image.
         mean_shift_layers: mean shift steps; None is the trained number, 0 no shift.
+        merge_tokens: share of the 2×2 windows of tokens, the most uniform ones, whose tokens the encoder merges
+            (`Segmenter.merging_view`): faster, and approximate if the model was trained without. None: as trained.
         device: where to run; the model is moved there in place. None: where the model is.
         precision: precision of the model (autocast); "auto" is bf16 if the device has units for it, else fp32. The
             label map is always computed in float32.
@@ -117,6 +120,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         mean_shift_layers: int | None = None,
+        merge_tokens: float | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
         batch_size: int | None = None,
@@ -126,7 +130,7 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        model = _resolve(model)
+        model = _merging(_resolve(model), merge_tokens)
         given = {"window": window, "window_stride": window_stride, "short_side": short_side, "long_side": long_side}
         fields: dict[str, Any] = {name: value for name, value in given.items() if value != "model"}
         fields |= {} if window_blend is None else {"window_blend": window_blend}
@@ -140,7 +144,7 @@ class Predictor:
             raise InputError(f"batch_size: {batch_size} windows; it must be at least 1, or None")
         if not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence: {min_confidence}; it must be a probability from 0 to 1")
-        self.model = model
+        self.model, self.merge_tokens = model, None if merge_tokens is None else float(merge_tokens)
         self.scales, self.flip = tuple(scales), flip
         self.mean_shift_layers = self.resolve_layers(mean_shift_layers)
         self.batch_size, self.max_pixels = batch_size, max_pixels
@@ -324,6 +328,7 @@ class Predictor:
             "flip": self.flip,
             "scales": self.scales,
             "mean_shift_layers": self.mean_shift_layers,
+            "merge_tokens": self.merge_tokens,
             "precision": self.precision,
             "compat": reading.compat,
             "temperature": tuple(member.config.temperature for member in members_of(self.model)),
@@ -477,6 +482,22 @@ def _shared(several: list[Preprocess]) -> Preprocess:
             "all of them, or give models with the same"
         )
     return several[0]
+
+
+def _merging(model: PatchModel, share: float | None) -> PatchModel:
+    """The model, or the members of an ensemble, with this share of uniform windows merged; None: as it is."""
+    if share is None:
+        return model
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise InputError(f"merge_tokens: {share!r}; it must be a share of the windows from 0 to 1")
+    if isinstance(model, Ensemble):
+        return Ensemble([_merging(member, share) for member in model.members])
+    if not isinstance(model, Segmenter):
+        raise InputError(
+            f"merge_tokens: {share}, but the model is an export, whose tokens are fixed; give the model that was "
+            "exported, or export it with model.token_merging"
+        )
+    return model.merging_view(float(share))
 
 
 def _resolve(model: Model | Sequence[Model]) -> PatchModel:

@@ -135,6 +135,15 @@ class Encoder(nn.Module):
                 f"0 to {self.depth - 1}"
             )
 
+    def merge_tokens(self, merging: TokenMergingConfig | None) -> None:
+        """Merge uniform windows of tokens from now on; None: none.
+
+        Raises:
+            InputError: the encoder cannot.
+        """
+        self.merging = merging
+        self._check_merging()
+
     def freeze(self) -> None:
         """Stop training the encoder: without gradients, and in evaluation mode whatever `train` is called with."""
         self.frozen = True
@@ -195,13 +204,15 @@ class Encoder(nn.Module):
         if merging is not None:
             merged = MergedTokens(x, grid, prefix=vit.num_prefix_tokens, config=merging)
             turned = [None if each is None else merged.rotations(each) for each in by_layer[first:]]
-            x = merged.restored(self._run(blocks[first:], merged.tokens, turned))
+            bias = merged.attention_bias() if merging.proportional_attention else None
+            x = merged.restored(self._run(blocks[first:], merged.tokens, turned, bias))
         tokens: Tensor = vit.norm(x)
         return tokens[:, vit.num_prefix_tokens :]
 
-    def _run(self, blocks: list[nn.Module], x: Tensor, rope: list[Tensor | None]) -> Tensor:
+    def _run(self, blocks: list[nn.Module], x: Tensor, rope: list[Tensor | None], bias: Tensor | None = None) -> Tensor:
         for block, each in zip(blocks, rope, strict=False):
             more: dict[str, Any] = {} if each is None else {"rope": each}
+            more |= {} if bias is None else {"attn_mask": bias}
             if self.vit.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, **more)
             else:

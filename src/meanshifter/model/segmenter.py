@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.model.config import OWN_MODULE, ModelConfig
+from meanshifter.model.config import OWN_MODULE, ModelConfig, TokenMergingConfig
 from meanshifter.model.decoder import LinearDecoder, MaskTransformer
 from meanshifter.model.encoder import Encoder
 from meanshifter.model.mean_shift import MeanShift, check_layers
@@ -144,6 +144,23 @@ class Segmenter(nn.Module):
         """
         view = _view(self, {})
         assert isinstance(view, Segmenter)
+        return view
+
+    def merging_view(self, ratio: float) -> Segmenter:
+        """Return an `evaluation_view` whose encoder merges this share of the windows of tokens.
+
+        An encoder that was trained with token merging keeps its other settings. One that was trained without merges
+        after a third of its layers, which attend to a merged token as to the four tokens that it stands for.
+
+        Raises:
+            InputError: a share outside 0 to 1, or an encoder that cannot merge tokens.
+        """
+        third = TokenMergingConfig(after_layer=self.encoder.depth // 3, proportional_attention=True)
+        trained = self.config.token_merging
+        view = self.evaluation_view()
+        merging = replace(third if trained is None else trained, ratio=ratio)
+        view.encoder.merge_tokens(merging if ratio > 0 else None)
+        view.config = replace(self.config, token_merging=merging)
         return view
 
     if TYPE_CHECKING:  # nn.Module leaves the signature open

@@ -115,7 +115,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "B M D"], attn_mask: Float[Tensor, "B n M M"] | None = None
+        self, x: Float[Tensor, "B M D"], attn_mask: Float[Tensor, "#B #n #M M"] | None = None
     ) -> Float[Tensor, "B M D"]:
         """Attend from all tokens to all, with `attn_mask`, if given, added to the scores."""
         B, M, D = x.shape
@@ -157,7 +157,7 @@ class Block(nn.Module):
         self.drop_path2: nn.Module = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "B M D"], attn_mask: Float[Tensor, "B n M M"] | None = None
+        self, x: Float[Tensor, "B M D"], attn_mask: Float[Tensor, "#B #n #M M"] | None = None
     ) -> Float[Tensor, "B M D"]:
         """Run attention and the MLP, each on a residual connection."""
         x = x + self.drop_path1(self.attn(self.norm1(x), attn_mask))
