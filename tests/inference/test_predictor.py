@@ -255,7 +255,7 @@ def test_merging_tokens_is_that_of_a_model_with_the_same_setting(tiny_model: Mak
     assert (merged != dense).any()
     assert np.array_equal(ms.Predictor(model, **settings)(image).labels, dense)
     assert np.array_equal(ms.Predictor(model, merge_tokens=0, **settings)(image).labels, dense)
-    config = replace(model.config, token_merging=TokenMergingConfig(0, 0.75, proportional_attention=True))
+    config = replace(model.config, token_merging=TokenMergingConfig(0, 0.75))
     other = ms.Segmenter(config, model.label_space)
     other.load_state_dict(model.state_dict())
     assert np.array_equal(ms.Predictor(other, **settings)(image).labels, merged)

@@ -19,7 +19,6 @@ import meanshifter as ms
 from meanshifter.export.encoder import SizedEncoder
 from meanshifter.model.config import TokenMergingConfig
 from meanshifter.model.token_merging import MergedTokens
-from meanshifter.model.vit import Block
 
 
 def with_merged_tokens(layers: Any, x: Tensor, grid: tuple[int, int], *, prefix: int, ratio: float) -> Tensor:
@@ -92,46 +91,6 @@ def test_merging_follows_its_definition(h: int, w: int, prefix: int, ratio: floa
             torch.testing.assert_close(image, definition(layers, expected, (h, w), prefix, ratio), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("grid", [(4, 6), (3, 5), (1, 4)])
-def test_with_proportional_attention_merging_equal_tokens_changes_nothing(grid: tuple[int, int], fused: bool) -> None:
-    h, w = grid
-    torch.manual_seed(0)
-    blocks = nn.Sequential(Block(12, 3), Block(12, 3)).double().eval()
-    for block in blocks:
-        assert isinstance(block, Block)
-        block.attn.fused_attn = fused
-    rows, cols = torch.arange(h) // 2, torch.arange(w) // 2
-    of_windows = torch.randn(2, (h + 1) // 2, (w + 1) // 2, 12, dtype=torch.float64)
-    patches = of_windows[:, rows][:, :, cols].flatten(1, 2)
-    x = torch.cat([torch.randn(2, 1, 12, dtype=torch.float64), patches], 1)
-    for ratio in (0.5, 1.0):
-        merged = MergedTokens(x, grid, prefix=1, config=TokenMergingConfig(ratio=ratio))
-        out = merged.tokens
-        for block in blocks:
-            out = block(out, attn_mask=merged.attention_bias())
-        torch.testing.assert_close(merged.restored(out), blocks(x), atol=1e-10, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "deit3_small_patch16_224"])
-def test_proportional_attention_is_that_of_the_weights_for_every_family(name: str) -> None:
-    torch.manual_seed(0)
-    merging = {"after_layer": 1, "ratio": 0.5, "proportional_attention": True}
-    model = ms.create_model(
-        "segmenter-ti16", 3, encoder=name, encoder_args=SMALL, image_size=80, token_merging=merging
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    images = torch.randn(2, 3, 80, 112)
-    fused = model(images)
-    model.set_attention(fused=False)
-
-    torch.testing.assert_close(model(images), fused, atol=1e-5, rtol=1e-5)
-    model.encoder.merge_tokens(TokenMergingConfig(1, 0.5))
-    assert not torch.allclose(model(images), fused, atol=1e-4)
-
-
 def test_a_view_merges_tokens_of_a_model_trained_without() -> None:
     torch.manual_seed(0)
     model = ms.create_model("segmenter-ti16", 3, encoder_args=SMALL, image_size=64).eval()
@@ -139,7 +98,7 @@ def test_a_view_merges_tokens_of_a_model_trained_without() -> None:
     dense = model(images)
     view = model.merging_view(0.5)
 
-    assert view.config.token_merging == TokenMergingConfig(1, 0.5, proportional_attention=True)
+    assert view.config.token_merging == TokenMergingConfig(1, 0.5)
     assert not torch.equal(view(images), dense)
     assert torch.equal(model(images), dense)
     assert torch.equal(model.merging_view(0.0)(images), dense)

@@ -207,16 +207,12 @@ class TokenMergingConfig:
     """Encoder layers that see all tokens; the remaining ones see the merged tokens."""
     ratio: float = 0.6
     """Share of the windows, the most uniform ones, whose four tokens become one; 0: none."""
-    proportional_attention: bool = False
-    """Whether layers attend to a merged token as to the four tokens that it stands for (Bolya et al., Token Merging,
-    ICLR 2023, equation 1), so that merging equal tokens changes nothing; for encoders trained without merging."""
 
     def __post_init__(self) -> None:
-        ratio, proportional = self.ratio, self.proportional_attention
+        ratio = self.ratio
         rules = [
             ("after_layer", self.after_layer, _is_steps(self.after_layer), STEPS),
             ("ratio", ratio, _is_share(ratio), "a share from 0 to 1"),
-            ("proportional_attention", proportional, isinstance(proportional, bool), "true or false"),
         ]
         _check("token_merging.", *rules)
 

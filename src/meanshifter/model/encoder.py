@@ -204,15 +204,13 @@ class Encoder(nn.Module):
         if merging is not None:
             merged = MergedTokens(x, grid, prefix=vit.num_prefix_tokens, config=merging)
             turned = [None if each is None else merged.rotations(each) for each in by_layer[first:]]
-            bias = merged.attention_bias() if merging.proportional_attention else None
-            x = merged.restored(self._run(blocks[first:], merged.tokens, turned, bias))
+            x = merged.restored(self._run(blocks[first:], merged.tokens, turned))
         tokens: Tensor = vit.norm(x)
         return tokens[:, vit.num_prefix_tokens :]
 
-    def _run(self, blocks: list[nn.Module], x: Tensor, rope: list[Tensor | None], bias: Tensor | None = None) -> Tensor:
+    def _run(self, blocks: list[nn.Module], x: Tensor, rope: list[Tensor | None]) -> Tensor:
         for block, each in zip(blocks, rope, strict=False):
             more: dict[str, Any] = {} if each is None else {"rope": each}
-            more |= {} if bias is None else {"attn_mask": bias}
             if self.vit.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, **more)
             else:

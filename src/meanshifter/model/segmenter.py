@@ -149,16 +149,16 @@ class Segmenter(nn.Module):
     def merging_view(self, ratio: float) -> Segmenter:
         """Return an `evaluation_view` whose encoder merges this share of the windows of tokens.
 
-        An encoder that was trained with token merging keeps its other settings. One that was trained without merges
-        after a third of its layers, which attend to a merged token as to the four tokens that it stands for.
+        An encoder that was trained with token merging merges after the same layer. One that was trained without merges
+        after a quarter of its layers.
 
         Raises:
             InputError: a share outside 0 to 1, or an encoder that cannot merge tokens.
         """
-        third = TokenMergingConfig(after_layer=self.encoder.depth // 3, proportional_attention=True)
         trained = self.config.token_merging
         view = self.evaluation_view()
-        merging = replace(third if trained is None else trained, ratio=ratio)
+        first = self.encoder.depth // 4 if trained is None else trained.after_layer
+        merging = TokenMergingConfig(first, ratio)
         view.encoder.merge_tokens(merging if ratio > 0 else None)
         view.config = replace(self.config, token_merging=merging)
         return view

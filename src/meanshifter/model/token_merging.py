@@ -9,8 +9,7 @@ z_i ← z_i + (layers(m)_w - m_w) with m_w = mean of z_j over window w, for i in
 So what the tokens of a window differed by stays on the residual stream. A fixed share of the windows is merged, since
 images of a batch need equal numbers of tokens, and exports known ones. The rule (windows of 2×2, cosine similarity) is
 that of the first stage of Norouzi et al., Adaptive Local-then-Global Token Merging, CVPR 2024, section 3.2; it merges
-above a threshold, and gives all tokens of a window the same value at the end. With `proportional_attention`, a merged
-token weighs as much as its four tokens in attention (Bolya et al., Token Merging, ICLR 2023, equation 1).
+above a threshold, and gives all tokens of a window the same value at the end.
 
 Glossary: B batch, D token width, N = h·w patches, W = ⌈h/2⌉·⌈w/2⌉ windows, S of them merged, M merged and other tokens,
 d width of a head.
@@ -53,17 +52,6 @@ class MergedTokens:
         self._means, self._own = _take(means, self._merged), _take(windows.flatten(2), self._merged)
         rest = _take(windows.flatten(2), self._kept)
         self.tokens = torch.cat([x[:, :prefix], self._means, rest.view(B, (W - S) * 4, D)], 1)
-
-    def attention_bias(self) -> Float[Tensor, "B 1 1 M"]:
-        """What is added to the scores of each token: the logarithm of the number of patches that it stands for.
-
-        That is 4 for merged windows, or less at the edge of an odd grid, where the copies of a patch count as one.
-        """
-        B, places = self._shape[0], self._places
-        share = 1 / (places[:, :, None] == places[:, None]).sum(2).to(self.tokens.dtype)
-        merged = share.sum(1).log().index_select(0, self._merged.flatten()).view(B, -1)
-        kept = share.log().index_select(0, self._kept.flatten()).view(B, -1)
-        return torch.cat([merged.new_zeros(B, self._prefix), merged, kept], 1)[:, None, None]
 
     def restored(self, out: Float[Tensor, "B M D"]) -> Float[Tensor, "B K D"]:
         """All tokens, given those that residual layers made of `tokens`."""

@@ -114,17 +114,14 @@ class Attention(nn.Module):
         self.attn_drop = nn.Dropout(0.0)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, x: Float[Tensor, "B M D"], attn_mask: Float[Tensor, "#B #n #M M"] | None = None
-    ) -> Float[Tensor, "B M D"]:
-        """Attend from all tokens to all, with `attn_mask`, if given, added to the scores."""
+    def forward(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+        """Attend from all tokens to all."""
         B, M, D = x.shape
         q, k, v = self.qkv(x).reshape(B, M, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused_attn:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+            mixed = F.scaled_dot_product_attention(q, k, v)
         else:
-            scores = q * self.scale @ k.mT
-            mixed = self.attn_drop((scores if attn_mask is None else scores + attn_mask).softmax(-1)) @ v
+            mixed = self.attn_drop((q * self.scale @ k.mT).softmax(-1)) @ v
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, M, D))
         return out
 
@@ -156,11 +153,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path2: nn.Module = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(
-        self, x: Float[Tensor, "B M D"], attn_mask: Float[Tensor, "#B #n #M M"] | None = None
-    ) -> Float[Tensor, "B M D"]:
+    def forward(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
         """Run attention and the MLP, each on a residual connection."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), attn_mask))
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
         out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
 
