@@ -121,10 +121,13 @@ def _fill_corners(z: Any, k: Any, rows: Any, cols: Any, corner: Any) -> None:
 @no_type_check
 @kernel(fast=_SUMS, inner=True)
 def _fill_lattice(table: Any, basis: Any, p: Any, count: Any, lattice: Any, line: Any, b: Any) -> None:
-    """Fill the logits of the candidates, given their four corners, at pixel p of a cell."""
-    b0, b1, b2, b3 = basis[0, p], basis[1, p], basis[2, p], basis[3, p]
-    for n in range(count):
-        lattice[line, b, n] = table[0, n] * b0 + table[1, n] * b1 + table[2, n] * b2 + table[3, n] * b3
+    """Fill the logits of the candidates, given their corners, at pixel p of a cell."""
+    for g in range(len(table) // 4):
+        b0, b1, b2, b3 = basis[4 * g, p], basis[4 * g + 1, p], basis[4 * g + 2, p], basis[4 * g + 3, p]
+        i, j, k, m = 4 * g, 4 * g + 1, 4 * g + 2, 4 * g + 3  # no slices, which compile slowly
+        for n in range(count):
+            v = table[i, n] * b0 + table[j, n] * b1 + table[k, n] * b2 + table[m, n] * b3
+            lattice[line, b, n] = v if g == 0 else lattice[line, b, n] + v
 
 
 @no_type_check
@@ -158,6 +161,7 @@ def _contest_block(
     part: Any,
     corner: Any,
     rival: Any,
+    line: Any,
     best: Any,
     winner: Any,
 ) -> None:
@@ -166,17 +170,21 @@ def _contest_block(
     for y in range(y0, y1):
         for x in range(x0, x1):
             p = y * width + x
-            part[0, pixels], part[1, pixels] = basis[0, p], basis[1, p]
-            part[2, pixels], part[3, pixels] = basis[2, p], basis[3, p]
+            for i in range(len(corner)):
+                part[i, pixels] = basis[i, p]
             best[pixels] = -np.inf
             winner[pixels] = 0
             pixels += 1
     for n in range(0, left, 2):
         k, m = chosen[n], chosen[n + 1 if n + 1 < left else n]
-        for i in range(4):
+        for i in range(len(corner)):
             corner[i] = table[i, k]
             rival[i] = table[i, m]
-        _contest_pair(candidates[k], candidates[m], corner, rival, part, pixels, best, winner)
+        if len(corner) == 4:
+            _contest_pair(candidates[k], candidates[m], corner, rival, part, pixels, best, winner)
+        else:
+            _contest(candidates[k], corner, part, pixels, line, best, winner)
+            _contest(candidates[m], rival, part, pixels, line, best, winner)
 
 
 @no_type_check
@@ -206,6 +214,7 @@ def _contest_blocks(
     corner: Any,
     rival: Any,
     part: Any,
+    line: Any,
     best: Any,
     winner: Any,
     out: Any,
@@ -244,6 +253,7 @@ def _contest_blocks(
                 part,
                 corner,
                 rival,
+                line,
                 best,
                 winner,
             )
@@ -285,7 +295,7 @@ def scratch(K: int, corners: int) -> tuple[np.ndarray[Any, Any], ...]:
     """Allocate the arrays of one call of `argmax_rows` outside the kernel, because np.empty compiles slowly."""
     corners = -(-corners // 4) * 4
     lattice = np.empty((2, SPAN // BLOCK + 1, K), np.float32)
-    table, part = np.empty((4, K), np.float32), np.empty((4, BLOCK * BLOCK), np.float32)
+    table, part = np.empty((corners, K), np.float32), np.empty((corners, BLOCK * BLOCK), np.float32)
     chosen = np.empty(K, np.int32)
     high, low = np.empty(K, np.float32), np.empty(K, np.float32)
     candidates = np.empty(K, np.int32)
@@ -338,10 +348,10 @@ def argmax_rows(
                         out[y, x] = only
                 continue
             _fill_basis(row_weight, col_weight, y0, y1, x0, x1, basis)
-            if count > MANY and len(corner) == 4 and pixels > 2 * BLOCK * BLOCK:
+            if count > MANY and pixels > 2 * BLOCK * BLOCK:
                 for n in range(count):
                     _fill_corners(z, candidates[n], rows, cols, corner)
-                    for i in range(4):
+                    for i in range(len(corner)):
                         table[i, n] = corner[i]
                 _contest_blocks(
                     y0,
@@ -358,6 +368,7 @@ def argmax_rows(
                     corner,
                     rival,
                     part,
+                    line,
                     best,
                     winner,
                     out,

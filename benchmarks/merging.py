@@ -1,0 +1,97 @@
+"""What merging tokens at inference costs a trained model: rules, layers and shares side by side, on the same weights.
+
+python benchmarks/merging.py RUN… --data camvid --root DIR [--split val] [--after 2 3 4] [--merge 0.5 0.6 0.7]
+    [--rules cosine mean-shift] [--limit N]
+
+Whole images at their own size. Each line has the difference of mIoU to the model without merging, averaged over the
+runs (seeds of one recipe), with its 95 % interval if there are several. The rules order 2×2 windows:
+
+cosine: by the mean cosine of the four tokens and their mean (ALGM's first stage, Norouzi et al., CVPR 2024).
+mean-shift: by how far apart two steps of Gaussian mean shift among the four leave them, with the median distance of the
+    image as the bandwidth, on normalized tokens: tokens that reach one mode are one token.
+distance: by their mean squared distance from the mean, without steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import meanshifter as ms
+from meanshifter.data.catalog import open_dataset
+from meanshifter.inference.protocol import as_segmenter
+from meanshifter.model import token_merging
+from meanshifter.model.config import TokenMergingConfig
+from meanshifter.utils import environment as machine
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""The 97.5 % quantile of Student's t by number of runs."""
+
+
+def mean_shift(windows: Tensor, means: Tensor, steps: int = 2) -> Tensor:
+    z = F.layer_norm(windows, windows.shape[-1:])
+    bandwidth = torch.cdist(z, z).square().flatten(1).median(1).values[:, None, None, None]
+    for _ in range(steps):
+        z = (-torch.cdist(z, z).square() / bandwidth).softmax(-1) @ z
+    return -(z - z.mean(2, keepdim=True)).square().sum(-1).mean(-1)
+
+
+def distance(windows: Tensor, means: Tensor) -> Tensor:
+    return mean_shift(windows, means, steps=0)
+
+
+RULES: dict[str, Rule] = {"cosine": token_merging.uniformity, "mean-shift": mean_shift, "distance": distance}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("runs", nargs="+", metavar="RUN")
+    options.add_argument("--data", required=True)
+    options.add_argument("--root")
+    options.add_argument("--split", default="val")
+    options.add_argument("--after", type=int, nargs="+", default=[3], metavar="LAYER")
+    options.add_argument("--merge", type=float, nargs="+", default=[0.6], metavar="SHARE")
+    options.add_argument("--rules", nargs="+", choices=tuple(RULES), default=["cosine"])
+    options.add_argument("--limit", type=int)
+    args = options.parse_args()
+    models = [as_segmenter(ms.load_model(run)) for run in args.runs]
+    dataset = open_dataset(args.data, args.root, args.split)
+
+    def score(model: ms.Segmenter) -> float:
+        predictor = ms.Predictor(model, window=None, short_side=None)
+        return float(ms.evaluate(predictor, dataset, limit=args.limit).mIoU)
+
+    print(machine.describe())
+    dense = [score(model) for model in models]
+    print(f"{dataset.name} {args.split}; without merging {', '.join(f'{value:.2f}' for value in dense)}\n")
+    print("| rule | after layer | windows merged | mIoU less dense |\n| --- | ---: | ---: | ---: |", flush=True)
+    for rule in args.rules:
+        for after in args.after:
+            for share in args.merge:
+                found = []
+                for model, base in zip(models, dense, strict=True):
+                    view = model.evaluation_view()
+                    view.encoder.merge_tokens(TokenMergingConfig(after, share))
+                    with mock.patch.object(token_merging, "uniformity", RULES[rule]):
+                        found.append(score(view) - base)
+                print(f"| {rule} | {after} | {share:.0%} | {interval(found)} |", flush=True)
+
+
+def interval(values: list[float]) -> str:
+    """The mean, and its 95 % interval over runs."""
+    mean = statistics.mean(values)
+    if len(values) not in STUDENT:
+        return f"{mean:+.2f}"
+    half = STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()
