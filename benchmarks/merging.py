@@ -1,10 +1,11 @@
 """What merging tokens at inference costs a trained model: rules, layers and shares side by side, on the same weights.
 
 python benchmarks/merging.py RUN… --data camvid --root DIR [--split val] [--after 2 3 4] [--merge 0.5 0.6 0.7]
-    [--rules cosine mean-shift] [--limit N]
+    [--rules cosine mean-shift] [--short-side PIXELS] [--limit N]
 
-Whole images at their own size. Each line has the difference of mIoU to the model without merging, averaged over the
-runs (seeds of one recipe), with its 95 % interval if there are several. The rules order 2×2 windows:
+Whole images, at their own size unless a short side is given. Each line has the difference of mIoU to the model without
+merging, averaged over the runs (seeds of one recipe), with its 95 % interval if there are several. The rules order 2×2
+windows:
 
 cosine: by the mean cosine of the four tokens and their mean (ALGM's first stage, Norouzi et al., CVPR 2024).
 mean-shift: by how far apart two steps of Gaussian mean shift among the four leave them, with the median distance of the
@@ -59,17 +60,20 @@ def main() -> None:
     options.add_argument("--after", type=int, nargs="+", default=[3], metavar="LAYER")
     options.add_argument("--merge", type=float, nargs="+", default=[0.6], metavar="SHARE")
     options.add_argument("--rules", nargs="+", choices=tuple(RULES), default=["cosine"])
+    options.add_argument("--short-side", type=int)
     options.add_argument("--limit", type=int)
     args = options.parse_args()
     models = [as_segmenter(ms.load_model(run)) for run in args.runs]
     dataset = open_dataset(args.data, args.root, args.split)
 
-    def score(model: ms.Segmenter) -> float:
-        predictor = ms.Predictor(model, window=None, short_side=None)
+    def score(model: ms.Segmenter, merging: TokenMergingConfig | None) -> float:
+        model = model.evaluation_view()
+        model.encoder.merge_tokens(merging)
+        predictor = ms.Predictor(model, window=None, short_side=args.short_side)
         return float(ms.evaluate(predictor, dataset, limit=args.limit).mIoU)
 
     print(machine.describe())
-    dense = [score(model) for model in models]
+    dense = [score(model, None) for model in models]
     print(f"{dataset.name} {args.split}; without merging {', '.join(f'{value:.2f}' for value in dense)}\n")
     print("| rule | after layer | windows merged | mIoU less dense |\n| --- | ---: | ---: | ---: |", flush=True)
     for rule in args.rules:
@@ -77,10 +81,8 @@ def main() -> None:
             for share in args.merge:
                 found = []
                 for model, base in zip(models, dense, strict=True):
-                    view = model.evaluation_view()
-                    view.encoder.merge_tokens(TokenMergingConfig(after, share))
                     with mock.patch.object(token_merging, "uniformity", RULES[rule]):
-                        found.append(score(view) - base)
+                        found.append(score(model, TokenMergingConfig(after, share)) - base)
                 print(f"| {rule} | {after} | {share:.0%} | {interval(found)} |", flush=True)
 
 

@@ -82,7 +82,7 @@ def test_the_command_lists_every_recipe_with_its_costs(capsys: pytest.CaptureFix
 @pytest.mark.filterwarnings("ignore:optimizer.freeze")  # of random weights
 def test_a_recipe_for_a_folder_trains_with_its_kind_of_encoder(name: str, tmp_path: Path) -> None:
     measuring.write_images(tmp_path / "data", 3)
-    small = "{depth: 1, embed_dim: 48, num_heads: 2}"
+    small = "{depth: 5, embed_dim: 48, num_heads: 2}"
     words = ["--data.root", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--size", "56", "--steps", "2"]
     words += ["--model.encoder_weights", "null", "--model.average_corners", "false", "--model.encoder_args", small]
     config = parse_recipe(name, [*words, "--batch_size", "2", "--data.workers", "0", "--evaluation.limit", "1"])
