@@ -19,7 +19,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from meanshifter.analysis import tables
-from meanshifter.analysis.study import claim, run_cells
+from meanshifter.analysis.study import claim, run_cells, threads_of
 from meanshifter.analysis.study_plan import load_plan, slug, study_names
 from meanshifter.analysis.study_scores import reader, scores_of
 from meanshifter.analysis.study_training import train_cell
@@ -288,3 +288,15 @@ def test_a_row_may_have_an_encoder_of_ones_own(study: Path, tmp_path: Path) -> N
     assert facts["mIoU"]["val"][0] == evaluate(reader(cell, again), open_split(cell.config.data, "val"), limit=5).mIoU
     with pytest.raises(InputError, match="Plain: encoder"):
         train_cell(replace(cell, teacher=cell.config), ["val"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "jobs", "expected"), [("1", 1, 1), ("8", 2, 3), ("", 4, 1), ("many", 1, 6), ("0", 3, 2)]
+)
+def test_a_training_has_its_share_of_the_cores_or_what_the_environment_allows(
+    limit: str, jobs: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+
+    assert threads_of(jobs) == expected
