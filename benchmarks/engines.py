@@ -1,11 +1,12 @@
 """A photo's label map beside the encoder alone: by engine, with merged tokens, and as a share of the machine's peak.
 
-python benchmarks/engines.py [--size 512 683] [--merge 0.6 0.7 0.8] [--rounds 7] [--precision fp32]
+python benchmarks/engines.py [--preset segmenter-ti16] [--size 512 683] [--merge 0.6 0.7 0.8] [--rounds 7]
+    [--precision fp32]
 
-Segmenter-Ti/16 with 150 classes and random weights, windows of 512 with stride 480 at the photo's own size. The head's
-weights are twenty times as large as at the start of a training, since logits of trained models differ by several units.
-All ways take turns in one process. The peak is that of a product of matrices of 2048×2048; the share counts the
-multiply-adds of all tokens, so that ways that merge tokens may pass 100 %.
+A preset's model (Segmenter-Ti/16; runtimes only with it) with 150 classes and random weights, in windows of 512 with
+stride 480 at the photo's own size. The head's weights are twenty times as large as at the start of a training, since
+logits of trained models differ by several units. All ways take turns in one process. The peak is that of a product of
+matrices of 2048×2048; the share counts the multiply-adds of the model, so that ways that merge more may pass 100 %.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ ENGINES = {"ONNX Runtime": ("onnx", "onnxruntime"), "OpenVINO": ("openvino", "op
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--preset", default="segmenter-ti16")
     options.add_argument("--size", type=int, nargs=2, default=(512, 683), metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--merge", type=float, nargs="*", default=[0.6, 0.7, 0.8], metavar="SHARE")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = options.parse_args()
     torch.manual_seed(0)
-    model = ms.create_model("segmenter-ti16", num_classes=150).eval()
+    model = ms.create_model(args.preset, num_classes=150).eval()
     with torch.no_grad():
         model.decoder.head.weight *= 20
     reading: dict[str, Any] = {"short_side": None, "precision": args.precision}
@@ -62,11 +64,11 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as scratch:
         for name, (form, package) in ENGINES.items():
-            if find_spec(package) is not None and args.precision == "fp32":
+            if find_spec(package) is not None and args.precision == "fp32" and args.preset == "segmenter-ti16":
                 ms.export(model, Path(scratch, form), format=form)
                 ways[f"Predictor, {name}"] = partial(ms.Predictor(ms.load_model(Path(scratch, form)), **reading), photo)
         measured = compare(ways, rounds=args.rounds, memory=False)
-    peak, work = peak_of_products(), windows * size_of("segmenter-ti16", num_classes=150, image_size=512).multiply_adds
+    peak, work = peak_of_products(), windows * size_of(args.preset, num_classes=150, image_size=512).multiply_adds
     print(machine.describe())
     print(
         f"{args.size[0]}×{args.size[1]}, {windows} windows, {args.precision}: {work / 1e9:.1f} billion multiply-adds; ",
