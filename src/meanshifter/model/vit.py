@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 Grid = tuple[int, int]
 State = dict[str, Tensor]
+_SET_HERE = {"img_size", "num_classes", "fc_norm", "use_fc_norm", "dynamic_img_size", "dynamic_img_pad"}
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -77,14 +78,11 @@ class Family:
     """Whether layers see tokens as one sequence, some of which may be merged, rather than on a grid."""
     has_embeddings: bool = False
     """Whether all its positions are embeddings added to the tokens, which other tools resample in other ways."""
-    own_arguments: tuple[str, ...] = ("img_size", "num_classes", "fc_norm", "use_fc_norm")
-    """Arguments that are set here."""
 
     @property
     def accepted(self) -> set[str]:
         """Valid `encoder_args`; timm.create_model also accepts URLs and files, which a configuration must not have."""
-        more = {"dynamic_img_size", "dynamic_img_pad", "device", "dtype"}
-        return {*signature(self.kind).parameters} - {*self.own_arguments} - self.reserved - more
+        return {*signature(self.kind).parameters} - _SET_HERE - self.reserved - {"device", "dtype"}
 
 
 class DropPath(nn.Module):

@@ -1,6 +1,7 @@
-"""Label maps and cross-entropy on the CPU, by the kernels of `ops.cpu_…kernels` on as many threads as torch uses.
+"""Label maps and cross-entropy on the CPU, by the compiled kernels, on as many threads as torch uses.
 
-The kernels are imported on first use, because numba takes long to import.
+The kernels (`ops.cpu_kernels`, `cpu_argmax_kernels`, `cpu_loss_kernels`) are imported on first use, because numba takes
+long to import.
 Glossary: K classes, h w patch grid, H W pixels, T taps of a pixel along an axis; z (h, w, K) patch logits.
 """
 
