@@ -13,7 +13,17 @@ import torch.nn.functional as F
 
 import meanshifter as ms
 from meanshifter.model.config import ModelConfig, PixelShiftConfig
-from meanshifter.model.pixel_shift import PixelShift
+from meanshifter.model.pixel_shift import PixelShift, _around
+from tests import commands
+
+COMPILED = """
+import torch
+from meanshifter.model.pixel_shift import _around
+
+x = torch.randn(1, 4, 5, 3).permute(0, 3, 1, 2).requires_grad_()
+found = [torch.autograd.grad(run(x).square().sum(), x)[0] for run in (_around, torch.compile(_around))]
+torch.testing.assert_close(*found)
+"""
 
 SMALL: dict[str, Any] = {"encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 3}, "drop_path": 0.0}
 
@@ -88,6 +98,20 @@ def test_several_numbers_of_steps_share_a_loss() -> None:
     torch.testing.assert_close(both.logits, two.logits)
     for found, alone in zip(model(images, [1, 2]), (one, two), strict=True):
         torch.testing.assert_close(found, alone.logits)
+
+
+def test_neighbors_are_those_of_a_repeated_border() -> None:
+    x = torch.randn(1, 3, 4, 5)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    for n, neighbor in enumerate(_around(x).unbind(1)):
+        i, j = divmod(n, 3)
+        assert torch.equal(neighbor, padded[..., i : i + 4, j : j + 5])
+
+
+def test_the_gradient_of_neighbors_compiles() -> None:
+    """Tensors are channels-last, as linear layers give them."""
+    done = commands.run(code=COMPILED)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("patch", "factor"), [(14, 2), (14, 14), (6, 2)])

@@ -79,7 +79,9 @@ class PixelShift(nn.Module):
 def _around(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 9 C h w"]:
     """The 3 × 3 neighbors of each patch, with the border repeated."""
     h, w = x.shape[-2:]
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    # no F.pad: torch.compile has wrong strides for its gradient if x is channels-last (torch 2.14)
+    wide = torch.cat([x[..., :1], x, x[..., -1:]], -1)
+    padded = torch.cat([wide[..., :1, :], wide, wide[..., -1:, :]], -2)
     return torch.stack([padded[..., i : i + h, j : j + w] for i in range(3) for j in range(3)], 1)
 
 
