@@ -55,7 +55,7 @@ QUICK: dict[str, Any] = {
     "batch_size": 2,
     "size": 32,
     "quiet": True,
-    "model": {"encoder_weights": None, "encoder_args": {"depth": 1, "embed_dim": 24, "num_heads": 2}},
+    "model": {"encoder_weights": None, "encoder_args": {"depth": 5, "embed_dim": 24, "num_heads": 2}},
     "evaluation": {"limit": 1},
 }
 """What is added so that a training of a page takes a second, and no weights."""

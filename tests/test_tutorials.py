@@ -22,7 +22,7 @@ from tests.documented import QUICK, ROOT, blocks, parsed, run
 
 PAGES = ROOT / "docs/tutorials"
 RUN = "--steps 1 --batch_size 2 --size 28 --data.workers 0"
-ENCODER = "--model.encoder_args.depth 1 --model.encoder_args.embed_dim 24 --model.encoder_args.num_heads 2"
+ENCODER = "--model.encoder_args.depth 5 --model.encoder_args.embed_dim 24 --model.encoder_args.num_heads 2"
 STUDY = "--steps 1 --batch_size 2 --evaluation.limit 1 --data.workers 0"
 OWN_FOLDER = {"length=240": "length=12", "size=128, length": "size=64, length"}
 LARGE = {"rows, columns, side = 6, 8, 128": "rows, columns, side = 2, 3, 32", "(13, 10, 1)": "(2, 2, 1)"}

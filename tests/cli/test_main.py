@@ -21,7 +21,7 @@ from tests import commands
 TINY = [
     "--model.encoder=vit_tiny_patch16_224",
     "--model.encoder_weights=null",
-    '--model.encoder_args={"embed_dim": 24, "depth": 1, "num_heads": 2}',
+    '--model.encoder_args={"embed_dim": 24, "depth": 5, "num_heads": 2}',
     "--augment.crop=[32, 32]",
     "--augment.resize_base=null",
     "--data.workers=0",

@@ -17,14 +17,14 @@ from meanshifter.data.catalog import open_dataset
 from meanshifter.data.catalog.shapes import Shapes
 from meanshifter.data.datasets import Subset
 from meanshifter.errors import InputError
-from meanshifter.model.config import MeanShiftConfig
+from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
 from meanshifter.training import loop as loop_module
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.data import class_weights
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
 from meanshifter.training.sections import LossConfig
-from meanshifter.training.setup import build_model
+from meanshifter.training.setup import build_model, open_data, supervised_steps
 from meanshifter.training.stream import SampleStream
 from meanshifter.utils.files import parse_yaml
 from tests.training.test_loop import metrics
@@ -217,6 +217,40 @@ def test_deep_supervision_averages_the_losses_after_each_step(
     losses = [float(loss.detach()) for loss in found]
     assert len({round(loss, 6) for loss in losses}) == 2
     assert logged == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ({}, None),
+        ({"mean_shift": MeanShiftConfig(layers=3, channels=8)}, None),
+        ({"pixel_shift": PixelShiftConfig(layers=1, channels=8)}, (1, 2)),
+        ({"pixel_shift": PixelShiftConfig(layers=2, channels=8)}, (1, 2, 3, 4)),
+    ],
+)
+def test_deep_supervision_is_chosen_by_the_model(
+    block: dict[str, Any], expected: tuple[int, ...] | None, tiny: TrainConfig
+) -> None:
+    config = replace(tiny, model=replace(tiny.model, **block), loss=LossConfig(deep_supervision="auto"))
+    config.check()
+    model = build_model(config, open_data(config)[0].label_space)
+    assert supervised_steps(config, model) == expected
+
+
+def test_deep_supervision_trains_in_reduced_precision(tiny: TrainConfig) -> None:
+    model = replace(tiny.model, pixel_shift=PixelShiftConfig(layers=1, channels=8))
+    config = replace(tiny, steps=1, model=model, precision="bf16", loss=LossConfig(deep_supervision="auto"))
+    assert train(config, quiet=True).result.protocol.precision == "bf16"
+
+
+def test_auto_deep_supervision_trains_the_same_as_its_number(tiny: TrainConfig, tmp_path: Path) -> None:
+    model = replace(tiny.model, pixel_shift=PixelShiftConfig(layers=1, channels=8))
+    scores = []
+    for choice in ("auto", 2, None):
+        config = replace(tiny, steps=2, log_every=1, model=model, loss=LossConfig(deep_supervision=choice))
+        run = train(replace(config, out=str(tmp_path / str(choice))), quiet=True).path
+        scores.append([json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()])
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_deep_supervision_without_steps_is_refused(tiny: TrainConfig) -> None:

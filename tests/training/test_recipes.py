@@ -21,9 +21,9 @@ OWN = [name for name in recipe_names() if name not in ALIASES]
 
 
 def test_folder_is_another_name_of_one_recipe() -> None:
-    assert ALIASES["folder"] == "folder_ti16"
-    folder, same = parse_recipe("folder"), parse_recipe("folder_ti16")
-    assert (folder.out, same.out) == ("runs/folder", "runs/folder_ti16")
+    assert ALIASES["folder"] == "folder_pixel_ti12"
+    folder, same = parse_recipe("folder"), parse_recipe("folder_pixel_ti12")
+    assert (folder.out, same.out) == ("runs/folder", "runs/folder_pixel_ti12")
     folder.out = same.out
     assert folder == same
 
@@ -75,7 +75,7 @@ def test_the_command_lists_every_recipe_with_its_costs(capsys: pytest.CaptureFix
     assert names == OWN
     assert sum("GB of memory" in line and line.endswith("; GPU: not measured") for line in lines) == len(OWN)
     assert any("s per image for its tokens" in line and "MB per image" in line for line in lines)
-    assert any("folder_ti16, or folder" in line for line in lines)
+    assert any("folder_pixel_ti12, or folder" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name.startswith("folder_") and name != "folder_half"])

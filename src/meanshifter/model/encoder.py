@@ -127,12 +127,12 @@ class Encoder(nn.Module):
         if self.family is None or not self.family.is_sequence:
             raise InputError(
                 f"token_merging: given, but the layers of a {type(self.vit).__name__} need the grid of all tokens; use "
-                "a ViT with position or rotary embeddings, such as vit_small_patch16_dinov3, or leave it out"
+                "a ViT with position or rotary embeddings, such as vit_small_patch16_dinov3, or a ratio of 0"
             )
         if self.merging.after_layer >= self.depth:
             raise InputError(
                 f"token_merging.after_layer: {self.merging.after_layer}, but the encoder has {self.depth} layers; use "
-                f"0 to {self.depth - 1}"
+                f"0 to {self.depth - 1}, or a token_merging.ratio of 0"
             )
 
     def merge_tokens(self, merging: TokenMergingConfig | None) -> None:

@@ -214,8 +214,8 @@ _RULES: Final[dict[str, _Rule]] = {
     "loss.ohem_share": (lambda value: value is None or 0 < value <= 1, "null or a number above 0 and at most 1"),
     "loss.boundary_radius": _COUNT,
     "loss.deep_supervision": (
-        lambda value: value is None or 1 <= value <= MOST_STEPS,
-        f"null or a number from 1 to {MOST_STEPS}",
+        lambda value: value in (None, "auto") or 1 <= value <= MOST_STEPS,
+        f"auto, null or a number from 1 to {MOST_STEPS}",
     ),
     "loss.label_smoothing": _BELOW_ONE,
 }

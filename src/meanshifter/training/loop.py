@@ -42,7 +42,7 @@ from meanshifter.training.display import Display, Interrupt, Log, Pace, Stopped,
 from meanshifter.training.loggers import Pixels, side_by_side
 from meanshifter.training.optimizer import set_learning_rate, step_seed
 from meanshifter.training.parsing import config_of
-from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve, with_module
+from meanshifter.training.setup import Feed, Learner, Setup, prepare, resolve, supervised_steps, with_module
 from meanshifter.training.state import RunFolder
 from meanshifter.utils.distributed import Processes
 
@@ -416,8 +416,8 @@ def _forward_and_backward(config: TrainConfig, learner: Learner, crops: Crops) -
     """Forward and backward pass of this process's crops, part by part; returns the summed loss."""
     fabric, device = learner.fabric, learner.state.model.device
     total = torch.zeros((), device=device)
-    deep = config.loss.deep_supervision
-    supervised = [] if deep is None else [range(1, deep + 1)]
+    steps = supervised_steps(config, learner.state.model)
+    supervised = [] if steps is None else [steps]
     for part, offset in _parts(config, learner, crops):
         images, labels = fabric.to_device(part)
         learner.drop_path.use(slice(offset, offset + len(images)), device)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from meanshifter.model.licenses import terms_of
 from meanshifter.utils.files import parse_json, parse_yaml
 
-ALIASES: Final = {"folder": "folder_ti16"}
+ALIASES: Final = {"folder": "folder_pixel_ti12"}
 """Name → recipe. `folder` is the one for `meanshifter train DIR`."""
 COSTS: Final = "costs.json"
 """What benchmarks/recipes.py measured."""

@@ -218,9 +218,10 @@ class LossConfig:
     number per class, or numbers by class name such as {pole: 3}, the others 1; null: class_weight_power."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes, in the cross-entropy."""
-    deep_supervision: int | None = None
+    deep_supervision: int | Literal["auto"] | None = None
     """Average the losses after 1 to this many mean shift steps, so that the number can be chosen at inference; null:
-    the loss after the number of steps in the block's layers."""
+    the loss after the number of steps in the block's layers; auto: twice these layers for mean shift from pixels, null
+    for other models."""
 
     @property
     def terms(self) -> dict[str, Any]:

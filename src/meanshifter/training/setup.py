@@ -129,17 +129,25 @@ def with_module(config: TrainConfig, encoder: nn.Module) -> TrainConfig:
     return replace(config, model=replace(config.model, encoder=name_of_module(encoder), **own))
 
 
-def check_supervised(config: TrainConfig, model: Segmenter) -> None:
-    """Check that the model has a block whose steps `loss.deep_supervision` can supervise.
+def supervised_steps(config: TrainConfig, model: Segmenter) -> tuple[int, ...] | None:
+    """The numbers of steps after which `loss.deep_supervision` has a loss; None: only the block's own number.
+
+    A tuple, as Fabric's wrapper of a network takes tuples and lists of arguments apart, and cannot rebuild a range.
 
     Raises:
-        InputError: it has none.
+        InputError: a number, and the model has no block.
     """
-    if config.loss.deep_supervision is not None and not model.has_steps:
+    last = config.loss.deep_supervision
+    if last == "auto":
+        last = None if model.pixel_shift is None else 2 * model.pixel_shift.layers
+    if last is None:
+        return None
+    if not model.has_steps:
         raise InputError(
-            f"loss.deep_supervision: {config.loss.deep_supervision} steps, but the model has no mean shift block; give "
-            "it one, as in --model.pixel_shift.layers 1, or set it to null"
+            f"loss.deep_supervision: {last} steps, but the model has no mean shift block; give it one, as in "
+            "--model.pixel_shift.layers 1, or set it to auto or null"
         )
+    return tuple(range(1, last + 1))
 
 
 def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = None) -> Setup:
@@ -158,7 +166,7 @@ def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = No
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space, encoder)
-    check_supervised(config, model)
+    supervised_steps(config, model)
     choose_trained(model, config)
     processes = launch(fabric)
     look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
