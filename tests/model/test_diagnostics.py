@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from meanshifter.evaluation import diagnostics
 from meanshifter.evaluation.diagnostics import diagnose
 from meanshifter.model.config import MeanShiftConfig
 from meanshifter.model.mean_shift import MeanShift
@@ -64,3 +65,11 @@ def test_a_model_without_the_block_has_one_row() -> None:
     (flat,) = diagnose(None, torch.ones(1, 9, 4), 0, labels=torch.zeros(9, dtype=torch.long))
     assert flat["spread"] == 0
     assert math.isnan(flat["separation"])
+
+
+def test_modes_of_very_many_tokens_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnostics, "MOST_TOKENS", 8)
+    for count, counted in ((8, True), (9, False)):
+        (row,) = diagnose(None, torch.randn(1, count, 4), 0)
+        assert math.isfinite(row["modes"]) == counted
+        assert math.isfinite(row["rank"])

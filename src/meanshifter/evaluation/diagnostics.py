@@ -183,6 +183,8 @@ def spread(tokens: Float[Tensor, "N D"]) -> float:
     return (tokens - tokens.mean(0)).square().sum(-1).mean().sqrt().item()
 
 
+MOST_TOKENS = 16_384
+"""Tokens of an image up to which modes are counted: the N × N links of four times as many take 4 GB and minutes."""
 MERGED = 0.1
 """Radius of modes, as a fraction of the initial spread."""
 
@@ -244,7 +246,7 @@ def _state(z: Float[Tensor, "N D"], labels: Tensor | None, ignore: int, radius: 
     share = energy / energy.sum().clamp(min=torch.finfo(z.dtype).tiny)
     figures = {"spread": wide, "relative_spread": wide / norm if norm > 0 else math.nan}
     figures["rank"] = torch.special.entr(share).sum().exp().item()
-    figures["modes"] = float(count_modes(z, radius))
+    figures["modes"] = float(count_modes(z, radius)) if len(z) <= MOST_TOKENS else math.nan
     if labels is not None:
         figures["separation"] = _separation(z, labels.to(z.device), ignore)
     return figures
