@@ -45,9 +45,9 @@ def test_tokens_and_a_linear_head_are_the_network_of_smp(kind: str) -> None:
             conv: Any = peer.head
             conv.weight.zero_()
             conv.weight[:5], conv.bias[:5] = head.weight, head.bias
-            ours, grid, theirs = peer(images)[..., :5], (72, 100), network(padded)
+            ours, grid, theirs = peer(images)[..., :5] / peer.gain, (72, 100), network(padded)
         else:  # before the upsampling that ends the network
-            ours, grid = peer(images) @ head.weight.flatten(1).mT + head.bias, (18, 25)
+            ours, grid = peer(images) / peer.gain @ head.weight.flatten(1).mT + head.bias, (18, 25)
             theirs = head(network.decoder(network.encoder(padded)))
     torch.testing.assert_close(ours.mT.unflatten(2, grid), theirs[..., : grid[0], : grid[1]], atol=1e-4, rtol=1e-4)
 
