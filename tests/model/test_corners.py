@@ -75,7 +75,7 @@ def test_the_recipe_for_a_folder_averages_corners(tmp_path: Path, shared: Path) 
         fields = [
             "--model.encoder=vit_tiny_patch16_224",
             f"--model.encoder_weights={weights}",
-            "--augment.crop=[224,224]",
+            "--augment.crop=[168,168]",  # 14×14 patches of 12 pixels, so that no position is resampled
         ]
         given = fields if average == "true" else [*fields, "--model.average_corners=false"]
         positions = build_model(parse_recipe(str(tmp_path), given), labels).encoder.vit.pos_embed
