@@ -16,7 +16,6 @@ distance: by their mean squared distance from the mean, without steps.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from unittest import mock
 
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import meanshifter as ms
+from meanshifter.analysis.findings import over_seeds
 from meanshifter.data.catalog import open_dataset
 from meanshifter.inference.protocol import as_segmenter
 from meanshifter.model import token_merging
@@ -32,8 +32,6 @@ from meanshifter.model.config import TokenMergingConfig
 from meanshifter.utils import environment as machine
 
 Rule = Callable[[Tensor, Tensor], Tensor]
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""The 97.5 % quantile of Student's t by number of runs."""
 
 
 def mean_shift(windows: Tensor, means: Tensor, steps: int = 2) -> Tensor:
@@ -83,16 +81,7 @@ def main() -> None:
                 for model, base in zip(models, dense, strict=True):
                     with mock.patch.object(token_merging, "uniformity", RULES[rule]):
                         found.append(score(model, TokenMergingConfig(after, share)) - base)
-                print(f"| {rule} | {after} | {share:.0%} | {interval(found)} |", flush=True)
-
-
-def interval(values: list[float]) -> str:
-    """The mean, and its 95 % interval over runs."""
-    mean = statistics.mean(values)
-    if len(values) not in STUDENT:
-        return f"{mean:+.2f}"
-    half = STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+                print(f"| {rule} | {after} | {share:.0%} | {over_seeds(found)} |", flush=True)
 
 
 if __name__ == "__main__":

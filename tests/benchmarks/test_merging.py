@@ -1,12 +1,10 @@
-"""The rules that benchmarks/merging.py compares, and its intervals."""
+"""The rules that benchmarks/merging.py compares."""
 
 from __future__ import annotations
 
 import merging
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 
 @pytest.mark.parametrize("name", merging.RULES)
@@ -31,10 +29,3 @@ def test_two_near_pairs_reach_two_modes_and_four_near_tokens_one() -> None:
 
     assert scores[1] > scores[0]
     assert scores.argmax() == 1
-
-
-def test_intervals_are_those_of_students_t() -> None:
-    values = [0.3, -0.4, 0.4]
-    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    assert merging.interval(values) == f"+0.10 [{low:+.2f}, {high:+.2f}]"
-    assert merging.interval([-0.6]) == "-0.60"

@@ -166,7 +166,7 @@ def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = No
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
     model = build_model(config, train_set.label_space, encoder)
-    supervised_steps(config, model)
+    supervised_steps(config, model)  # refused before anything is written
     choose_trained(model, config)
     processes = launch(fabric)
     look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
