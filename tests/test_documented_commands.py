@@ -134,14 +134,20 @@ def parse_script(path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) 
         assert not words, f"{path.name} takes no arguments"
         compile(text, path, "exec")
         return
-    parse: Callable[..., Any] = argparse.ArgumentParser.parse_args
+    parse: Callable[..., Any] = argparse.ArgumentParser.parse_known_args
 
     def stop(self: argparse.ArgumentParser, *given: Any, **named: Any) -> Any:
-        parse(self, *given, **named)
+        assert parse(self, *given, **named)[1] == []
+        raise Parsed
+
+    def stop_before_fields(self: argparse.ArgumentParser, *given: Any, **named: Any) -> Any:
+        rest = parse(self, *given, **named)[1]
+        assert {word.removeprefix("--") for word in rest if word.startswith("--")} <= set(field_names(TrainConfig))
         raise Parsed
 
     with monkeypatch.context() as here:
         here.setattr(argparse.ArgumentParser, "parse_args", stop)
+        here.setattr(argparse.ArgumentParser, "parse_known_args", stop_before_fields)
         here.setattr(sys, "argv", [str(path), *words])
         here.syspath_prepend(path.parent)
         with pytest.raises(Parsed):
