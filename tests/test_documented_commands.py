@@ -87,7 +87,7 @@ def check(words: tuple[str, ...], whole: bool, workshop: Workshop, monkeypatch: 
     if name == "study":
         packaged = args.study is not None and not args.study.endswith(".yaml")
         parse_recipe(load_plan(args.study).recipe if packaged else "camvid_half", args.fields)
-    if whole and name in RUN and is_local(words):
+    if whole and name in RUN and is_local(words) and "--engine" not in words:  # which exports
         workshop.prepare(name, args)
         quick = "--list" in words or "--list-options" in words
         status, said = run([*words, *(() if quick or "--predictions" in words else SHORTER.get(name, ()))])

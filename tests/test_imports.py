@@ -15,8 +15,10 @@ ORDER = (
 )
 """Rooms from the bottom up; each imports itself and those before it."""
 SEAMS = {
-    ("inference.predictor", "checkpoints.load"),  # names where a model is expected, Predictor("runs/x"),
-    ("inference.predictor", "checkpoints.compat"),  # and of tools where a Preprocess is
+    ("inference.resolve", "checkpoints.load"),  # names where a model is expected, Predictor("runs/x"),
+    ("inference.resolve", "checkpoints.compat"),  # of tools where a Preprocess is,
+    ("inference.resolve", "export.engines"),  # and of engines
+    ("inference.predictor", "export.engines"),
     ("model.segmenter", "model.saving"),  # methods of a model that call what is above it: save, from_pretrained,
     ("model.segmenter", "model.hub"),  # save_pretrained and push_to_hub,
     ("model.segmenter", "inference.predictor"),  # predict,

@@ -16,7 +16,7 @@ from torch import Tensor
 import meanshifter as ms
 from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
-from meanshifter.inference.predictor import Predictor
+from meanshifter.inference.encoding import WindowEncoder
 from meanshifter.inference.preprocess import fitted_size, resize
 from meanshifter.model.config import TokenMergingConfig
 
@@ -359,13 +359,13 @@ def test_images_of_a_batch_get_the_labels_of_single_calls(tiny_model: Make, sett
 def test_windows_of_a_batch_share_passes(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = ms.Predictor(tiny_model(), window=32, window_stride=32, short_side=None, batch_size=6)
     sizes: list[int] = []
-    encode = Predictor._logits
+    encode = WindowEncoder.logits
 
-    def counted(self: Predictor, model: Any, windows: Any, *args: Any) -> Any:
+    def counted(self: WindowEncoder, model: Any, windows: Any, *args: Any) -> Any:
         sizes.append(len(windows))
         return encode(self, model, windows, *args)
 
-    monkeypatch.setattr(Predictor, "_logits", counted)
+    monkeypatch.setattr(WindowEncoder, "logits", counted)
     assert predictor.images_per_pass((32, 60)) == 3
     predictor.segment_batch([random_image(32, 60)] * 4)
     assert sizes == [6, 2]

@@ -76,7 +76,7 @@ def protocol(found: Findings) -> str:
         key: value
         for key, value in facts["protocol"].items()
         if key != "weights"
-        and (key, value) not in (("compat", None), ("merge_tokens", None))
+        and (key, value) not in (("compat", None), ("merge_tokens", None), ("engine", None))
         and (key, value) not in (("window_blend", None), ("window_blend", "constant"))
     }
     settings = ", ".join(f"{key} {'none' if value is None else value}" for key, value in kept.items())

@@ -20,8 +20,9 @@ from meanshifter.data.labels import Labels
 from meanshifter.data.rows import LargeFile, large_file
 from meanshifter.errors import InputError, printable
 from meanshifter.evaluation.evaluate import check_classes
-from meanshifter.inference.predictor import Model, Predictor
+from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.preprocess import as_pixels
+from meanshifter.inference.resolve import Model
 from meanshifter.model.mean_shift import check_layers
 
 STEPS: Final = 8

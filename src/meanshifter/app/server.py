@@ -33,7 +33,8 @@ from meanshifter.app.same_origin import SameOrigin, allowed_names, is_loopback
 from meanshifter.app.tokens import Tokens
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError, is_out_of_memory, summarize_error
-from meanshifter.inference.predictor import Model, Predictor
+from meanshifter.inference.predictor import Predictor
+from meanshifter.inference.resolve import Model
 
 PORT: Final = 8000
 FILES: Final = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.options import (
+    OF_MODELS,
     add_ensemble_option,
     add_layout_options,
     add_process_options,
@@ -141,7 +142,7 @@ def _score_predictions(args: argparse.Namespace) -> None:
 
     if args.model is not None:
         raise InputError(f"--predictions: conflicts with the model {args.model}; leave one of them out")
-    given = [name for name in (*READING, "merge_tokens") if hasattr(args, name)]  # even if None, for `none`
+    given = [name for name in (*READING, *OF_MODELS) if hasattr(args, name)]  # even if None, for `none`
     given += [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
     given += ["ensemble"] if args.ensemble else []
     if given:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meanshifter.errors import InputError, one_line, printable
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from meanshifter.inference.predictor import Predictor
     from meanshifter.inference.protocol import PatchModel
     from meanshifter.utils.distributed import Processes
+
+
+OF_MODELS: Final = ("merge_tokens", "engine")
+"""Options of `add_reading_options` that an export fixes and does not state."""
 
 
 def echo(*lines: str, error: bool = False) -> None:
@@ -151,6 +155,12 @@ def add_reading_options(parser: argparse.ArgumentParser, *, predicting: bool = T
             "trained without",
         )
         add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: fp32; auto: bf16 if supported")
+        add(
+            "--engine",
+            choices=("torch", "auto", "openvino", "onnx"),
+            help="what computes the logits on the CPU (default: torch); auto: the fastest, measured once per model and "
+            "machine from exports that are kept",
+        )
     add("--batch-size", type=int, metavar="WINDOWS", help="windows per forward pass")
     add("--device", default=None, help="cpu, cuda, cuda:1, … (default: cuda if available, else cpu)")
 
@@ -192,7 +202,10 @@ def load_predictor(
     device = model.fastest_device if args.device is None else args.device
     settings = {**settings, **asked}
     try:
-        return meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
+        predictor = meanshifter.Predictor(model, mean_shift_layers=mean_shift_layers, device=device, **settings)
+        for choice in predictor.engines:
+            say(str(choice))
+        return predictor
     except InputError as error:
         field = str(error).partition(":")[0]
         if field not in settings or field in reading_given(args) or field in asked:
@@ -277,7 +290,7 @@ def reading_given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_reading_options` on the command line."""
     from meanshifter.export.runtime import READING
 
-    return {name: value for name, value in vars(args).items() if name in (*READING, "merge_tokens")}
+    return {name: value for name, value in vars(args).items() if name in (*READING, *OF_MODELS)}
 
 
 def _or_none(text: str) -> int | None:

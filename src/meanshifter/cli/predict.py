@@ -335,6 +335,7 @@ def _write_sheet(out: Path, rows: list[SheetRow], predictor: Predictor, steps: l
 
 
 def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Submission | None) -> int:
+    import meanshifter
     from meanshifter.jobs.archive import Work, in_process, label_archive
 
     runner = _runner(args)
@@ -344,7 +345,11 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Su
     steps = _steps(args)
     settings = {"mean_shift_layers": steps[0] if len(steps) == 1 else None, **reading, **asked}
     if runner is None:
-        runner = in_process(model.fastest_device if args.device is None else args.device)
+        device = model.fastest_device if args.device is None else args.device
+        runner = in_process(device)
+        if "engine" in settings:  # workers of a cluster each choose their own
+            for choice in meanshifter.Predictor(model, device=device, **settings).engines:
+                say(str(choice))
     work = Work(model, settings, args.overlay, args.alpha, tuple(steps) if len(steps) > 1 else ())
     with ProgressBar("label maps", time_left=False) as bar:
         try:

@@ -257,6 +257,9 @@ class Protocol:
     windows had equal weights."""
     merge_tokens: float | None = None
     """Share of uniform windows of tokens that the encoder merged; None: as trained."""
+    engine: str | None = None
+    """Runtime that computed the patch logits, those of an ensemble's members joined by "+"; None: torch, or that of an
+    export."""
     temperature: tuple[float, ...] = (1.0,)
     """Temperature of each model, which determines probabilities, and labels only where probabilities are averaged."""
 
@@ -280,6 +283,7 @@ class Protocol:
             f"meanshifter {self.version}",
             *([] if self.window_blend in (None, "constant") else [f"{self.window_blend} blending of windows"]),
             *([] if self.merge_tokens is None else [f"{self.merge_tokens:.0%} of windows of tokens merged"]),
+            *([] if self.engine is None else [f"computed by {self.engine}"]),
             *([] if self.compat is None else [f"preprocessed like {self.compat}"]),
             *([] if set(self.temperature) <= {1.0} else [f"temperature {temperature}"]),
         ]

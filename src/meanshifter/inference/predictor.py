@@ -6,26 +6,24 @@ softmax probabilities over views. Glossary: K classes, H W pixels of the input, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from meanshifter.data.labels import Labels
 from meanshifter.data.reading import MAX_PIXELS
 from meanshifter.data.rows import FileRows, LargeFile, large_file
 from meanshifter.errors import InputError
+from meanshifter.inference.encoding import WindowEncoder
 from meanshifter.inference.ensemble import Ensemble, members_of
-from meanshifter.inference.precision import AUTOCAST, Precision, fused_attention_pays, reading_precision
+from meanshifter.inference.precision import Precision, reading_precision
 from meanshifter.inference.preprocess import (
     Picture,
     Pixels,
@@ -35,33 +33,25 @@ from meanshifter.inference.preprocess import (
     check_scales,
     enlarged_size,
     move,
-    resize,
 )
-from meanshifter.inference.protocol import PatchModel
+from meanshifter.inference.resolve import (
+    Engine,
+    Model,
+    preprocess_for,
+    resolve_model,
+    shared_preprocess,
+    with_engine,
+    with_merging,
+)
 from meanshifter.inference.segmentation import Segmentation
-from meanshifter.inference.windows import (
-    Axis,
-    Blend,
-    Budget,
-    Encoded,
-    Reading,
-    axis,
-    crops,
-    enough_memory,
-    window_starts,
-)
-from meanshifter.model.config import ModelConfig
-from meanshifter.model.segmenter import Segmenter
+from meanshifter.inference.windows import Blend, Budget, enough_memory, window_starts
 from meanshifter.ops import Confidence, View, label_map, pixel_confidence
 
-Model = PatchModel | nn.Module | str | Path
-"""A model, or a name that `load_model` accepts."""
+if TYPE_CHECKING:
+    from meanshifter.export.engines import Choice
+
 Readable = Picture | LargeFile
-Source = Pixels | FileRows | Tensor
-"""What windows are cut from: pixels, or normalized floats (H, W, 3)."""
 Own = Literal["model"]
-WRAPPERS = ("_orig_mod", "module")
-"""Attributes in which torch.compile, and DDP and Fabric, keep the wrapped module."""
 BAND = 256
 """Rows of the result that are computed together."""
 
@@ -93,6 +83,9 @@ class Predictor:
         device: where to run; the model is moved there in place. None: where the model is.
         precision: precision of the model (autocast); "auto" is bf16 if the device has units for it, else fp32. The
             label map is always computed in float32.
+        engine: what computes the patch logits: "torch", or on the CPU another runtime from an export that is kept
+            (`export.engines.cache_folder`), "openvino" or "onnx"; "auto" is the fastest of them, which is measured once
+            per model, machine and size of windows. `Predictor.engines` says what was chosen.
         batch_size: windows per pass; None: 2 windows of 512 pixels on the CPU and 16 elsewhere, or the number of
             windows of another size that has as many pixels.
         confidence: maps for `Segmentation.confidence`: "probability" of the winner, its "margin" to the second class,
@@ -123,6 +116,7 @@ class Predictor:
         merge_tokens: float | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
+        engine: Engine = "torch",
         batch_size: int | None = None,
         confidence: Sequence[Confidence] = (),
         probabilities: Sequence[str] = (),
@@ -130,12 +124,12 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        model = _merging(_resolve(model), merge_tokens)
+        model = with_merging(resolve_model(model), merge_tokens)
         given = {"window": window, "window_stride": window_stride, "short_side": short_side, "long_side": long_side}
         fields: dict[str, Any] = {name: value for name, value in given.items() if value != "model"}
         fields |= {} if window_blend is None else {"window_blend": window_blend}
-        self.preprocess = _shared(
-            [replace(_preprocess(compat, member.config), **fields) for member in members_of(model)]
+        self.preprocess = shared_preprocess(
+            [replace(preprocess_for(compat, member.config), **fields) for member in members_of(model)]
         )
         check_scales(scales, self.preprocess.short_side)
         if precision not in get_args(Precision):
@@ -156,6 +150,9 @@ class Predictor:
             move(model, model.device if device is None else device)
         self.precision = reading_precision(precision, model.device, model.own_precision)
         self._budget = Budget()
+        self.model, self.engines = with_engine(
+            model, engine, layers=self.mean_shift_layers, precision=self.precision, shape=self._encoder().shape
+        )
 
     @overload
     def __call__(self, image: Readable, *, mean_shift_layers: int | None = None) -> Segmentation: ...
@@ -299,7 +296,7 @@ class Predictor:
             sides = enlarged_size(*sides, reading.window)
         starts = [window_starts(length, reading.window, reading.window_stride) for length in sides]
         widths = [length if reading.window is None else min(reading.window, length) for length in sides]
-        count = self._batch_size((widths[0], widths[1]), self.model.device)
+        count = self._encoder().batch_size((widths[0], widths[1]), self.model.device)
         return max(count // (len(starts[0]) * len(starts[1])), 1)
 
     def load(self, image: Readable) -> Pixels | LargeFile:
@@ -330,6 +327,7 @@ class Predictor:
             "mean_shift_layers": self.mean_shift_layers,
             "merge_tokens": self.merge_tokens,
             "precision": self.precision,
+            "engine": _names(self.engines),
             "compat": reading.compat,
             "temperature": tuple(member.config.temperature for member in members_of(self.model)),
         }
@@ -377,9 +375,9 @@ class Predictor:
     ) -> Iterator[tuple[slice, list[list[list[View]]]]]:
         """As `bands`, for images of one size: the views of each image, for every entry of `steps`."""
         H, model = images[0].shape[0], self.model.evaluation_view()
-        mirrors = (False, True) if self.flip else (False,)
+        mirrors, encoder = (False, True) if self.flip else (False,), self._encoder()
         ways = product(members_of(model), self.scales, mirrors)
-        readings = [self._read(member, images, scale, mirrored, steps) for member, scale, mirrored in ways]
+        readings = [encoder.read(member, images, scale, mirrored, steps) for member, scale, mirrored in ways]
         for start in range(0, H, BAND):
             rows = slice(start, min(start + BAND, H))
             several = []
@@ -390,145 +388,21 @@ class Predictor:
             if self.progress is not None:
                 self.progress(rows.stop, H)
 
+    def _encoder(self) -> WindowEncoder:
+        """With the settings as they are now, since attributes may be set."""
+        return WindowEncoder(self.preprocess, self.precision, self.batch_size, self._budget)
+
     def _reads_as_stored(self, size: tuple[int, int]) -> bool:
         """Whether an image of `size` is read only once, neither resized nor mirrored."""
         once = not self.flip and len(self.scales) == len(members_of(self.model)) == 1
         return once and self.preprocess.size(*size, self.scales[0]) == size
-
-    def _read(
-        self,
-        model: PatchModel,
-        images: Sequence[Pixels | FileRows],
-        scale: float,
-        mirrored: bool,
-        steps: list[int],
-    ) -> list[Reading]:
-        """The readings of images of one size, whose windows share passes."""
-        reading, (H, W) = self.preprocess, images[0].shape[:2]
-        size = read_size = reading.size(H, W, scale)
-        if reading.window is not None and reading.enlarges(size):
-            size = enlarged_size(*size, reading.window)
-        windows: dict[str, Any] = {"window": reading.window, "stride": reading.window_stride}
-        windows |= {"stretch": reading.stretch_padding, "blend": reading.window_blend}
-        rows, cols = (
-            axis(length, out, patch_size=model.output_stride, **windows)
-            for length, out in zip(size, (H, W), strict=True)
-        )
-        sources = [self._source(model, pixels, read_size, size, mirrored) for pixels in images]
-        encoded = self._encode(model, sources, rows, cols, steps)
-        temperature = model.config.temperature
-        if len(images) == 1:
-            return [Reading(encoded, rows, cols, mirrored=mirrored, temperature=temperature)]
-        # the images are read band by band next to each other, but encoded one after the other
-        each = len(rows.starts) * len(cols.starts)
-        several = [list(islice(encoded, each)) for _ in images]
-        return [Reading(iter(own), rows, cols, mirrored=mirrored, temperature=temperature) for own in several]
-
-    def _source(
-        self,
-        model: PatchModel,
-        pixels: Pixels | FileRows,
-        read_size: tuple[int, int],
-        size: tuple[int, int],
-        mirrored: bool,
-    ) -> Source:
-        """What the windows of one image are cut from: resized to `read_size`, and enlarged to `size` if it differs."""
-        resized = pixels if isinstance(pixels, FileRows) else resize(pixels, read_size)
-        source: Source = resized[:, ::-1] if mirrored else resized
-        if size == read_size:
-            return source
-        normalized = model.normalize(np.ascontiguousarray(source[0 : read_size[0], 0 : read_size[1]]))
-        return F.interpolate(normalized, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-
-    def _encode(
-        self, model: PatchModel, sources: Sequence[Source], rows: Axis, cols: Axis, steps: list[int]
-    ) -> Iterator[Encoded]:
-        """Yield encoded windows, image by image; a batch is encoded when its first window is requested."""
-        count = self._batch_size((rows.width, cols.width), model.device)
-
-        def run(windows: Pixels | Tensor) -> list[Tensor]:
-            return self._logits(model, windows, rows.patches * cols.patches, steps)
-
-        for batch in crops(sources, rows, cols, count):
-            for logits in self._budget.in_parts(run, batch, model.device):
-                yield from zip(*logits, strict=True)
-
-    def _logits(self, model: PatchModel, windows: Pixels | Tensor, tokens: int, steps: list[int]) -> list[Tensor]:
-        """Patch logits (b, K, h, w) of windows (b, height, width, 3), for each entry of `steps`."""
-        device = model.device
-        size = {"images": len(windows), "heads": model.heads, "tokens": tokens}
-        model.set_attention(fused=fused_attention_pays(device, self.precision, **size))
-        context: AbstractContextManager[object] = nullcontext()
-        if model.own_precision is None and self.precision != "fp32":
-            context = torch.autocast(device.type, AUTOCAST[self.precision])
-        with context:
-            images = windows.permute(0, 3, 1, 2) if isinstance(windows, Tensor) else model.normalize(windows)
-            return [logits.float() for logits in model.logits_at(images, steps)]
-
-    def _batch_size(self, window: tuple[int, int], device: torch.device) -> int:
-        pixels = (2 if device.type == "cpu" else 16) * 512 * 512
-        default = max(pixels // (window[0] * window[1]), 1)
-        return self._budget.windows(default if self.batch_size is None else self.batch_size, window)
-
-
-def _shared(several: list[Preprocess]) -> Preprocess:
-    """The preprocessing that all models of an ensemble have; an InputError with the fields that differ."""
-    names = [field.name for field in dataclasses.fields(Preprocess)]
-    values = {name: [getattr(entry, name) for entry in several] for name in names}
-    differing = [f"{name} is {', '.join(map(str, found))}" for name, found in values.items() if len(set(found)) > 1]
-    if differing:
-        raise InputError(
-            f"model: the models of the ensemble differ in preprocessing ({'; '.join(differing)}); set these fields for "
-            "all of them, or give models with the same"
-        )
-    return several[0]
-
-
-def _merging(model: PatchModel, share: float | None) -> PatchModel:
-    """The model, or the members of an ensemble, with this share of uniform windows merged; None: as it is."""
-    if share is None:
-        return model
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise InputError(f"merge_tokens: {share!r}; it must be a share of the windows from 0 to 1")
-    if isinstance(model, Ensemble):
-        return Ensemble([_merging(member, share) for member in model.members])
-    if not isinstance(model, Segmenter):
-        raise InputError(
-            f"merge_tokens: {share}, but the model is an export, whose tokens are fixed; give the model that was "
-            "exported, or export it with model.token_merging"
-        )
-    return model.merging_view(float(share))
-
-
-def _resolve(model: Model | Sequence[Model]) -> PatchModel:
-    """Load a model by name, or unwrap it from torch.compile, DDP and Fabric; several become an ensemble."""
-    if isinstance(model, list | tuple):
-        return Ensemble([_resolve(member) for member in model])
-    if isinstance(model, str | Path):
-        from meanshifter.checkpoints.load import load_model  # names are resolved above: docs/architecture.md
-
-        return load_model(model)
-    inner: Any = model
-    while not hasattr(type(inner), "logits_at"):
-        wrapped = next((part for name in WRAPPERS if (part := getattr(inner, name, None)) is not None), None)
-        if wrapped is None:
-            break
-        inner = wrapped
-    if not hasattr(inner, "logits_at"):
-        raise InputError(f"model: {type(inner).__name__}; expected a Segmenter, an export, or the name of a model")
-    found: PatchModel = inner
-    return found
 
 
 def _open(source: Pixels | LargeFile) -> AbstractContextManager[Pixels | FileRows]:
     return source.rows() if isinstance(source, LargeFile) else nullcontext(source)
 
 
-def _preprocess(compat: str | Preprocess | None, config: ModelConfig) -> Preprocess:
-    if compat is None:
-        return Preprocess.of(config)
-    if isinstance(compat, Preprocess):
-        return compat
-    from meanshifter.checkpoints.compat import preprocess_of  # names are resolved above: docs/architecture.md
-
-    return preprocess_of(compat, config)
+def _names(engines: Sequence[Choice]) -> str | None:
+    """The engines other than torch, joined by "+"; None: torch."""
+    names = [choice.engine for choice in engines]
+    return "+".join(names) if set(names) - {"torch"} else None

@@ -80,8 +80,9 @@ def as_segmenter(model: PatchModel) -> Segmenter:
     Raises:
         InputError: the model is an export, which returns logits only, or an ensemble.
     """
-    if isinstance(model, Segmenter):
-        return model
+    inner = getattr(model, "segmenter", model)  # of a model that another engine computes
+    if isinstance(inner, Segmenter):
+        return inner
     raise InputError(
         f"{getattr(model, 'folder', 'model')}: an export or an ensemble, which has no access to patch encodings and "
         "the mean shift block; give the model that was exported, or one member of the ensemble"

@@ -63,13 +63,16 @@ class Work:
 
     def described(self) -> dict[str, Any]:
         """Everything apart from the images that the results depend on: where it differs, nothing is skipped."""
-        predictor = Predictor(self.model, **self.settings)
+        settings = dict(self.settings)
+        engine = settings.pop("engine", "torch")
+        predictor = Predictor(self.model, **settings)
         steps = [predictor.resolve_layers(count) for count in self.steps]
         protocol = {**predictor.protocol(), **({"mean_shift_layers": steps} if steps else {})}
-        temperature = protocol.pop("temperature")
+        temperature, _ = protocol.pop("temperature"), protocol.pop("engine")
         # fields that earlier manifests lack appear only where they matter
         later = {
             **({"temperature": list(temperature)} if set(temperature) != {1.0} else {}),
+            **({} if engine == "torch" else {"engine": engine}),  # what "auto" chooses may differ between machines
             **({"min_confidence": predictor.min_confidence} if predictor.min_confidence > 0 else {}),
         }
         precision = self.settings.get("precision", predictor.precision)  # "auto" may differ between machines

@@ -144,12 +144,13 @@ def describe() -> str:
     accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{datetime.date.today().isoformat()} · meanshifter {meanshifter.__version__} · torch {torch.__version__} · "
-        f"Python {platform.python_version()} · {_processor()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()} · {processor()}, {os.cpu_count()} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, {units}{accelerator} · {torch.get_num_threads()} threads"
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -1,0 +1,204 @@
+"""`Predictor(engine=…)`: labels are torch's, and `auto` takes what was measured to be fastest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import meanshifter as ms
+from meanshifter.data import Shapes
+from meanshifter.export import engines
+from meanshifter.export.engines import Choice, EngineModel, cache_folder
+from meanshifter.export.torch_format import EXPORTER
+from meanshifter.inference.protocol import as_segmenter
+from meanshifter.jobs.archive import Work
+from tests import commands
+from tests.conftest import ModelFactory
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.skipif(torch.__version__ < torch.torch_version.TorchVersion(EXPORTER), reason="needs a newer torch"),
+    pytest.mark.skipif(find_spec("openvino") is None or find_spec("onnxscript") is None, reason="needs both runtimes"),
+]
+SETTINGS: dict[str, Any] = {"window": 32, "window_stride": 24, "short_side": None}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image() -> Any:
+    return Shapes(split="val", size=(50, 70), length=1)[0].image
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_labels_are_those_of_torch(engine: Any, tiny_model: ModelFactory, image: Any, user: None) -> None:
+    model = tiny_model(layers=2)
+    plain, other = ms.Predictor(model, **SETTINGS), ms.Predictor(model, engine=engine, **SETTINGS)
+
+    assert (other(image).labels == plain(image).labels).mean() >= 0.9999
+    assert isinstance(other.model, EngineModel)
+    assert other.engines == (Choice(engine),)
+    assert (plain.protocol()["engine"], other.protocol()["engine"]) == (None, engine)
+
+
+def test_what_an_export_cannot_do_is_done_by_torch(tiny_model: ModelFactory, image: Any, user: None) -> None:
+    model = tiny_model(layers=2)
+    plain, other = ms.Predictor(model, **SETTINGS), ms.Predictor(model, engine="openvino", **SETTINGS)
+
+    for layers in (0, 3):  # an export has one number of steps
+        assert np.array_equal(
+            other(image, mean_shift_layers=layers).labels, plain(image, mean_shift_layers=layers).labels
+        )
+    assert as_segmenter(other.model) is model  # diagnostics need tokens
+
+
+def test_the_model_is_exported_once_per_weights(tiny_model: ModelFactory, image: Any, user: None) -> None:
+    model = tiny_model("segmenter-ti16")
+    first = ms.Predictor(model, engine="openvino", **SETTINGS)(image).labels
+    (kept,) = cache_folder().glob("*/openvino-*/model.xml")
+    written = kept.stat().st_mtime_ns
+
+    assert np.array_equal(ms.Predictor(model, engine="openvino", **SETTINGS)(image).labels, first)
+    assert kept.stat().st_mtime_ns == written
+    with torch.no_grad():
+        model.get_parameter("decoder.head.weight").neg_()
+    assert not np.array_equal(ms.Predictor(model, engine="openvino", **SETTINGS)(image).labels, first)
+    assert len(list(cache_folder().glob("*/openvino-*/model.xml"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("torchs", "openvinos", "chosen"), [(1.0, 0.5, "openvino"), (1.0, 0.99, "torch"), (1.0, 1.2, "torch")]
+)
+def test_auto_takes_the_fastest_and_remembers(
+    torchs: float,
+    openvinos: float,
+    chosen: str,
+    tiny_model: ModelFactory,
+    image: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    user: None,
+) -> None:
+    measured = []
+
+    def measure(self: object, names: Iterable[str]) -> dict[str, Any]:
+        measured.append(list(names))
+        return {"seconds": {"torch": torchs, "openvino": openvinos}, "refused": {"onnx": "is broken"}}
+
+    monkeypatch.setattr(engines._Exports, "_measure", measure)
+    model = tiny_model("segmenter-ti16")
+    predictors = [ms.Predictor(model, engine="auto", **SETTINGS) for _ in range(2)]
+
+    assert measured == [["openvino", "onnx"]]
+    for predictor in predictors:
+        (choice,) = predictor.engines
+        assert choice.engine == chosen
+        assert f"{openvinos:.0%}" in str(choice)
+        assert "onnx is broken" in str(choice)
+        assert predictor.protocol()["engine"] == (None if chosen == "torch" else chosen)
+    ms.Predictor(model, engine="auto", **{**SETTINGS, "window": 24})  # another size is another measurement
+    assert len(measured) == 2
+    (record,) = cache_folder().glob("*/measured.json")
+    for damaged in ("{", "[]", '{"x": {"seconds": {}}}'):
+        record.write_text(damaged)
+        assert ms.Predictor(model, engine="auto", **SETTINGS).engines == predictors[0].engines
+    assert len(measured) == 5
+
+
+def test_auto_measures_torch_and_the_installed_runtimes(
+    tiny_model: ModelFactory, image: Any, monkeypatch: pytest.MonkeyPatch, user: None
+) -> None:
+    model = tiny_model("segmenter-ti16")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    predictor = ms.Predictor(model, engine="auto", **SETTINGS)
+    (entry,) = json.loads(next(cache_folder().glob("*/measured.json")).read_text()).values()
+
+    assert set(entry["seconds"]) == {"torch", "openvino"}
+    assert min(entry["seconds"].values()) > 0
+    assert predictor.engines[0].shape[2:] == (32, 32)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    (choice,) = ms.Predictor(model, engine="auto", **SETTINGS).engines
+    assert choice.engine == "torch"
+    assert "pip install" in str(choice)
+
+
+def test_an_engine_with_other_labels_is_refused(
+    tiny_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, user: None
+) -> None:
+    model = tiny_model("segmenter-ti16")
+    monkeypatch.setattr(engines, "upsampled_argmax", lambda logits, size: torch.rand(size))
+    with pytest.raises(ms.InputError, match=r"engine: openvino, but 100.000 % .* engine torch"):
+        ms.Predictor(model, engine="openvino", **SETTINGS)
+    assert not list(cache_folder().glob("*/openvino-*"))
+    (choice,) = ms.Predictor(model, engine="auto", **SETTINGS).engines
+    assert choice.engine == "torch"
+    assert set(choice.refused) == {"openvino", "onnx"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "tensorrt"}, "engine: 'tensorrt'"),
+        ({"engine": "onnx", "precision": "bf16"}, "engine: onnx does not compute in bf16"),
+        ({"engine": "openvino", "precision": "fp16"}, "engine: openvino does not compute in fp16"),
+    ],
+)
+def test_what_is_wrong_is_said(settings: dict[str, Any], message: str, tiny_model: ModelFactory) -> None:
+    with pytest.raises(ms.InputError) as raised:
+        ms.Predictor(tiny_model("segmenter-ti16"), **settings)
+    assert str(raised.value).startswith(message)
+
+
+def test_exports_half_weights_and_missing_packages_are_refused(
+    tiny_model: ModelFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: None
+) -> None:
+    model = tiny_model("segmenter-ti16")
+    ms.export(model, tmp_path / "export", format="openvino")
+    with pytest.raises(ms.InputError, match="engine: openvino, but the model is an export"):
+        ms.Predictor(ms.load_model(tmp_path / "export"), engine="openvino")
+    with pytest.raises(ms.InputError, match="engine: onnx, but the weights are in bf16"):
+        ms.Predictor(tiny_model("segmenter-ti16").bfloat16(), engine="onnx")
+    monkeypatch.setattr("meanshifter.utils.environment.find_spec", lambda name: None)
+    with pytest.raises(ms.InputError, match=r"engine: onnx needs the package onnxruntime.*pip install"):
+        ms.Predictor(model, engine="onnx")
+
+
+def test_members_of_an_ensemble_have_engines_of_their_own(tiny_model: ModelFactory, image: Any, user: None) -> None:
+    several = [tiny_model("segmenter-ti16"), tiny_model("segmenter-ti16", patch=16)]
+    plain, other = ms.Predictor(several, **SETTINGS), ms.Predictor(several, engine="openvino", **SETTINGS)
+
+    assert other.protocol()["engine"] == "openvino+openvino"
+    assert (other(image).labels == plain(image).labels).mean() >= 0.9999
+
+
+def test_archives_state_the_engine_that_was_asked_for(tiny_model: ModelFactory) -> None:
+    model = tiny_model("segmenter-ti16")
+    assert "engine" not in Work(model).described()  # manifests of earlier versions are continued
+    assert Work(model, {"engine": "auto"}).described()["engine"] == "auto"
+    assert not cache_folder().exists()
+
+
+def test_commands_say_and_record_the_engine(tiny_model: ModelFactory, image: Any, tmp_path: Path, user: None) -> None:
+    space = Shapes(split="val").label_space
+    model = ms.Segmenter(tiny_model("segmenter-ti16").config, space)
+    model.save(tmp_path / "model")
+    out = tmp_path / "result.json"
+    done = commands.run(
+        "evaluate", tmp_path / "model", "shapes", "--limit", 1, "--engine", "openvino", "--out", out
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, "meanshifter: engine: openvino\n")
+    assert "computed by openvino" in done.stdout
+    assert json.loads(out.read_text())["results"][0]["protocol"]["engine"] == "openvino"
