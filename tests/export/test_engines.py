@@ -134,6 +134,21 @@ def test_auto_measures_torch_and_the_installed_runtimes(
     assert "pip install" in str(choice)
 
 
+def test_auto_is_torch_where_nothing_can_be_kept(
+    tiny_model: ModelFactory, image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: None
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    model = tiny_model("segmenter-ti16")
+    predictor = ms.Predictor(model, engine="auto", **SETTINGS)
+
+    assert predictor.engines[0].engine == "torch"
+    assert str(tmp_path / "file") in str(predictor.engines[0])
+    assert np.array_equal(predictor(image).labels, ms.Predictor(model, **SETTINGS)(image).labels)
+    with pytest.raises(ms.InputError, match=str(tmp_path / "file")):
+        ms.Predictor(model, engine="openvino", **SETTINGS)
+
+
 def test_an_engine_with_other_labels_is_refused(
     tiny_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, user: None
 ) -> None:

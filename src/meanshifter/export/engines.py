@@ -201,7 +201,10 @@ class _Exports:
         )
         if situation not in known:
             known[situation] = self._measure(available)
-            write_text(place, dump_json(known, indent=2) + "\n")
+            try:
+                write_text(place, dump_json(known, indent=2) + "\n")
+            except InputError as error:  # a read-only home: torch works all the same
+                known[situation]["refused"]["the measurement"] = f"cannot be kept: {error}"
         seconds, refused = known[situation]["seconds"], known[situation]["refused"]
         best = min(seconds, key=seconds.__getitem__)
         return Choice(best if seconds[best] <= GAIN * seconds["torch"] else "torch", seconds, self._shape, refused)

@@ -85,7 +85,8 @@ class Predictor:
             label map is always computed in float32.
         engine: what computes the patch logits: "torch", or on the CPU another runtime from an export that is kept
             (`export.engines.cache_folder`), "openvino" or "onnx"; "auto" is the fastest of them, which is measured once
-            per model, machine and size of windows. `Predictor.engines` says what was chosen.
+            per model, machine and size of windows. `Predictor.engines` says what was chosen. Weights that are changed
+            later are only seen by torch.
         batch_size: windows per pass; None: 2 windows of 512 pixels on the CPU and 16 elsewhere, or the number of
             windows of another size that has as many pixels.
         confidence: maps for `Segmentation.confidence`: "probability" of the winner, its "margin" to the second class,
