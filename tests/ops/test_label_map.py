@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import meanshifter as ms
 from meanshifter.inference.windows import axis_matrix
 from meanshifter.ops import View, label_map, pixel_confidence
+from meanshifter.ops.upsampling import axis_taps, bilinear_matrix
 from tests.ops.cases import OF_LABEL_MAPS, Case, cases, implementation, upsample
 
 
@@ -34,6 +36,42 @@ def test_the_lowest_class_wins_a_tie(first: int, copies: int, name: str) -> None
     with implementation(name):
         assert (ms.ops.upsampled_argmax(logits, (80, 96)) == first).all()
         assert (ms.ops.upsampled_argmax(torch.zeros(1, 3, 4, 4), (64, 64)) == 0).all()
+
+
+@pytest.mark.parametrize("blend", ["constant", "cosine"])
+@pytest.mark.parametrize("patch", [3, 4, 16])
+@pytest.mark.parametrize("spread", [0.02, 1.0, 1000.0])
+def test_where_windows_overlap_the_label_map_is_that_of_their_mean(blend: Any, patch: int, spread: float) -> None:
+    """Also where windows disagree: classes are left out by bounds over each of them."""
+    torch.manual_seed(0)
+    window: dict[str, Any] = {"window": 48, "stride": 20, "patch_size": patch, "blend": blend}
+    rows, cols = axis_matrix(83, 83, **window), axis_matrix(110, 110, **window)
+    z = spread * torch.randn(30, rows.shape[1], cols.shape[1]) + torch.randn(30, 1, 1)
+    labels = label_map([View(z, rows, cols)])
+    full = torch.einsum("yh,khw,xw->kyx", rows.double(), z.double(), cols.double())
+
+    chosen = full.gather(0, labels.long()[None])[0]
+    assert (full.amax(0) - chosen).max() < 1e-5 * float(z.abs().max())
+    assert (labels == full.argmax(0)).float().mean() > 0.999
+
+
+def test_a_pixel_in_the_middle_of_a_patch_needs_no_cell_of_its_own() -> None:
+    starts = axis_taps(bilinear_matrix(5, 15, 15), join=True).starts
+    assert starts.tolist() == [0, 1, 4, 7, 10, 13, 15]
+    taps = axis_taps(bilinear_matrix(5, 15, 15), join=True)
+    dense = torch.zeros(15, 5)
+    for t in range(taps.inputs.shape[1]):
+        dense[torch.arange(15), torch.from_numpy(taps.inputs[:, t]).long()] += torch.from_numpy(taps.weight[t])
+    assert torch.equal(dense, bilinear_matrix(5, 15, 15))
+
+
+@pytest.mark.parametrize("name", OF_LABEL_MAPS)
+def test_a_class_that_is_ruled_out_in_one_patch_can_win_in_the_middle_of_the_next(name: str) -> None:
+    logits = torch.zeros(1, 2, 1, 3)
+    logits[0, 1] = torch.tensor([1.0, -math.inf, 1.0])
+    with implementation(name):
+        labels = ms.ops.upsampled_argmax(logits, (3, 9))
+    assert labels[0, 1, [0, 1, 4, 7, 8]].tolist() == [1, 1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", OF_LABEL_MAPS)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from meanshifter.ops.loss_passes import BINS
-from meanshifter.ops.upsampling import NEVER, Axes, Taps, View, axis_taps, bilinear_matrix
+from meanshifter.ops.upsampling import NEVER, Axes, Taps, View, axis_taps, bilinear_matrix, group_weights
 
 if TYPE_CHECKING:
     from meanshifter.ops.loss_passes import Pixels, Recipe
@@ -81,14 +81,23 @@ def label_map(view: View) -> Tensor:
     from meanshifter.ops.cpu_argmax_kernels import argmax_rows, scratch
 
     z = np.ascontiguousarray(view.z.detach().numpy().transpose(1, 2, 0))
-    rows, cols = axis_taps(view.rows), axis_taps(view.cols)
+    join = bool(np.isfinite(z.sum()))  # costs less than looking at each
+    rows, cols = axis_taps(view.rows, join=join), axis_taps(view.cols, join=join)
     out = np.empty((len(view.rows), len(view.cols)), dtype=np.uint8 if z.shape[2] <= 255 else np.uint16)
+    axes = (*rows, _shares(rows), *cols, _shares(cols))
 
     def fill(begin: int, end: int) -> None:
-        argmax_rows(z, *rows, *cols, begin, end, *scratch(z.shape[2], rows.inputs.shape[1] * cols.inputs.shape[1]), out)
+        argmax_rows(z, *axes, begin, end, *scratch(z.shape[2], rows.inputs.shape[1] * cols.inputs.shape[1]), out)
 
     in_parallel(fill, spans(len(rows.starts) - 1, 4 * torch.get_num_threads()))
     return torch.from_numpy(out)
+
+
+def _shares(taps: Taps) -> Floats:
+    """The weight of each tap's window in each run, (runs, T); a negative one if it differs within the run."""
+    weights, first = group_weights(taps.inputs, taps.weight), taps.starts[:-1]
+    low, high = (reduce.reduceat(weights, first) for reduce in (np.minimum, np.maximum))
+    return np.where((high - low > 1e-6).any(1, keepdims=True), np.float32(-1), weights[first])
 
 
 def probabilities(views: list[View]) -> Iterator[tuple[slice, Floats]]:

@@ -182,8 +182,48 @@ class Taps(NamedTuple):
     """Start of each run of outputs with the same inputs, and n at the end."""
 
 
-def axis_taps(matrix: Tensor) -> Taps:
-    """Convert a dense matrix (n, m) of non-negative weights to taps."""
+def tap_groups(inputs: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Number the inputs (n, T) of each output by window: those of one window are neighbors."""
+    far = np.diff(inputs, axis=1) > 1
+    return np.concatenate([np.zeros((len(inputs), 1), np.int32), far.cumsum(1, dtype=np.int32)], axis=1)
+
+
+def group_weights(inputs: npt.NDArray[np.int32], weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Sum the weights (T, n) of each input's group, as (n, T)."""
+    group = tap_groups(inputs)
+    same = group[:, :, None] == group[:, None, :]
+    found: npt.NDArray[np.float32] = (same * weight.T[:, None, :]).sum(2, dtype=np.float32)
+    return found
+
+
+def _joined(
+    dense: npt.NDArray[np.float32], index: npt.NDArray[np.int32], count: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Give outputs in the middle of an input the inputs of the next output, so that they belong to its run.
+
+    With an odd number of outputs per input these are a third of all, or fewer. An output is left alone where windows
+    begin or end, that is, where their weights would differ from those of the next output.
+    """
+    widest = index.shape[1]
+    own = np.arange(widest) < count[:, None]
+    known = (index[:-1, :, None] == index[1:, None, :]).any(2) | ~own[:-1]
+    places = np.flatnonzero(known.all(1) & (count[:-1] < count[1:]))
+    inputs, theirs = index[places + 1], own[places + 1]
+    here, there = (
+        group_weights(inputs, np.where(theirs, dense[rows[:, None], inputs], 0).T) for rows in (places, places + 1)
+    )
+    places = places[(np.abs(here - there) < 1e-6).all(1)]
+    joined = np.arange(len(index))
+    joined[places] += 1
+    return index[joined], count[joined]
+
+
+def axis_taps(matrix: Tensor, *, join: bool = False) -> Taps:
+    """Convert a dense matrix (n, m) of non-negative weights to taps.
+
+    `join`: give an output in the middle of an input, which needs no other, those of the next output, with weight 0, so
+    that there are fewer runs. Only for finite inputs, since 0 times infinity is NaN.
+    """
     dense = matrix.detach().cpu().numpy()
     row, column = dense.nonzero()
     count = np.bincount(row, minlength=len(dense))
@@ -192,8 +232,10 @@ def axis_taps(matrix: Tensor) -> Taps:
     last = column[np.cumsum(count) - 1]
     index = np.repeat(last[:, None], widest, axis=1).astype(np.int32)
     index[row, place] = column
-    weight = np.zeros((widest, len(dense)), dtype=np.float32)
-    weight[place, row] = dense[row, column]
+    if join:
+        index, count = _joined(dense, index, count)
+    own = np.arange(widest) < count[:, None]
+    weight = np.where(own, dense[np.arange(len(dense))[:, None], index], 0).astype(np.float32).T.copy()
     changed = np.flatnonzero((index[1:] != index[:-1]).any(1)) + 1
     edges = np.concatenate([[0], changed, [len(index)]])
     runs = [np.arange(start, stop, SPAN) for start, stop in pairwise(edges)]
