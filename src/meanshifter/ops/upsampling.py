@@ -182,15 +182,9 @@ class Taps(NamedTuple):
     """Start of each run of outputs with the same inputs, and n at the end."""
 
 
-def tap_groups(inputs: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Number the inputs (n, T) of each output by window: those of one window are neighbors."""
-    far = np.diff(inputs, axis=1) > 1
-    return np.concatenate([np.zeros((len(inputs), 1), np.int32), far.cumsum(1, dtype=np.int32)], axis=1)
-
-
 def group_weights(inputs: npt.NDArray[np.int32], weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Sum the weights (T, n) of each input's group, as (n, T)."""
-    group = tap_groups(inputs)
+    """Sum the weights (T, n) over the inputs of each window, which are neighbors, as (n, T)."""
+    group = np.cumsum(np.diff(inputs, axis=1, prepend=inputs[:, :1]) > 1, axis=1)
     same = group[:, :, None] == group[:, None, :]
     found: npt.NDArray[np.float32] = (same * weight.T[:, None, :]).sum(2, dtype=np.float32)
     return found
