@@ -42,9 +42,12 @@ from meanshifter.utils.progress import ProgressBar
 if TYPE_CHECKING:
     from meanshifter.inference.resolve import Engine
 
-PACKAGES: Final[dict[str, tuple[str, ...]]] = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
-"""The packages that each engine needs to export and to run."""
-PRECISIONS: Final = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}
+PACKAGES: Final[dict[str, tuple[str, ...]]] = {
+    name: (*FORMATS[name].PACKAGES, *FORMATS[name].WRITING) for name in ("openvino", "onnx")
+}
+"""The packages that each engine needs to run and to export, the runtime first."""
+PRECISIONS: Final = ("fp32", "bf16")
+"""Those that both torch and an export may have, and in which activations are not quantized."""
 MOST_DIFFERENT: Final = 1e-4
 """Largest share of pixels whose label may differ from torch's in fp32."""
 GAIN: Final = 0.97
@@ -171,9 +174,11 @@ class _Exports:
                 f"engine: {engine}, but the weights are in {self._model.own_precision}; use engine torch, or a model "
                 "in fp32"
             )
-        if self._precision not in PRECISIONS[engine]:
-            known = " or ".join(PRECISIONS[engine])
-            raise InputError(f"engine: {engine} does not compute in {self._precision}; use {known}, or engine torch")
+        known = [name for name in PRECISIONS if name in FORMATS[engine].PRECISIONS]
+        if self._precision not in known:
+            raise InputError(
+                f"engine: {engine} does not compute in {self._precision}; use {' or '.join(known)}, or engine torch"
+            )
         require_installed(f"engine: {engine}", FORMATS[engine].EXTRA, *PACKAGES[engine])
         folder = self._home / f"{engine}-{_version(PACKAGES[engine][0])}-{self._precision}"
         if not is_export(folder):
