@@ -32,6 +32,11 @@ def one_line(text: str) -> str:
     return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, which ends in s unless the number is 1: "1 image", "2,500 images"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def summarize_error(error: object, limit: int = 200) -> str:
     """The reason of an error in one line: the system's text for an `OSError`, else its message, or its class name.
 

@@ -62,7 +62,7 @@ def test_predict_needs_a_model_and_a_photo_only(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save("photo.png")
     assert main(["predict", str(ours), "photo.png"]) == 0
-    assert "1 of 1 label maps written to meanshifter-labels" in capfd.readouterr().out
+    assert "1 of 1 label map written to meanshifter-labels" in capfd.readouterr().out
     assert np.asarray(Image.open("meanshifter-labels/photo.png")).shape == (20, 30)
 
 

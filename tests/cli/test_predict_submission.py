@@ -95,7 +95,7 @@ def test_an_unfinished_set_is_no_zip_and_the_same_command_resumes_it(
     assert not file.exists()
     broken.write_bytes(whole)
     assert main(command) == 0
-    assert "1 of 1 label maps written" in capsys.readouterr().out
+    assert "1 of 1 label map written" in capsys.readouterr().out
     first = file.read_bytes()
     assert len(read_zip(file)) == 3
     # nothing is left to label, and the same archive comes, byte by byte; nothing else lies beside it

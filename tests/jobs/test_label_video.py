@@ -97,7 +97,7 @@ def test_an_interrupt_leaves_the_frames_that_are_done(
 ) -> None:
     out = tmp_path / "out"
     stopped_after(predictor, 2, KeyboardInterrupt(), monkeypatch)
-    with pytest.raises(KeyboardInterrupt, match="the first 4 frames are in"):
+    with pytest.raises(KeyboardInterrupt, match="after 4 frames"):
         label_video(predictor, clip, out, frames=True)
     for name in ("labels.mp4", "overlay.mp4"):
         assert read_frames(out / name)[0] == pytest.approx([time / 1000 for time in TIMES[:4]])
@@ -112,7 +112,7 @@ def test_an_interrupt_replaces_no_earlier_results(
     label_video(predictor, clip, out)
     before = (out / "labels.mp4").read_bytes()
     stopped_after(predictor, 1, KeyboardInterrupt(), monkeypatch)
-    with pytest.raises(KeyboardInterrupt, match=r"the first 2 frames are in .*interrupted"):
+    with pytest.raises(KeyboardInterrupt, match=r"after 2 frames; .*interrupted"):
         label_video(predictor, clip, out)
     assert (out / "labels.mp4").read_bytes() == before
     assert len(read_frames(out / "interrupted" / "labels.mp4")[0]) == 2

@@ -71,6 +71,12 @@ def test_a_folder_of_data_is_a_recipe(tmp_path: Path) -> None:
         ("camvid_ti16", ["--evaluation.window", "256"], "evaluation.window_stride: 480 is above evaluation.window 256"),
         ("camvid_ti16", ["--data.val_split", "held_out"], "data.val_split: held_out, but data.val_pattern is null"),
         ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0 is not"),
+        ("camvid_ti16", ["--optimizer.momentum", "0.95"], r"optimizer\.momentum: 0\.95 is for sgd.* adamw, remove it"),
+        (
+            "camvid_half_sgd",
+            ["--optimizer.betas", "0.9", "0.95"],
+            r"optimizer\.betas: .*0\.95.* is for adamw.* sgd, remove it",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(recipe: str, fields: list[str], message: str) -> None:

@@ -23,7 +23,7 @@ from meanshifter.analysis.report_scores import (
 )
 from meanshifter.analysis.run_record import SCORES, RunRecord
 from meanshifter.data.labels import Color, LabelSpace
-from meanshifter.errors import printable
+from meanshifter.errors import counted, printable
 from meanshifter.evaluation.metrics import Confusion, mean_known
 from meanshifter.training.display import spell
 from meanshifter.training.sections import HELD_OUT
@@ -80,8 +80,8 @@ def _summary(record: RunRecord) -> str:
     images = ""
     if record.data is not None:
         train = record.data.train
-        images = f"{len(train.names):,} images with {train.label_space.num_classes:,} classes of "
-    folds = f"{len(record.logs)} runs, one per fold; each: " if record.is_cross_validation else ""
+        images = f"{counted(len(train.names), 'image')} with {train.label_space.num_classes:,} classes of "
+    folds = f"{counted(len(record.logs), 'run')}, one per fold; each: " if record.is_cross_validation else ""
     return (
         f"{folds}{model}, trained on {images}{data} ({config.data.train_split}) in steps of {config.crops_per_step} "
         f"crops of {height}×{width} pixels. {_status(record)}"
@@ -207,7 +207,7 @@ def _add_scores(page: Page, report: Report) -> None:
         ]
         for (name, score), color in zip(scores.result.per_class.items(), space.palette, strict=True)
     ]
-    caption = f"In percent, of {scores.source} on {len(scores.images):,} images"
+    caption = f"In percent, of {scores.source} on {counted(len(scores.images), 'image')}"
     if len(rows) <= LONG:
         page.table(header, rows, caption=caption)
     else:

@@ -17,7 +17,7 @@ from meanshifter.analysis.review import Candidate, Part, Suspect, find_suspects,
 from meanshifter.data.datasets import Sample
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.reading import read_image
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 from meanshifter.evaluation.evaluate import count_images
 from meanshifter.utils.files import write_text
 
@@ -121,7 +121,9 @@ def _page(
     space, images = parts[0].dataset.label_space, count_reviewed(parts, limit)
     page = Page("Review of labels")
     names = ", ".join(dict.fromkeys(f"{part.dataset.name} {part.dataset.split}" for part in parts))
-    page.text(f"{names}: {images:,} images, none of which the models were trained on. {_found(suspects, shown)}")
+    page.text(
+        f"{names}: {counted(images, 'image')}, none of which the models were trained on. {_found(suspects, shown)}"
+    )
     page.text(
         "A region is suspicious where the model predicts another class than the mask and gives the mask's class hardly "
         "any probability. Not every one is an error: look before you correct. All regions are in suspects.csv."
@@ -159,7 +161,7 @@ def _found(suspects: Sequence[Suspect], shown: int) -> str:
         return "No suspicious region was found."
     images = len({suspect.index for suspect in suspects})
     rest = f"; the first {shown} are shown" if len(suspects) > shown else ""
-    return f"{len(suspects):,} regions in {images:,} images are suspicious{rest}."
+    return f"{counted(len(suspects), 'suspicious region')} in {counted(images, 'image')}{rest}."
 
 
 def _located(parts: Sequence[Part], index: int) -> tuple[Part, int]:

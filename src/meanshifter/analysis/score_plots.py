@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from meanshifter.analysis.figures import NO_MATPLOTLIB, has_matplotlib
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 from meanshifter.utils.files import write_atomically
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def save_plot(result: Result, path: str | Path) -> None:
         if reliability is not None:
             _draw_reliability(axes[1], reliability)
         protocol = result.protocol
-        figure.suptitle(f"{protocol.dataset} {protocol.split}, {protocol.images} images: mIoU {result.mIoU:.2f}")
+        figure.suptitle(
+            f"{protocol.dataset} {protocol.split}, {counted(protocol.images, 'image')}: mIoU {result.mIoU:.2f}"
+        )
         kind = path.suffix.lower().removeprefix(".")
         stamp = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)  # equal scores, equal files
         write_atomically(

@@ -25,7 +25,7 @@ from meanshifter.analysis.study_plan import FORMAT_VERSION, PSEUDO, Cell, Table,
 from meanshifter.analysis.study_scores import SCORES, has_scores, is_finished, score_run, scores_of, write_scores
 from meanshifter.analysis.study_training import is_begun, train_cell
 from meanshifter.analysis.tables import write_tables
-from meanshifter.errors import InputError, RunError
+from meanshifter.errors import InputError, RunError, counted
 from meanshifter.training.stored_config import changed_fields
 from meanshifter.utils.environment import describe
 from meanshifter.utils.files import write_text
@@ -141,11 +141,11 @@ def run_cells(
     waiting = [cell for cell in cells if not is_finished(cell, depths, splits)]
     done = len(cells) - len(waiting)
     if done:
-        say(f"{done} of {len(cells)} trainings are already finished")
+        say(f"{done} of {counted(len(cells), 'training')} already finished")
     if again := [cell for cell in waiting if has_scores(cell)]:
         say(
-            f"{len(again)} trainings are scored again: their scores are of an earlier version, or lack splits or "
-            "numbers of steps that are requested now"
+            f"{counted(len(again), 'training')} to score again: the scores are of an earlier version, or lack splits "
+            "or numbers of steps that are requested now"
         )
     threads = threads_of(jobs)
     running: dict[int, tuple[Any, Connection, Cell]] = {}

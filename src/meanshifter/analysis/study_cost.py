@@ -24,7 +24,7 @@ from meanshifter.analysis.study import (
 from meanshifter.analysis.study_plan import Cell, Setup, has_block, set_up
 from meanshifter.analysis.study_scores import COUNTS, count, has_scores, is_finished, reader, save_counts
 from meanshifter.analysis.study_training import is_cross_validated, number_of_trainings
-from meanshifter.errors import InputError, RunError
+from meanshifter.errors import InputError, RunError, counted
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.setup import open_split
 
@@ -103,25 +103,26 @@ class Estimate:
     def _plan(self) -> Iterator[str]:
         job, cells = self.setup, self.setup.chosen
         rows = list(dict.fromkeys(cell.row for cell in cells))
-        yield f"{job.plan.name}: {len(rows)} rows, {len(cells)} trainings into {job.folder}; recipe {job.plan.recipe}"
+        counts = f"{counted(len(rows), 'row')}, {counted(len(cells), 'training')}"
+        yield f"{job.plan.name}: {counts} into {job.folder}; recipe {job.plan.recipe}"
         width = max(map(len, rows))
         for row in rows:
             of_row = [cell for cell in cells if cell.row == row]
             config, seeds = of_row[0].config, " ".join(str(cell.seed) for cell in of_row)
-            length = f"{config.minutes:g} minutes" if config.minutes is not None else f"{config.steps:,} steps"
+            length = f"{config.minutes:g} minutes" if config.minutes is not None else counted(config.steps, "step")
             step = next((f", {cost.step:.3g} s each" for (name, _), cost in self.costs.items() if name == row), "")
             extra = " ".join(map(str, job.depths)) if has_block(config) else ""
             yield f"  {row:{width}}  seeds {seeds}; {length}{step}" + (
                 f"; also scored with L'_ms {extra}" if extra else ""
             )
-        scored = ", ".join(f"{images:,} images of {split}" for split, images in self.images.items())
+        scored = ", ".join(f"{counted(images, 'image')} of {split}" for split, images in self.images.items())
         yield f"scored: {scored}"
 
     def _cost(self) -> Iterator[str]:
         job = self.setup
         done = len(job.chosen) - len(self.costs)
         if done:
-            yield f"{done} of {len(job.chosen)} trainings are finished"
+            yield f"{done} of {counted(len(job.chosen), 'training')} finished"
         if not self.costs:
             return
         each = [cost.seconds for cost in self.costs.values()]

@@ -15,6 +15,7 @@ from meanshifter.analysis.score_tables import FORMATS, depth_table, number, tabl
 from meanshifter.analysis.study_plan import Table, depth_rows
 from meanshifter.analysis.study_scores import METRICS
 from meanshifter.analysis.study_training import checkpoint, number_of_trainings
+from meanshifter.errors import counted
 from meanshifter.evaluation.diagnostics import DIAGNOSTICS
 from meanshifter.utils.files import dump_json, write_text
 
@@ -71,7 +72,7 @@ def protocol(found: Findings) -> str:
     if facts is None:
         return "No training is finished."
     config = next(iter(found.cells.values())).config
-    images = ", ".join(f"{count} images of {split}" for split, count in facts["images"].items())
+    images = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in facts["images"].items())
     kept = {
         key: value
         for key, value in facts["protocol"].items()

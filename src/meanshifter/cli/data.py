@@ -15,7 +15,7 @@ from meanshifter.cli.options import (
     reading_given,
     say,
 )
-from meanshifter.errors import InputError, did_you_mean
+from meanshifter.errors import InputError, counted, did_you_mean
 from meanshifter.utils.files import dump_json
 from meanshifter.utils.progress import ProgressBar
 
@@ -168,7 +168,8 @@ def _check(args: argparse.Namespace) -> int:
     if args.fix is not None:
         with ProgressBar("repairing") as bar:
             done = repair(report, args.fix, ignore_unknown=args.fix_unknown == "ignore", advance=bar.update)
-        counts = f"{done.kept:,} pairs, {len(done.changed):,} files changed, {len(done.left_out):,} left out"
+        pairs, changed = counted(done.kept, "pair"), counted(len(done.changed), "file")
+        counts = f"{pairs}, {changed} changed, {len(done.left_out):,} left out"
         echo("", f"repaired copy: {done.out.resolve()}: {counts}; listed in repair.json")
     return _conclude(report, fixed=args.fix is not None)
 
@@ -176,11 +177,11 @@ def _check(args: argparse.Namespace) -> int:
 def _conclude(report: Report, *, fixed: bool) -> int:
     faults, notices = len(report.faults), len(report.findings) - len(report.faults)
     if not faults:
-        echo("", f"no faults, {notices} notice{'s'[: notices != 1]}")
+        echo("", f"no faults, {counted(notices, 'notice')}")
         return 0
     kinds = len({finding.kind for finding in report.faults})
     remedy = "see above" if fixed else "see above, or write a repaired copy with --fix DIR"
-    count = f"{faults:,} fault{'s'[: faults != 1]} of {kinds} kind{'s'[: kinds != 1]}"
+    count = f"{counted(faults, 'fault')} of {counted(kinds, 'kind')}"
     say(f"{report.root}: {count}; {remedy}")
     return 2
 
@@ -211,13 +212,13 @@ def _review(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         progress=True,
     )
-    count = len(done.suspects)
-    echo(f"{count:,} suspicious region{'s'[: count != 1]} in {count_reviewed(parts, args.limit):,} images")
+    reviewed = counted(count_reviewed(parts, args.limit), "image")
+    echo(f"{counted(len(done.suspects), 'suspicious region')} in {reviewed}")
     for rank, suspect in enumerate(done.suspects[:10], 1):
         space = parts[0].dataset.label_space
         classes = f"labeled {space.names[suspect.labeled]}, predicted {space.names[suspect.predicted]}"
         echo(f"{rank:>3}  {suspect.image}: {classes}, {suspect.pixels:,} pixels")
     if done.candidates:
-        echo("", f"{len(done.candidates):,} images to label, the first: {done.candidates[0].path}")
+        echo("", f"{counted(len(done.candidates), 'image')} to label, the first: {done.candidates[0].path}")
     echo("", f"page: {done.page.resolve()}")
     return 0

@@ -21,7 +21,7 @@ from meanshifter.cli.options import (
     start_processes,
 )
 from meanshifter.cli.predict_video import add_video_options, clips_of
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 from meanshifter.utils.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ class Submission:
             return
         count = write_submission(self.dataset, out, self.file)
         values = self.dataset.space.raw_values()
-        echo(f"{count:,} label maps with values {min(values)} to {max(values)} packed into {self.file}")
+        echo(f"{counted(count, 'label map')} with values {min(values)} to {max(values)} packed into {self.file}")
         published = published_count(self.dataset)
         if published is not None and count != published:
             say(
-                f"{self.file}: {count:,} label maps, but split {self.dataset.split!r} of {self.dataset.name} has "
-                f"{published:,} images; the server expects all of them"
+                f"{self.file}: {counted(count, 'label map')}, but split {self.dataset.split!r} of {self.dataset.name} "
+                f"has {published:,} images; the server expects all of them"
             )
 
 
@@ -281,8 +281,8 @@ def _run_here(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     failed = [reason for share, _ in shares for reason in share]
     if not processes.is_main:
         return 2 if failed else 0
-    count = f"{(len(images) - len(failed)) * len(folders)} of {len(images) * len(folders)}"
-    echo(f"{count} label maps written to {args.out}")
+    written = (len(images) - len(failed)) * len(folders)
+    echo(f"{written} of {counted(len(images) * len(folders), 'label map')} written to {args.out}")
     _record(args, out, folders, images, predictor)
     if args.sheet:
         rows = {source: row for _, share in shares for source, row in share.items()}
@@ -362,7 +362,7 @@ def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Su
             raise
     total, each = summary.done + summary.failed, len(work.folders)
     existing = f", {summary.skipped * each} already existed" if summary.skipped else ""
-    echo(f"{summary.done * each} of {total * each} label maps written to {args.out}{existing}")
+    echo(f"{summary.done * each} of {counted(total * each, 'label map')} written to {args.out}{existing}")
     _say_passed(summary.passed)
     if summary.restarted:
         say("the manifest was of other weights or settings, so all images were predicted again")
@@ -412,7 +412,7 @@ def _reporter(bar: ProgressBar) -> Callable[[Summary], None]:
         bar.update(summary.done, status=text)
         if not bar.is_terminal and now - said > EVERY:
             said = now
-            say(f"{summary.done} label maps, {text}")
+            say(f"{counted(summary.done, 'label map')}, {text}")
 
     return report
 

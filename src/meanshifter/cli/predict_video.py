@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meanshifter.cli.options import echo, load_predictor, say
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 
 if TYPE_CHECKING:
     from meanshifter.inference.predictor import Predictor
@@ -127,7 +127,8 @@ def _label(args: argparse.Namespace, clip: ClipJob, predictor: Predictor) -> boo
     )
     files = [*done.files, *_plot(done, predictor)]
     rate = done.frames / max(done.seconds, 1e-9)
-    echo(f"{clip.source}: {done.frames:,} frames labeled in {done.folder}, {rate:.1f} per second: {', '.join(files)}")
+    frames = counted(done.frames, "frame")
+    echo(f"{clip.source}: {frames} labeled in {done.folder}, {rate:.1f} per second: {', '.join(files)}")
     for loss in done.losses:
         say(f"{clip.source}: {loss}")
     return bool(done.losses)

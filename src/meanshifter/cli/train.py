@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli.options import echo, say
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 
 if TYPE_CHECKING:
     from meanshifter.training.config import TrainConfig
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int | None:
         from meanshifter.analysis.preview import preview
 
         number = 16 if args.num_images is None else args.num_images
-        echo(f"{preview(config, args.preview, number, overwrite=args.overwrite)}: {number} training samples")
+        echo(f"{preview(config, args.preview, number, overwrite=args.overwrite)}: {counted(number, 'training sample')}")
         return 0
 
     if config.data.folds is not None and config.data.fold is None:

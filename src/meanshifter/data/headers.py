@@ -24,7 +24,7 @@ from typing import BinaryIO, Final, Literal
 from PIL import Image
 from PIL import TiffImagePlugin as Tiff
 
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 
 Sample = Literal["unsigned", "signed", "float"]
 FORMATS: Final = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -102,7 +102,7 @@ class Header:
     def described(self) -> str:
         """The samples in words."""
         kind = {"float": "floating-point ", "signed": "signed "}.get(self.sample, "")
-        bands = f"{self.bands} band{'s'[: self.bands != 1]}"
+        bands = counted(self.bands, "band")
         depth = f"{kind}{self.bits} bits" if self.bits else "different depths"
         return f"{bands} of {depth}{', stored separately' if self.apart and self.bands > 1 else ''}"
 

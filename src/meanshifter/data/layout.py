@@ -16,7 +16,7 @@ from typing import Final
 from unicodedata import normalize
 
 from meanshifter.data.reading import IMAGE_SUFFIXES, PassedOver, files_below, is_hidden, said
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Listing:
         """
         self._check_names()
         lacks = [
-            f"{len(names)} {kind}{'s'[: len(names) != 1]} without {other} ({', '.join(names[:3])}{more})"
+            f"{counted(len(names), kind)} without {other} ({', '.join(names[:3])}{more})"
             for names, kind, other in (
                 (sorted(self.images.keys() - self.masks.keys()), "image", "mask"),
                 (sorted(self.masks.keys() - self.images.keys()), "mask", "image"),
@@ -82,7 +82,7 @@ class Listing:
             raise InputError(f"{other}: {kept.name} has the same name up to the extension; keep one of them")
         if self.lost:
             names = ", ".join(self.lost[:3])
-            count = f"{len(self.lost)} name{'s'[: len(self.lost) != 1]}"
+            count = counted(len(self.lost), "name")
             raise InputError(f"{self.where}: {count} without an image ({names}); add the images or remove the names")
 
     def _warn(self) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from meanshifter.data.labels import Color, Labels, LabelSpace
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 
 Values = npt.NDArray[np.int64]
 Counted = tuple[Path, Values, Values]
@@ -180,7 +180,7 @@ def _outside(path: Path, found: Mapping[str, int], allowed: str, field: str, hin
 def describe_counts(found: Mapping[str, int]) -> str:
     """The three most frequent of some values or colors, with their pixels, in words."""
     ranked = sorted(found.items(), key=lambda item: -item[1])
-    named = ", ".join(f"{value} ({count:,} pixel{'s'[: count != 1]})" for value, count in ranked[:3])
+    named = ", ".join(f"{value} ({counted(count, 'pixel')})" for value, count in ranked[:3])
     return f"value{'s'[: len(ranked) != 1]} {named}{f' and {len(ranked) - 3} more' if len(ranked) > 3 else ''}"
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from meanshifter.data.reading import IMAGE_SUFFIXES, MAX_PIXELS, is_hidden, read_image
-from meanshifter.errors import InputError, summarize_error
+from meanshifter.errors import InputError, counted, summarize_error
 from meanshifter.utils.environment import require_installed
 from meanshifter.utils.files import require_file
 
@@ -295,9 +295,9 @@ class _Decoder:
         """Say what is missing, after the last frame."""
         if self._errors:
             lost = max(self._packets - self._frames, self._errors)
-            self._losses.append(f"{frame_count(lost)} cannot be decoded, near {self._first_error:.1f} s and later")
+            self._losses.append(f"{counted(lost, 'frame')} cannot be decoded, near {self._first_error:.1f} s and later")
         if self._damaged:
-            self._losses.append(f"{frame_count(self._damaged)} damaged, but decoded")
+            self._losses.append(f"{counted(self._damaged, 'frame')} damaged, but decoded")
         if self._stopped is not None:
             self._losses.append(f"cannot be read after {end:.1f} s ({self._stopped})")
             return
@@ -333,11 +333,6 @@ class _Times:
             shown = max(shown, self._last + 1)  # two frames at one time cannot be written
         self._last = shown
         return shown
-
-
-def frame_count(count: int) -> str:
-    """`count` frames in words."""
-    return "1 frame" if count == 1 else f"{count:,} frames"
 
 
 def _upright(picture: VideoFrame, name: str) -> Callable[[Any], Any]:

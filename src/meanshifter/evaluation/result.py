@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from meanshifter.errors import counted
 from meanshifter.evaluation.details import Details
 from meanshifter.evaluation.metrics import Confusion, mean_known, null
 from meanshifter.utils.files import dump_json, write_text
@@ -265,14 +266,15 @@ class Protocol:
 
     def __str__(self) -> str:
         all_of_them = self.images == self.images_in_split
-        images = f"{self.images}" if all_of_them else f"first {self.images} of {self.images_in_split}"
+        split = counted(self.images_in_split, "image")
+        images = split if all_of_them else f"first {self.images} of {split}"
         if self.predictions is not None:
             images = images.removeprefix("first ")
             made = f"label maps in {self.predictions}, made by any means"
-            return f"{self.dataset} {self.split}, {images} images; {made}; meanshifter {self.version}"
+            return f"{self.dataset} {self.split}, {images}; {made}; meanshifter {self.version}"
         temperature = ", ".join(f"{value:g}" for value in self.temperature)
         parts = [
-            f"{self.dataset} {self.split}, {images} images",
+            f"{self.dataset} {self.split}, {images}",
             "not resized" if self.short_side is None else f"resized to fit {self.long_side}×{self.short_side}",
             "whole image" if self.window is None else f"window {self.window}, stride {self.window_stride}",
             "with flip" if self.flip else "no flip",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from meanshifter.data.labels import Labels
-from meanshifter.errors import InputError, RunError
+from meanshifter.errors import InputError, RunError, counted
 from meanshifter.evaluation.calibration import BINS, Reliability, check_bins, reliability_counts
 from meanshifter.evaluation.evaluate import check_classes, checked_samples, protocol_of
 from meanshifter.inference.ensemble import Ensemble
@@ -106,7 +106,7 @@ class TemperatureFit:
 
 
 def _images(protocol: Protocol) -> str:
-    return f"{protocol.dataset} {protocol.split}, {protocol.images} images"
+    return f"{protocol.dataset} {protocol.split}, {counted(protocol.images, 'image')}"
 
 
 def calibrate(

@@ -20,9 +20,9 @@ from typing import IO, Any, Final
 import numpy as np
 
 from meanshifter.data.labels import LabelSpace
-from meanshifter.data.video import Clip, Frame, frame_count, open_clip
+from meanshifter.data.video import Clip, Frame, open_clip
 from meanshifter.data.video_writer import VideoWriter
-from meanshifter.errors import InputError, summarize_error
+from meanshifter.errors import InputError, counted, summarize_error
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.segmentation import Segmentation, save_png
 from meanshifter.utils.background import ReadAhead, WriteBehind
@@ -105,7 +105,7 @@ def label_video(
         except BaseException:
             results.abort()
             raise
-    losses = [*clip.losses, *([f"{frame_count(dropped)} left out, as the model was busy"] if dropped else [])]
+    losses = [*clip.losses, *([f"{counted(dropped, 'frame')} left out, as the model was busy"] if dropped else [])]
     return LabeledVideo(outputs.folder, names, results.count, time.monotonic() - start, tuple(losses))
 
 
@@ -143,7 +143,7 @@ def _keep_done(results: _Results, outputs: Outputs) -> str:
         return "interrupted before the first frame was labeled; nothing was written"
     results.close()
     outputs.finish(interrupted=True)
-    return f"interrupted; the first {frame_count(results.count)} are in {outputs.folder}"
+    return f"interrupted after {counted(results.count, 'frame')}; what is labeled is in {outputs.folder}"
 
 
 class _Results:

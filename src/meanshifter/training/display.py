@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn, Self
 import torch
 from torch import Tensor
 
-from meanshifter.errors import InputError, RunError
+from meanshifter.errors import InputError, RunError, counted
 from meanshifter.evaluation.evaluate import count_images
 from meanshifter.evaluation.result import Result
 from meanshifter.model.segmenter import Segmenter
@@ -287,7 +287,7 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
     devices = f"{processes.count} × " if processes.count > 1 else ""
     height, width = config.augment.crop
     every = config.evaluation.interval
-    steps = f"{config.steps:,} steps"
+    steps = counted(config.steps, "step")
     evaluated = f" · evaluation {f'every {every:,} steps and ' if 0 < every < config.steps else ''}after the last step"
     if config.evaluation.patience is not None:
         evaluated += f" · early stopping with patience {config.evaluation.patience}"
@@ -298,7 +298,7 @@ def summary(config: TrainConfig, setup: Setup) -> list[str]:
     if stream.mix is not None:
         images, extra = stream.mix.first, f" and {stream.mix.extra:,} extra ({stream.mix.share:.0%} of the samples)"
     return [
-        f"data: {place} · {images:,} training images{extra}, {scored:,} validation images · "
+        f"data: {place} · {counted(images, 'training image')}{extra}, {counted(scored, 'validation image')} · "
         f"{labels.num_classes} classes ({names}), {setup.label_origin}",
         f"model: {model} · {parameters} · {devices}{trained.device.type}, {config.precision}",
         f"training: {steps} of {config.crops_per_step} crops of {height}×{width}{evaluated}",

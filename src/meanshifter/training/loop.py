@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from meanshifter.data.datasets import Dataset, Sample
 from meanshifter.data.labels import Labels
-from meanshifter.errors import InputError, RunError, is_out_of_memory, one_line, summarize_error
+from meanshifter.errors import InputError, RunError, counted, is_out_of_memory, one_line, summarize_error
 from meanshifter.evaluation.details import RADII
 from meanshifter.evaluation.diagnostics import boundary_figures, diagnose_model, near_boundaries
 from meanshifter.evaluation.evaluate import check_classes, count_images, protocol_of, sum_counts
@@ -257,7 +257,7 @@ def _planned(
     scored = "" if limit == config.evaluation.limit else f" of the first {limit:,} images: all would take too long"
     count = Pace(planned.steps, planned.evaluation.interval).evaluations(planned.steps)
     display.say(
-        f"minutes {config.minutes:g}: {planned.steps:,} steps fit, and {count} evaluation{'s' * (count > 1)}{scored}"
+        f"minutes {config.minutes:g}: {counted(planned.steps, 'step')} fit, and {counted(count, 'evaluation')}{scored}"
     )
     return planned, seconds
 

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
+from meanshifter.errors import counted
 from meanshifter.model.licenses import terms_of
 from meanshifter.utils.files import parse_json, parse_yaml
 
@@ -74,8 +75,7 @@ class About:
 def spell_hours(hours: float) -> str:
     """A duration in the largest fitting unit, such as "20 minutes" or "3.1 hours"."""
     if hours < 1:
-        minutes = max(round(60 * hours), 1)
-        return "1 minute" if minutes == 1 else f"{minutes} minutes"
+        return counted(max(round(60 * hours), 1), "minute")
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 

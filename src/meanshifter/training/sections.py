@@ -310,11 +310,9 @@ class OptimizerConfig:
         wrong = []
         for name, owner in (("momentum", "sgd"), ("betas", "adamw")):
             value, default = getattr(self, name), getattr(type(self), name)
-            if self.name not in ("sgd", "adamw") and tuple_of(value) != tuple_of(default):
-                wrong.append(
-                    f"optimizer.{name}: {value} is for {owner}; with optimizer.name {self.name}, set "
-                    f"optimizer.args.{name}"
-                )
+            if self.name != owner and tuple_of(value) != tuple_of(default):
+                remedy = "remove it" if self.name in ("sgd", "adamw") else f"set optimizer.args.{name}"
+                wrong.append(f"optimizer.{name}: {value} is for {owner}; with optimizer.name {self.name}, {remedy}")
         if self.freeze is not None and self.layer_decay is not None:
             wrong.append(
                 f"optimizer.layer_decay: {self.layer_decay} needs an encoder that is trained, but optimizer.freeze is "

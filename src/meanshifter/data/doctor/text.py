@@ -13,7 +13,7 @@ from meanshifter.data.doctor.examine import MODES, Facts, Mapped, Values, descri
 from meanshifter.data.doctor.findings import KINDS, ClassRow, ModeRow, RawRow, Report
 from meanshifter.data.labels import LabelSpace
 from meanshifter.data.masks import class_weights
-from meanshifter.errors import one_line
+from meanshifter.errors import counted, one_line
 
 BALANCE: Final = 0.5
 """The `class_weight_power` of the reported weights: that of the recipe for folders."""
@@ -97,7 +97,7 @@ def report_lines(report: Report) -> list[str]:
     """The lines of a report: what was checked, the table of values, and the findings by kind."""
     splits = ", ".join(f"{split} {len(pairs):,}" for split, pairs in report.pairs.items())
     lines = [f"{one_line(str(report.root))}: {splits} pairs"]
-    lines += [f"{row.masks:,} mask{'s'[: row.masks != 1]}: {row.mode}; {row.reading}" for row in report.modes]
+    lines += [f"{counted(row.masks, 'mask')}: {row.mode}; {row.reading}" for row in report.modes]
     if report.label_space is not None:
         lines.append(summary_line(report, report.label_space))
     lines += ["", *value_lines(report)]
