@@ -77,7 +77,7 @@ def test_one_model_is_compared_with_itself(models: Path, tmp_path: Path, capsys:
         (["plain", "shapes"], "models: 1 given"),
         (["shifted", "shapes", "--mean-shift-layers", "2"], "mean_shift_layers: 2 for one model"),
         (["plain", "nowhere", "shapes"], "nowhere: does not exist"),
-        (["plain", "two", "shapes"], "model: 2 classes, but shapes val has 7"),
+        (["plain", "two", "shapes"], "two has 2 classes, but shapes val has 7"),
         (["plain", "other", "shape"], "did you mean 'shapes'"),
         (["plain", "other", "camvid"], "--root: missing; camvid is read from a folder"),
         (["plain", "other", "shapes", "--images", "val_00001.png"], "did you mean 'val_00001'"),

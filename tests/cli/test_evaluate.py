@@ -68,7 +68,7 @@ def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["two", "shapes"], "model: 2 classes, but shapes val has"),
+        (["two", "shapes"], "the model has 2 classes, but shapes val has"),
         (["shapes", "camvid"], "--root: missing; camvid is read from a folder"),
         (["shapes", "camvid", "--root", "nowhere"], "nowhere"),
         (["shapes", "shape"], "did you mean 'shapes'"),
@@ -99,7 +99,7 @@ def test_wrong_command_lines(
 
 def test_an_error_leaves_the_process_with_status_2_and_one_line(models: Path) -> None:
     done = commands.run("evaluate", models / "two", "shapes")
-    assert "model: 2 classes, but shapes val has 7" in one_line(done)
+    assert "the model has 2 classes, but shapes val has 7" in one_line(done)
 
 
 def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
@@ -115,7 +115,7 @@ def test_a_folder_without_names_is_read_with_the_classes_of_the_model(
     assert "folder all, 2 images; not resized" in capsys.readouterr().out
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert main(command) == 2
-    assert "model: 7 classes, but folder all has 2" in capsys.readouterr().err
+    assert "the model has 7 classes, but folder all has 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_weights_hash_changes_with_any_weight_and_nothing_else() -> None:
 
 
 def test_a_checkpoint_of_another_class_count_is_refused() -> None:
-    with pytest.raises(InputError, match="model: 2 classes, but random val has 3"):
+    with pytest.raises(InputError, match="the model has 2 classes, but random val has 3"):
         evaluate(model(classes=("sky", "road")), InMemory())
 
 

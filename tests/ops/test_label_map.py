@@ -55,6 +55,27 @@ def test_where_windows_overlap_the_label_map_is_that_of_their_mean(blend: Any, p
     assert (labels == full.argmax(0)).float().mean() > 0.999
 
 
+@pytest.mark.parametrize("blend", ["constant", "cosine"])
+@pytest.mark.parametrize(
+    ("length", "size", "window", "stride", "patch"),
+    [(83, 300, 48, 20, 16), (100, 150, 48, 40, 16), (150, 190, 64, 48, 16), (200, 400, 64, 40, 16), (60, 500, 9, 5, 8)],
+)
+def test_where_weights_bend_within_a_cell_no_class_is_left_out(
+    length: int, size: int, window: int, stride: int, patch: int, blend: Any
+) -> None:
+    """Logits of overlapping windows that are resized are no straight lines between the patches' logits."""
+    torch.manual_seed(0)
+    windows: dict[str, Any] = {"window": window, "stride": stride, "patch_size": patch, "blend": blend}
+    rows, cols = axis_matrix(length, size, **windows), axis_matrix(length + 20, size + 9, **windows)
+    z = torch.randn(40, rows.shape[1], cols.shape[1])
+    full = torch.einsum("yh,khw,xw->kyx", rows.double(), z.double(), cols.double())
+
+    labels = label_map([View(z, rows, cols)])
+
+    chosen = full.gather(0, labels.long()[None])[0]
+    assert (full.amax(0) - chosen).max() < 1e-5 * float(z.abs().max())
+
+
 def test_a_pixel_in_the_middle_of_a_patch_needs_no_cell_of_its_own() -> None:
     starts = axis_taps(bilinear_matrix(5, 15, 15), join=True).starts
     assert starts.tolist() == [0, 1, 4, 7, 10, 13, 15]

@@ -156,7 +156,7 @@ def test_class_weights_that_do_not_fit_the_data_are_refused(given: Any, message:
     [
         (["--loss.cross_entropy", "0"], r"loss: cross_entropy, focal, dice, lovasz are 0"),
         (["--loss.dice", "-1"], r"loss\.dice: -1.0 is not a finite number"),
-        (["--loss.ohem_share", "0"], r"loss\.ohem_share: 0.0 is not null or a number above 0"),
+        (["--loss.ohem_share", "0"], r"loss\.ohem_share: 0.0; it must be above 0"),
         (["--loss.focal_gamma", "3"], r"loss\.focal_gamma: 3.0 has no effect; set loss\.focal above 0"),
         (["--loss.boundary_radius", "5"], r"loss\.boundary_radius: 5 has no effect; set loss\.boundary_weight"),
         (

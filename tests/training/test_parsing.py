@@ -66,11 +66,11 @@ def test_a_folder_of_data_is_a_recipe(tmp_path: Path) -> None:
         ("camvid_ti16", ["--minutes", "soon"], "minutes: 'soon' is not a number or null"),
         ("camvid_ti16", ["--model.mean_shift.channels", "x"], r"mean_shift\.channels: 'x' is not an integer or null"),
         ("camvid_ti16", ["--model.mean_shift", "5"], r"model\.mean_shift: '5' is not a mapping"),
-        ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0 is not .* 1 to 2147483647; ema: 2.0 is not"),
+        ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0; it must be at least 1; ema: 2.0; it must be"),
         ("camvid_ti16", ["--augment.scale", "[2.0, 0.5]"], r"augment\.scale: \(2\.0, 0\.5\) is not"),
         ("camvid_ti16", ["--evaluation.window", "256"], "evaluation.window_stride: 480 is above evaluation.window 256"),
         ("camvid_ti16", ["--data.val_split", "held_out"], "data.val_split: held_out, but data.val_pattern is null"),
-        ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0 is not"),
+        ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0; it must be"),
         ("camvid_ti16", ["--optimizer.momentum", "0.95"], r"optimizer\.momentum: 0\.95 is for sgd.* adamw, remove it"),
         (
             "camvid_half_sgd",
@@ -253,7 +253,7 @@ def test_fields_of_a_block_change_those_of_a_recipe_file(tmp_path: Path) -> None
     assert parse_recipe(recipe, ["--model.mean_shift", "null"]).model.mean_shift is None
     with pytest.raises(ms.InputError, match=r"model\.mean_shift"):
         parse_recipe(recipe, ["--model.mean_shift.layers", "many"])
-    with pytest.raises(ms.InputError, match=r"--model\.mean_shift\.layers has no value"):
+    with pytest.raises(ms.InputError, match=r"--model\.mean_shift\.layers: no value"):
         parse_recipe(recipe, ["--model.mean_shift.layers"])
 
 

@@ -41,7 +41,7 @@ from meanshifter.analysis.image_scores import (
 )
 from meanshifter.data.datasets import Dataset
 from meanshifter.errors import InputError
-from meanshifter.evaluation.evaluate import check_classes, count_images
+from meanshifter.evaluation.evaluate import check_classes, count_images, require_dataset
 from meanshifter.evaluation.metrics import null
 from meanshifter.inference.predictor import Predictor
 from meanshifter.jobs.inputs import file_name
@@ -136,8 +136,9 @@ def _check(models: Mapping[str, Predictor], dataset: Dataset, num_images: int, d
         raise InputError(f"mean_shift_layers: {given} for one model; pass at least 2 numbers of steps")
     if num_images < 1:
         raise InputError(f"num_images: {num_images}; it must be at least 1")
-    for predictor in models.values():
-        check_classes(predictor.model.label_space, dataset.label_space, f"{dataset.name} {dataset.split}")
+    require_dataset(dataset)
+    for name, predictor in models.items():
+        check_classes(predictor.model.label_space, dataset.label_space, f"{dataset.name} {dataset.split}", title=name)
         if predictor.model.has_steps:
             for depth in depths:
                 predictor.resolve_layers(depth)

@@ -56,7 +56,7 @@ def report(
     began = time.perf_counter()
     record = RunRecord.read(run)
     if limit is not None and limit < 1:
-        raise InputError(f"limit: {limit} images; expected at least 1, or None for those of the run")
+        raise InputError(f"limit: {limit} images; expected at least 1, or leave it out for those of the run")
     if dataset is not None and (root is not None or split is not None):
         raise InputError("dataset: conflicts with root and split, which are of the run's own data set; leave them out")
     if root is not None:

@@ -26,10 +26,10 @@ from meanshifter.errors import (
 )
 
 COMMANDS = {
-    "demo": "train a small Segmenter and a small MeanShifter on generated images, and show the results",
+    "demo": "train a small Segmenter and two small MeanShifters on generated images, and show the results",
     "train": "train a model from a recipe, or on a folder of images and masks",
     "evaluate": "evaluate a model on a data set",
-    "calibrate": "make the probabilities of a model match how often it is right, by temperature scaling",
+    "calibrate": "calibrate the confidence of a model by temperature scaling",
     "predict": "write the label maps of images",
     "explore": "serve a local page that shows label maps, mean shift steps and patches of images",
     "compare": "show where models differ on the images of a data set",
@@ -114,7 +114,9 @@ def _dispatch(words: list[str]) -> int:
         hint = did_you_mean(command, COMMANDS, f"commands are {', '.join(COMMANDS)}")
         raise InputError(f"{command}: no such command; {hint}")
     module = import_module(f"meanshifter.cli.{command}")
-    parser = _Parser(prog=f"meanshifter {command}", description=COMMANDS[command].capitalize() + ".")
+    parser = _Parser(
+        prog=f"meanshifter {command}", description=COMMANDS[command][0].upper() + COMMANDS[command][1:] + "."
+    )
     module.configure(parser)
     arguments, fields = parser.parse_known_args(rest)
     if fields and not parser.get_default("takes_fields"):

@@ -285,7 +285,7 @@ def held_out(pairs: list[Pair], folder: Path, split: str, share: float | None = 
     if split not in ("train", "val"):
         raise InputError(f"{folder}: no split {split!r}; without split folders, it has 'train', 'val' and 'all'")
     if len(pairs) < 2:
-        raise InputError(f"{folder}: 1 image; at least 2 are needed to hold one out; use split 'all', or add images")
+        raise InputError(f"{folder}: 1 image; at least 2 are needed to hold one out for validation; add images")
     bound = VAL_SHARE if share is None else share
     digests = {pair.name: hashlib.sha256(os.fsencode(pair.name)).digest() for pair in pairs}
     rank = {name: int.from_bytes(digest[:6], "big") / 2**48 for name, digest in digests.items()}  # in [0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -92,6 +93,7 @@ def evaluate(
     """
     if not isinstance(predictor, Predictor):
         predictor = Predictor(predictor)
+    require_dataset(dataset)
     check_classes(predictor.model.label_space, dataset.label_space, f"{dataset.name} {dataset.split}")
     several = isinstance(mean_shift_layers, Sequence)
     asked = mean_shift_layers if isinstance(mean_shift_layers, Sequence) else [mean_shift_layers]
@@ -201,8 +203,17 @@ def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = N
     )
 
 
-def check_classes(model: LabelSpace, dataset: LabelSpace, name: str) -> None:
-    """Check that a data set has the classes of a model.
+def require_dataset(dataset: Dataset) -> None:
+    """Raise an InputError for a path or a name in place of a data set."""
+    if isinstance(dataset, str | Path):
+        raise InputError(
+            f"dataset: {str(dataset)!r} is a name; give a data set, such as ms.datasets.Folder({str(dataset)!r}, "
+            'split="val")'
+        )
+
+
+def check_classes(model: LabelSpace, dataset: LabelSpace, name: str, *, title: str = "the model") -> None:
+    """Check that a data set, `name`, has the classes of a model, `title`.
 
     Raises:
         InputError: the number of classes differs, or a name (ignoring case). The generic names "class 0", "class 1", …
@@ -210,7 +221,7 @@ def check_classes(model: LabelSpace, dataset: LabelSpace, name: str) -> None:
     """
     if model.num_classes != dataset.num_classes:
         raise InputError(
-            f"model: {model.num_classes} classes, but {name} has {dataset.num_classes}; "
+            f"{title} has {model.num_classes} classes, but {name} has {dataset.num_classes}; "
             "use a model trained on these classes, or the data set it was trained on"
         )
     if is_unnamed(model) or is_unnamed(dataset):
@@ -218,7 +229,7 @@ def check_classes(model: LabelSpace, dataset: LabelSpace, name: str) -> None:
     for k, (ours, theirs) in enumerate(zip(model.names, dataset.names, strict=True)):
         if ours.casefold() != theirs.casefold():
             raise InputError(
-                f"model: class {k} is {ours!r}, but {name} calls it {theirs!r}; "
+                f"{title} calls class {k} {ours!r}, but {name} calls it {theirs!r}; "
                 "use a model trained on these classes, or the data set it was trained on"
             )
 
@@ -235,7 +246,7 @@ def count_images(dataset: Dataset, limit: int | None) -> int:
         InputError: the limit is below 1, or the data set is empty.
     """
     if limit is not None and limit < 1:
-        raise InputError(f"limit: {limit} images; expected at least 1, or None for all")
+        raise InputError(f"limit: {limit} images; expected at least 1, or leave it out for all")
     if len(dataset) == 0:
         raise InputError(f"{dataset.name} {dataset.split}: 0 images; evaluation needs at least one")
     return len(dataset) if limit is None else min(limit, len(dataset))

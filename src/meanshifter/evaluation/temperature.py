@@ -19,7 +19,7 @@ import torch
 from meanshifter.data.labels import Labels
 from meanshifter.errors import InputError, RunError, counted
 from meanshifter.evaluation.calibration import BINS, Reliability, check_bins, reliability_counts
-from meanshifter.evaluation.evaluate import check_classes, checked_samples, protocol_of
+from meanshifter.evaluation.evaluate import check_classes, checked_samples, protocol_of, require_dataset
 from meanshifter.inference.ensemble import Ensemble
 from meanshifter.inference.predictor import Predictor
 from meanshifter.ops import PixelConfidence, View, pixel_confidence
@@ -144,6 +144,7 @@ def calibrate(
         raise InputError("model: an ensemble, whose members have a temperature each; calibrate the members")
     check_bins(calibration_bins)
     for each in (dataset, *([] if test is None else [test])):
+        require_dataset(each)
         check_classes(model.label_space, each.label_space, f"{each.name} {each.split}")
     fitted_on = protocol_of(predictor, dataset, limit=limit)
     measured_on = fitted_on if test is None else protocol_of(predictor, test, limit=limit)

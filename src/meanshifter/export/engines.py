@@ -32,7 +32,7 @@ from meanshifter.export.export import export
 from meanshifter.export.runtime import FORMATS, RuntimeModel, load_export
 from meanshifter.inference.precision import AUTOCAST, fused_attention_pays
 from meanshifter.model.saving import describe, is_export, weights_hash
-from meanshifter.model.segmenter import Segmenter
+from meanshifter.model.segmenter import Predicting, Segmenter
 from meanshifter.ops import upsampled_argmax
 from meanshifter.utils import environment as machine
 from meanshifter.utils.environment import install_hint, require_installed
@@ -77,7 +77,7 @@ class Choice:
         return f"engine: {self.engine}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
-class EngineModel:
+class EngineModel(Predicting):
     """A `Segmenter` as a `PatchModel` whose patch logits another runtime computes.
 
     torch computes what the runtime cannot: other numbers of mean shift steps, and everything on another device.

@@ -16,6 +16,8 @@ from meanshifter.export.runtime import FORMATS, RuntimeModel, load_export
 from meanshifter.export.torch_format import require_exporter
 from meanshifter.inference.predictor import Predictor
 from meanshifter.inference.preprocess import Picture, Pixels, as_pixels, resize
+from meanshifter.inference.protocol import as_segmenter
+from meanshifter.inference.resolve import resolve_model
 from meanshifter.inference.windows import axis, crops
 from meanshifter.model.saving import CONFIG, RUNTIME, describe, is_export
 from meanshifter.model.segmenter import Segmenter
@@ -29,7 +31,7 @@ WRITTEN = {CONFIG, FILE, *(name for form in FORMATS.values() for name in form.FI
 
 
 def export(
-    model: Segmenter,
+    model: Segmenter | str | Path,
     out: str | Path,
     *,
     format: str = "onnx",  # noqa: A002 (the word for it)
@@ -44,7 +46,7 @@ def export(
     """Export `model` to the folder `out`, for any batch and image size; `load_model(out)` loads it.
 
     Args:
-        model: the model to export.
+        model: the model to export, or a name that `load_model` accepts.
         out: the folder, which appears only once everything in it is complete and checked.
         format: "onnx", "openvino" or "torch".
         precision: "fp32"; "fp16", "bf16" and "int8" where the format has them.
@@ -57,9 +59,10 @@ def export(
         overwrite: replace an earlier export in `out`.
 
     Raises:
-        InputError: unknown format or precision, a missing or outdated package, or a folder that is in use.
+        InputError: an export or an ensemble, unknown format or precision, a missing or outdated package, or a folder
+            that is in use.
     """
-    folder = Path(out)
+    folder, model = Path(out), as_segmenter(resolve_model(model))
     check_export(folder, format, precision, calibrated=bool(calibration), label_graph=label_graph, overwrite=overwrite)
     layers = model.steps(mean_shift_layers)
     example = torch.zeros(2, 3, *example_size(model))

@@ -21,7 +21,7 @@ from meanshifter.errors import InputError
 from meanshifter.export import onnx_format, openvino_format, torch_format
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.saving import CONFIG, RUNTIME, is_export, read_description, read_model_config
-from meanshifter.model.segmenter import normalized
+from meanshifter.model.segmenter import Predicting, normalized
 from meanshifter.utils.environment import require_installed
 
 READING: dict[str, type | tuple[type, ...]] = {
@@ -59,7 +59,7 @@ FORMATS: dict[str, Any] = {"onnx": onnx_format, "openvino": openvino_format, "to
 """Modules with FILE, FILES, PRECISIONS, the packages for reading, writing and quantizing, EXTRA, `write` and `load`."""
 
 
-class RuntimeModel:
+class RuntimeModel(Predicting):
     """An export as a `PatchModel`, with encoder, mean shift block and decoder in one program."""
 
     def __init__(

@@ -19,9 +19,10 @@ from torch import Tensor
 from meanshifter.errors import InputError
 from meanshifter.inference.protocol import PatchModel
 from meanshifter.model.saving import weights_hash
+from meanshifter.model.segmenter import Predicting
 
 
-class Ensemble:
+class Ensemble(Predicting):
     """Several models with the same classes, as one model of a `Predictor`; it has no patch logits of its own.
 
     Args:

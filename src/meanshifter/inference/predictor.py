@@ -136,7 +136,7 @@ class Predictor:
         if precision not in get_args(Precision):
             raise InputError(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
         if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size: {batch_size} windows; it must be at least 1, or None")
+            raise InputError(f"batch_size: {batch_size} windows; it must be at least 1, or leave it out")
         if not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence: {min_confidence}; it must be a probability from 0 to 1")
         self.model, self.merge_tokens = model, None if merge_tokens is None else float(merge_tokens)
@@ -340,7 +340,9 @@ class Predictor:
             InputError: a negative number, or steps for a model without the block.
         """
         if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 0):
-            raise InputError(f"mean_shift_layers: {layers!r}; use an integer from 0 on, or None for the trained number")
+            raise InputError(
+                f"mean_shift_layers: {layers!r}; use an integer from 0 on, or leave it out for the trained number"
+            )
         return self.model.steps(layers)
 
     def _read_out(self, views: list[View], rows: slice, out: Segmentation) -> None:

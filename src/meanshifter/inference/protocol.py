@@ -6,7 +6,7 @@ Glossary: B batch, K classes, H W pixels, h w the grid of the logits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,10 @@ from meanshifter.data.labels import LabelSpace
 from meanshifter.errors import InputError
 from meanshifter.model.config import ModelConfig
 from meanshifter.model.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from meanshifter.evaluation.result import Result
+    from meanshifter.inference.segmentation import Segmentation
 
 
 class PatchModel(Protocol):
@@ -72,6 +76,12 @@ class PatchModel(Protocol):
 
     def state_dict(self) -> Mapping[str, Any]:
         """Tensors that identify the model, for the weights hash in a score's protocol."""
+
+    def predict(self, image: Any, **settings: Any) -> Segmentation:
+        """Return `Predictor(self, **settings)(image)`."""
+
+    def evaluate(self, dataset: Any, **settings: Any) -> Result:
+        """Return `evaluate(Predictor(self, **settings), dataset)`."""
 
 
 def as_segmenter(model: PatchModel) -> Segmenter:

@@ -43,7 +43,27 @@ class Output(NamedTuple):
     """Cross-entropy of the upsampled logits, float32."""
 
 
-class Segmenter(nn.Module):
+class Predicting:
+    """The shortcuts of every model that a `Predictor` takes: a `Segmenter`, an export, an ensemble."""
+
+    def predict(self, image: Any, **settings: Any) -> Segmentation:
+        """Return `Predictor(self, **settings)(image)`."""
+        from meanshifter.inference.predictor import Predictor
+
+        model: Any = self
+        segmentation: Segmentation = Predictor(model, **settings)(image)
+        return segmentation
+
+    def evaluate(self, dataset: Any, **settings: Any) -> Result:
+        """Return `evaluate(Predictor(self, **settings), dataset)`."""
+        from meanshifter.evaluation.evaluate import evaluate
+        from meanshifter.inference.predictor import Predictor
+
+        model: Any = self
+        return evaluate(Predictor(model, **settings), dataset)
+
+
+class Segmenter(Predicting, nn.Module):
     """A plain ViT, an optional mean shift block and a decoder; images (B,3,H,W) to patch logits (B,K,h,w)."""
 
     def __init__(
@@ -209,8 +229,13 @@ class Segmenter(nn.Module):
             **terms: other losses, such as `dice=1.0`.
 
         Raises:
-            InputError: steps for a model without a mean shift block, or labels that do not match the images.
+            InputError: steps for a model without a mean shift block, or labels of another size than the images.
         """
+        if labels is not None and labels.shape != (images.shape[0], *images.shape[2:]):
+            raise InputError(
+                f"labels: shape {tuple(labels.shape)}, but the images have {tuple(images.shape)}; give a train id for "
+                "every pixel, (B, H, W)"
+            )
         if isinstance(mean_shift_layers, Sequence):
             found, several = self.logits_at(images, mean_shift_layers), True
         else:
@@ -322,20 +347,6 @@ class Segmenter(nn.Module):
     def normalize(self, images: npt.NDArray[np.uint8] | Tensor) -> Float[Tensor, "B 3 H W"]:
         """Convert uint8 RGB (H, W, 3) or (B, H, W, 3) to normalized (B, 3, H, W) in the weights' device and type."""
         return normalized(images, self.config, self.device).to(next(self.parameters()).dtype)
-
-    def predict(self, image: Any, **settings: Any) -> Segmentation:
-        """Return `Predictor(self, **settings)(image)`."""
-        from meanshifter.inference.predictor import Predictor
-
-        segmentation: Segmentation = Predictor(self, **settings)(image)
-        return segmentation
-
-    def evaluate(self, dataset: Any, **settings: Any) -> Result:
-        """Return `evaluate(Predictor(self, **settings), dataset)`."""
-        from meanshifter.evaluation.evaluate import evaluate
-        from meanshifter.inference.predictor import Predictor
-
-        return evaluate(Predictor(self, **settings), dataset)
 
     def export(self, folder: str | Path, **options: Any) -> None:
         """Call `export(self, folder, **options)`."""

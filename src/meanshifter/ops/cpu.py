@@ -84,7 +84,7 @@ def label_map(view: View) -> Tensor:
     join = bool(np.isfinite(z.sum()))  # costs less than looking at each
     rows, cols = axis_taps(view.rows, join=join), axis_taps(view.cols, join=join)
     out = np.empty((len(view.rows), len(view.cols)), dtype=np.uint8 if z.shape[2] <= 255 else np.uint16)
-    axes = (*rows, _shares(rows), *cols, _shares(cols))
+    axes = (*rows, _shares(rows), _are_straight(rows), *cols, _shares(cols), _are_straight(cols))
 
     def fill(begin: int, end: int) -> None:
         argmax_rows(z, *axes, begin, end, *scratch(z.shape[2], rows.inputs.shape[1] * cols.inputs.shape[1]), out)
@@ -98,6 +98,17 @@ def _shares(taps: Taps) -> Floats:
     weights, first = group_weights(taps.inputs, taps.weight), taps.starts[:-1]
     low, high = (reduce.reduceat(weights, first) for reduce in (np.minimum, np.maximum))
     return np.where((high - low > 1e-6).any(1, keepdims=True), np.float32(-1), weights[first])
+
+
+def _are_straight(taps: Taps) -> npt.NDArray[np.bool_]:
+    """Whether the weights of each run lie on straight lines; at borders and in averages of windows they may not."""
+    bends = np.zeros(taps.weight.shape[1], np.float32)
+    bends[1:-1] = np.abs(np.diff(taps.weight, 2, axis=1)).max(0, initial=0)
+    first = taps.starts[:-1]
+    bends[first] = 0
+    bends[taps.starts[1:] - 1] = 0  # the neighbors of the ends of a run belong to other runs
+    straight: npt.NDArray[np.bool_] = np.maximum.reduceat(bends, first) < 1e-6
+    return straight
 
 
 def probabilities(views: list[View]) -> Iterator[tuple[slice, Floats]]:

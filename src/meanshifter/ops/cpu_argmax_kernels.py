@@ -3,7 +3,8 @@
 Pixels that depend on the same patches form a cell. Within it, a logit is a convex combination of the patch logits at
 its corners, so class k can win only if its largest corner reaches the maximum over classes of the smallest corner. The
 bound is exact, and in trained models it leaves one or two classes for most cells. Cells with many candidates are split
-into blocks of pixels, where the same bound leaves few.
+into blocks of pixels, where the same bound leaves few, unless weights bend within the cell, so that logits are no
+convex combinations of those at the corners of a block.
 
 Glossary: K classes, T taps of a pixel along an axis; z (h, w, K) patch logits, classes last.
 """
@@ -295,10 +296,12 @@ def argmax_rows(
     row_weight: Any,
     row_starts: Any,
     row_shares: Any,
+    row_straight: Any,
     col_index: Any,
     col_weight: Any,
     col_starts: Any,
     col_shares: Any,
+    col_straight: Any,
     begin: Any,
     end: Any,
     high: Any,
@@ -338,7 +341,7 @@ def argmax_rows(
                         out[y, x] = only
                 continue
             _fill_basis(row_weight, col_weight, y0, y1, x0, x1, basis)
-            if count > MANY and pixels > 2 * BLOCK * BLOCK:
+            if count > MANY and pixels > 2 * BLOCK * BLOCK and row_straight[r] and col_straight[c]:
                 for n in range(count):
                     _fill_corners(z, candidates[n], rows, cols, corner)
                     for i in range(len(corner)):

@@ -92,7 +92,7 @@ class TrainConfig:
         """One phrase per field that is out of range or contradicts another."""
         values = {name: attrgetter(name)(self) for name in [*_RULES, *(name for pair in _LIMITS for name in pair)]}
         bad = {name: rule for name, (accepts, rule) in _RULES.items() if not accepts(values[name])}
-        wrong = [f"{name}: {values[name]} is not {rule}" for name, rule in bad.items()]
+        wrong = [f"{name}: {values[name]}; it must be {_spelled(rule, values[name])}" for name, rule in bad.items()]
         for name, other in _LIMITS:
             value, most = values[name], values[other]
             # a field that is already listed would only be listed twice
@@ -183,39 +183,46 @@ class TrainConfig:
         return plain
 
 
+def _spelled(rule: str, value: Any) -> str:
+    return f"at most {LARGEST}" if isinstance(value, int) and value > LARGEST else rule
+
+
 _Rule = tuple[Callable[[Any], bool], str]
-_COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, f"a number from 1 to {LARGEST}")
-_FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, f"a number from 0 to {LARGEST}")
-_NOT_NEGATIVE: Final[_Rule] = (lambda value: value >= 0, "a number of at least 0")
-_FINITE: Final[_Rule] = (lambda value: 0 <= value < inf, "a finite number of at least 0")
-_BELOW_ONE: Final[_Rule] = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+_COUNT: Final[_Rule] = (lambda value: value is None or 1 <= value <= LARGEST, "at least 1")
+_FROM_ZERO: Final[_Rule] = (lambda value: 0 <= value <= LARGEST, "at least 0")
+_NOT_NEGATIVE: Final[_Rule] = (lambda value: value >= 0, "at least 0")
+_FINITE: Final[_Rule] = (lambda value: 0 <= value < inf, "finite and at least 0")
+_BELOW_ONE: Final[_Rule] = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "save_every", "devices", "num_nodes"), _COUNT),
     **dict.fromkeys(("evaluation.window_stride", "evaluation.window", "evaluation.short_side"), _COUNT),
     **dict.fromkeys(("evaluation.long_side", "evaluation.limit", "evaluation.patience"), _COUNT),
     **dict.fromkeys(("seed", "data.cache", "optimizer.warmup", "evaluation.interval", "log_images"), _FROM_ZERO),
-    "minutes": (lambda value: value is None or 0 < value < inf, "null or a number above 0"),
-    "data.train_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
-    "data.val_share": (lambda value: value is None or 0 < value < 1, "null or a number between 0 and 1"),
-    "data.extra_share": (lambda value: 0 < value < 1, "a number between 0 and 1"),
-    "data.extra_min_confidence": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-    "ema": (lambda value: value is None or 0 <= value < 1, "null or a number of at least 0 and below 1"),
-    "data.workers": (lambda value: 0 <= value <= 1024, "a number from 0 to 1024"),
-    "optimizer.lr": (lambda value: 0 < value < inf, "a number above 0"),
-    "optimizer.head_lr": (lambda value: value is None or 0 <= value < inf, "null or a number of at least 0"),
-    "optimizer.min_lr": (lambda value: 0 <= value < inf, "a number of at least 0"),
-    "optimizer.layer_decay": (lambda value: value is None or 0 < value <= 1, "null or a number above 0 and up to 1"),
+    "minutes": (lambda value: value is None or 0 < value < inf, "above 0, or null"),
+    "data.train_share": (lambda value: value is None or 0 < value < 1, "between 0 and 1, or null"),
+    "data.val_share": (lambda value: value is None or 0 < value < 1, "between 0 and 1, or null"),
+    "data.extra_share": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.extra_min_confidence": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "ema": (lambda value: value is None or 0 <= value < 1, "at least 0 and below 1, or null"),
+    "data.workers": (lambda value: 0 <= value <= 1024, "from 0 to 1024"),
+    "optimizer.lr": (lambda value: 0 < value < inf, "above 0"),
+    "optimizer.head_lr": (lambda value: value is None or 0 <= value < inf, "at least 0, or null"),
+    "optimizer.min_lr": (lambda value: 0 <= value < inf, "at least 0"),
+    "optimizer.layer_decay": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1, or null"),
     "optimizer.momentum": _BELOW_ONE,
-    "optimizer.betas": (lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers of at least 0 and below 1"),
+    "optimizer.betas": (
+        lambda betas: all(0 <= beta < 1 for beta in betas),
+        "two numbers that are at least 0 and below 1",
+    ),
     "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.clip_norm": (lambda value: value is None or value > 0, "null or a number above 0"),
+    "optimizer.clip_norm": (lambda value: value is None or value > 0, "above 0, or null"),
     "loss.class_weight_power": _NOT_NEGATIVE,
     **dict.fromkeys((*(f"loss.{name}" for name in LOSS_FACTORS), "loss.focal_gamma", "loss.boundary_weight"), _FINITE),
-    "loss.ohem_share": (lambda value: value is None or 0 < value <= 1, "null or a number above 0 and at most 1"),
+    "loss.ohem_share": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1, or null"),
     "loss.boundary_radius": _COUNT,
     "loss.deep_supervision": (
         lambda value: value in (None, "auto") or 1 <= value <= MOST_STEPS,
-        f"auto, null or a number from 1 to {MOST_STEPS}",
+        f"from 1 to {MOST_STEPS}, auto or null",
     ),
     "loss.label_smoothing": _BELOW_ONE,
 }

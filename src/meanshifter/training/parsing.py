@@ -127,11 +127,11 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
         values = migrate_recipe(values, recipe)
     if (version := values.pop("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         raise InputError(f"{recipe}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}")
-    _refuse_unknown(_leaves(values), str(recipe))
+    _refuse_unknown(_leaves(values), f"{recipe}: ")
     dashes = re.compile(r"^--[^=]+")  # in option names, where fields have underscores
     words = (dashes.sub(lambda option: "--" + option[0][2:].replace("-", "_"), field) for field in fields)
     given = join_tuples([*preset_fields, *words])
-    _refuse_unknown((item[2:].split("=", 1)[0] for item in given if item.startswith("--")), "command line")
+    _refuse_unknown(item[2:].split("=", 1)[0] for item in given if item.startswith("--"))
     values, given = _without_shorthands(values, given)
     values, given = _merge_blocks(values, given)
     config, wrong = _parse(values, given, str(recipe))
@@ -159,6 +159,8 @@ def config_of(
     sections = TrainConfig()
     if isinstance(data, Mapping):
         data, fields = None, {"data": data, **fields}
+    if isinstance(data, str) and data in recipe_names() and not Path(data).exists():
+        raise InputError(f"data: {data!r} is a recipe, not a folder; use ms.train(DIR, recipe={data!r})")
     words = [] if data is None else ["--data.root", str(data)]
     for name, value in fields.items():
         section = isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(sections, name, None))
@@ -184,7 +186,7 @@ def _without_shorthands(values: dict[str, Any], given: list[str]) -> tuple[dict[
     """Expand `size` in the values and the command line, and let `steps` of the command line replace `minutes`."""
     minutes, steps = _take(given, "minutes")[0], _take(given, "steps")[0]
     if minutes not in (None, "null") and steps is not None:
-        raise InputError(f"command line: --minutes {minutes} conflicts with --steps {steps}; give one of them")
+        raise InputError(f"minutes: {minutes} conflicts with steps {steps}; give one of them")
     if steps is not None:
         values.pop("minutes", None)
     if (size := values.pop(SIZE, None)) is not None:
@@ -235,7 +237,7 @@ def _take_block(given: list[str], name: str) -> tuple[list[tuple[str | None, str
             continue
         if not equals:
             if place == len(given):
-                raise InputError(f"command line: {option} has no value")
+                raise InputError(f"{option}: no value; give one after it")
             text, place = given[place], place + 1
         taken.append((option[len(name) + 3 :] or None, text))
     return taken, left
@@ -256,7 +258,10 @@ def _parse(values: Mapping[str, Any], fields: Sequence[str], source: str) -> tup
         wrong = _drop_wrong_blocks(parsed.model)
         return TrainConfig(**vars(options.instantiate(parsed))), wrong
     except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: {_of_parser(error)}") from error
+        message = _of_parser(error)
+        name = message.partition(":")[0]
+        prefix = "" if any(word.partition("=")[0] == f"--{name}" for word in fields) else f"{source}: "
+        raise InputError(prefix + message) from error
 
 
 def _of_parser(error: Exception) -> str:
@@ -328,7 +333,7 @@ def _find(recipe: str) -> tuple[str, str, list[str]]:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path.stem, read_text(path, LARGEST_YAML), []
     hint = did_you_mean(recipe, recipe_names(), f"recipes are {', '.join(recipe_names())}")
-    raise InputError(f"{recipe}: not a recipe, YAML file or data folder, which comes before any fields; {hint}")
+    raise InputError(f"{recipe}: no such folder, YAML file or recipe; {hint}")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -340,13 +345,13 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield name
 
 
-def _refuse_unknown(names: Iterator[str], source: str) -> None:
+def _refuse_unknown(names: Iterator[str], prefix: str = "") -> None:
     known = {SIZE, *field_names(TrainConfig)}
     free = tuple(f"{field}." for field in FREE_FORM)
     wrong = [name for name in names if name not in known and not name.startswith(free)]
     if wrong:
         hints = [f"unknown field {name!r}{nearest(name)}" for name in wrong]
-        raise InputError(f"{source}: {'; '.join(hints)}")
+        raise InputError(f"{prefix}{'; '.join(hints)}")
 
 
 def _nulls(config: Any, prefix: str = "") -> Iterator[str]:

@@ -89,12 +89,12 @@ class DataConfig:
         """The fields about folds and extra data that are out of range, or contradict each other or the evaluation."""
         wrong = []
         if self.folds is not None and not 2 <= self.folds <= LARGEST:
-            wrong.append(f"data.folds: {self.folds} is not null or a number from 2 to {LARGEST}")
+            wrong.append(f"data.folds: {self.folds}; it must be at least 2, or null for no cross-validation")
         if self.fold is not None and self.folds is None:
             wrong.append(f"data.fold: {self.fold}, but data.folds is null; set the number of folds")
         elif self.fold is not None and self.folds is not None and not 0 <= self.fold < self.folds:
             wrong.append(
-                f"data.fold: {self.fold} is not a number from 0 to {self.folds - 1}, as data.folds is {self.folds}"
+                f"data.fold: {self.fold}; it must be from 0 to {self.folds - 1}, as data.folds is {self.folds}"
             )
         if self.fold_groups is not None:
             wrong += self._group_violations(self.fold_groups)
@@ -345,12 +345,12 @@ class LoraConfig:
     def violations(self) -> list[str]:
         """A message for every field outside its range."""
         rules = [
-            ("rank", self.rank, 1 <= self.rank <= LARGEST, f"a number from 1 to {LARGEST}"),
-            ("alpha", self.alpha, 0 < self.alpha < inf, "a number above 0"),
-            ("dropout", self.dropout, 0 <= self.dropout < 1, "a number of at least 0 and below 1"),
+            ("rank", self.rank, 1 <= self.rank <= LARGEST, "at least 1"),
+            ("alpha", self.alpha, 0 < self.alpha < inf, "above 0"),
+            ("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("targets", self.targets, len(self.targets) > 0, "a list of layer names, such as [qkv, proj]"),
         ]
-        return [f"lora.{name}: {value} is not {rule}" for name, value, valid, rule in rules if not valid]
+        return [f"lora.{name}: {value}; it must be {rule}" for name, value, valid, rule in rules if not valid]
 
 
 @dataclass
