@@ -110,7 +110,7 @@ def main() -> None:
     print(machine.describe())
     dense = [score(model, None) for model in models]
     print(f"{dataset.name} {args.split}; without merging {', '.join(f'{value:.2f}' for value in dense)}\n")
-    print("| rule | after layer | windows merged | mIoU less dense |\n| --- | ---: | ---: | ---: |", flush=True)
+    print("| rule | after layer | windows merged | Δ mIoU vs. dense |\n| --- | ---: | ---: | ---: |", flush=True)
     for rule in args.rules:
         for after in args.after:
             for share in args.merge:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from meanshifter.analysis.report import report
     from meanshifter.checkpoints.load import load_model
     from meanshifter.data.labels import LabelSpace
-    from meanshifter.errors import InputError
+    from meanshifter.errors import InputError, RunError
     from meanshifter.evaluation.evaluate import evaluate
     from meanshifter.evaluation.temperature import calibrate
     from meanshifter.export.export import export
@@ -27,6 +27,7 @@ __all__ = [
     "InputError",
     "LabelSpace",
     "Predictor",
+    "RunError",
     "Segmentation",
     "Segmenter",
     "calibrate",
@@ -48,6 +49,7 @@ _HOMES = {
     "InputError": "meanshifter.errors",
     "LabelSpace": "meanshifter.data.labels",
     "Predictor": "meanshifter.inference.predictor",
+    "RunError": "meanshifter.errors",
     "Segmentation": "meanshifter.inference.segmentation",
     "Segmenter": "meanshifter.model.segmenter",
     "calibrate": "meanshifter.evaluation.temperature",

@@ -175,3 +175,6 @@ def test_a_run_is_reviewed_on_what_it_was_not_trained_on(tmp_path: Path, capsys:
     words = ["data", "review", str(tmp_path / "run"), "--out", str(tmp_path / "x"), "--window", "32"]
     assert main(words) == 2
     assert "--window: only applies with a DATASET" in capsys.readouterr().err
+    for option, value in (("--split", "test"), ("--root", "."), ("--data.images", "photos")):
+        assert main([*words[:-2], option, value]) == 2
+        assert f"{option}: given without DATASET" in capsys.readouterr().err

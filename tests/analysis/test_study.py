@@ -105,7 +105,7 @@ def test_a_killed_study_ends_with_the_table_of_one_that_was_left_alone(
     result = evaluate(Predictor(model, window=None, short_side=None), Shapes(split="val"), mean_shift_layers=3, limit=5)
     for metric in ("aAcc", "mAcc", "mIoU"):
         assert float(one[metric]) == pytest.approx(getattr(result, metric), abs=1e-3)
-    assert "| Block, 2 steps, less Plain |" in said
+    assert "| Block, 2 steps vs. Plain |" in said
     document = json.loads((whole / "study.json").read_text())
     assert document["differences"]["Block, 2 steps"]["val"]["seeds"]["mean"] is not None
 

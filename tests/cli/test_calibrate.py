@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import meanshifter as ms
 from meanshifter.cli.main import main
@@ -99,6 +100,19 @@ def test_a_copy_leaves_the_model_as_it_is(
     assert "measured on the images of the fit" in capsys.readouterr().out
     assert stored(model) == 1
     assert stored(tmp_path / "copy") == pytest.approx(2, rel=0.2)
+
+
+def test_a_calibrated_copy_is_the_model_in_all_but_the_temperature(world: Path, model: Path, tmp_path: Path) -> None:
+    save_file({"note": torch.ones(1)}, model / "extra.safetensors")
+    words = [str(model), str(world / "data"), "--out", str(tmp_path / "copy"), "--merge-tokens", "0.5", *WHOLE]
+    assert main(["calibrate", *words]) == 0
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in (model, tmp_path / "copy"))
+    assert second["model"].pop("temperature") != first["model"].pop("temperature") == 1
+    assert first == second
+    for name in ("extra.safetensors", "model.safetensors"):
+        ours, theirs = (load_file(folder / name) for folder in (tmp_path / "copy", model))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize(

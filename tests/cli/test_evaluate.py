@@ -76,6 +76,8 @@ def test_several_depths_are_printed_and_written(models: Path, tmp_path: Path) ->
         (["shapes", "shapes", "--mean-shift-layers", "-1"], "mean_shift_layers: -1"),
         (["shapes", "shapes", "--merge-tokens", "-0.5"], "merge_tokens: -0.5"),
         (["shapes", "shapes", "--out", "."], "--out: . is a folder"),
+        (["shapes", "shapes", "--out", "file/scores.json"], "--out: file/scores.json would be in file"),
+        (["shapes", "--predictions", ".", "--devices", "2"], "--devices: only applies to models"),
         (
             ["shapes", "shapes", "--label-offset", "1"],
             "--label-offset: only applies to label maps; add --predictions DIR",
@@ -91,6 +93,7 @@ def test_wrong_command_lines(
     message: str,
 ) -> None:
     monkeypatch.chdir(models)
+    (models / "file").touch()
     assert main(["evaluate", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -118,6 +118,7 @@ def test_conflicts_stop_before_any_work(model_folder: Path, photos: Path, tmp_pa
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["photos", "--window-stride", "600"], "window_stride: 600 is above the window of 512"),
+        (["photos", "--workers", "8"], "--workers: only applies to --backend ray"),
         (["photos", "--alpha", "2"], "--alpha: 2.0; expected 0"),
         (["photos", "--window", "wide"], "'wide'; expected a number of pixels or none"),
         (["photos", "--mean-shift-layers", "2"], "mean_shift_layers: 2"),

@@ -112,6 +112,7 @@ def test_ray_writes_what_one_process_does_though_a_worker_is_killed(
     ("options", "message"),
     [
         (["--workers", "2"], "--workers: only applies to --backend ray"),
+        (["--probabilities", "sky", "sky"], "'sky': given 2 times"),
         (["--cpus-per-worker", "2"], "--cpus-per-worker: only applies to --backend ray"),
         (["--backend", "ray", "--workers", "0"], "--workers: 0; expected at least 1"),
         (["--backend", "ray", "--out", "memory://labels"], "memory://labels: "),

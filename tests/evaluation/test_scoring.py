@@ -136,8 +136,13 @@ def test_a_checkpoint_of_another_class_count_is_refused() -> None:
         evaluate(model(classes=("sky", "road")), InMemory())
 
 
+def test_a_name_in_place_of_the_data_is_refused() -> None:
+    with pytest.raises(InputError, match="dataset: 'scenes' is a name"):
+        evaluate(model(), "scenes")  # type: ignore[call-overload]
+
+
 def test_other_names_are_refused_and_unnamed_classes_agree() -> None:
-    with pytest.raises(InputError, match="class 2 is 'car', but random val calls it 'tree'"):
+    with pytest.raises(InputError, match="the model calls class 2 'car', but random val calls it 'tree'"):
         evaluate(model(classes=("sky", "road", "car")), InMemory(1))
     evaluate(model(classes=("Sky", "Road", "Tree")), InMemory(1))
     evaluate(model(classes=LabelSpace.unnamed(3).names), InMemory(1))

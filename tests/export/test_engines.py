@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,36 @@ def test_what_an_export_cannot_do_is_done_by_torch(tiny_model: ModelFactory, ima
             other(image, mean_shift_layers=layers).labels, plain(image, mean_shift_layers=layers).labels
         )
     assert as_segmenter(other.model) is model  # diagnostics need tokens
+    assert [other.engine_for(steps) for steps in ([2], [2, 2], [0], [0, 2])] == ["openvino", "openvino", None, None]
+    data = Shapes(split="val", length=1)
+    scored = ms.Predictor(ms.Segmenter(model.config, data.label_space), engine="openvino", **SETTINGS)
+    both = ms.evaluate(scored, data, mean_shift_layers=[0, 2])
+    assert [result.protocol.engine for result in both.values()] == [None, None]
+    assert ms.evaluate(scored, data).protocol.engine == "openvino"
+    other.model.config = replace(model.config, temperature=2.0)
+    assert model.config.temperature == 2
+
+
+def test_a_damaged_export_is_written_again(tiny_model: ModelFactory, image: Any, empty_home: Path, user: None) -> None:
+    model = tiny_model("segmenter-ti16")
+    labels = ms.Predictor(model, engine="openvino", **SETTINGS)(image).labels
+    (file,) = empty_home.rglob("model.xml")
+    file.write_text("<net")
+    assert np.array_equal(ms.Predictor(model, engine="openvino", **SETTINGS)(image).labels, labels)
+
+
+def test_a_reason_that_may_pass_is_not_remembered(
+    tiny_model: ModelFactory, runtime: RuntimeModel, empty_home: Path, monkeypatch: pytest.MonkeyPatch, user: None
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise ms.InputError("model.bin: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(engines, "export", full)
+    model = tiny_model("segmenter-ti16")
+    (choice,) = ms.Predictor(model, engine="auto", **SETTINGS).engines
+    assert choice.engine == "torch"
+    assert "No space left" in str(choice)
+    assert not list(empty_home.rglob("measured.json"))
 
 
 def test_the_model_is_exported_once_per_weights(
@@ -114,9 +145,9 @@ def test_auto_takes_the_fastest_and_remembers(
 ) -> None:
     measured = []
 
-    def measure(self: object, names: Iterable[str]) -> dict[str, Any]:
+    def measure(self: object, names: Iterable[str]) -> tuple[dict[str, Any], bool]:
         measured.append(list(names))
-        return {"seconds": {"torch": torchs, "openvino": openvinos}, "refused": {"onnx": "is broken"}}
+        return {"seconds": {"torch": torchs, "openvino": openvinos}, "refused": {"onnx": "is broken"}}, False
 
     monkeypatch.setattr(engines._Exports, "_measure", measure)
     monkeypatch.setattr(engines._Exports, "load", lambda self, engine: runtime)
@@ -237,4 +268,9 @@ def test_commands_say_and_record_the_engine(tiny_model: ModelFactory, image: Any
 
     assert (done.returncode, done.stderr) == (0, "meanshifter: engine: openvino\n")
     assert "computed by openvino" in done.stdout
+    several = ("--limit", 1, "--mean-shift-layers", 0, 1, "--engine", "openvino")
+    refused = commands.run("evaluate", tmp_path / "model", "shapes", *several)
+    assert refused.returncode == 2
+    assert "--engine: openvino" in refused.stderr
+    assert "0 1" in refused.stderr
     assert json.loads(out.read_text())["results"][0]["protocol"]["engine"] == "openvino"

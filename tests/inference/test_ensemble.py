@@ -139,6 +139,15 @@ def test_other_windows_are_refused_unless_they_are_given(tiny_model: Make) -> No
     assert ms.Predictor(models, window=64, window_stride=32).preprocess.window == 64
 
 
+def test_it_predicts_and_evaluates_like_a_model(three: list[ms.Segmenter]) -> None:
+    both, image = Ensemble(three), np.zeros((40, 40, 3), np.uint8)
+    labels = both.predict(image, mean_shift_layers=0).labels
+    np.testing.assert_array_equal(labels, ms.Predictor(three, mean_shift_layers=0)(image).labels)
+    data = Shapes(split="val", length=1)
+    scored = Ensemble([ms.Segmenter(three[0].config, data.label_space) for _ in range(2)])
+    assert scored.evaluate(data).protocol == ms.evaluate(scored, data).protocol
+
+
 def test_it_has_no_patch_logits(tiny_model: Make) -> None:
     ensemble = Ensemble([tiny_model(), tiny_model()])
     for call in (lambda: ensemble(torch.zeros(1, 3, 32, 32)), lambda: as_segmenter(ensemble)):

@@ -39,12 +39,21 @@ def test_few_classes_are_saved_with_one_byte_per_pixel(tmp_path: Path) -> None:
     assert header[24] == 8  # bit depth, in the IHDR chunk
 
 
-@pytest.mark.parametrize(("classes", "mode"), [(256, "P"), (300, "I;16")])
+@pytest.mark.parametrize(("classes", "mode"), [(255, "P"), (300, "I;16")])
 def test_many_classes_keep_every_id(tmp_path: Path, classes: int, mode: str) -> None:
-    labels = np.arange(classes, dtype=np.uint16).reshape(4, -1)
+    labels = np.arange(classes, dtype=np.uint16).reshape(5, -1)
     Segmentation(labels, np.zeros((*labels.shape, 3), np.uint8), LabelSpace.unnamed(classes)).save(tmp_path / "m.png")
     with Image.open(tmp_path / "m.png") as saved:
         assert saved.mode == mode
+        np.testing.assert_array_equal(np.array(saved), labels)
+
+
+@pytest.mark.parametrize("classes", [255, 256])
+def test_no_class_stays_apart_from_the_last_class(tmp_path: Path, classes: int) -> None:
+    space = LabelSpace.unnamed(classes)
+    labels = np.array([[classes - 1, space.ignore]], np.uint16)
+    Segmentation(labels, np.zeros((1, 2, 3), np.uint8), space).save(tmp_path / "m.png")
+    with Image.open(tmp_path / "m.png") as saved:
         np.testing.assert_array_equal(np.array(saved), labels)
 
 
@@ -108,3 +117,7 @@ def test_legend_shows_the_classes_present_beside_the_image(size: tuple[int, int]
     absent = {space.palette[k] for k in range(classes, 200)} - present - gray
     assert not absent & panel  # none for the others,
     assert (0, 0, 0) in panel  # and text
+
+
+def test_its_representation_is_short() -> None:
+    assert repr(scene()) == "Segmentation(2×4 pixels, 3 classes)"

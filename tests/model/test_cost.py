@@ -93,6 +93,9 @@ def test_arguments_without_a_size_are_refused(capsys: pytest.CaptureFixture[str]
     for name, value in (("--image-size", "15"), ("--classes", "0"), ("--image-size", "9" * 200)):
         assert main(["models", name, value]) == 2
         assert f"{name}: {value}" in capsys.readouterr().err
+    for words, named in ((["--table", "--published"], "--table"), (["--table", "--classes", "5"], "--classes")):
+        assert main(["models", *words]) == 2
+        assert f"{named}: " in capsys.readouterr().err
     with pytest.raises(InputError, match="image_size: 15"):
         size_of("segmenter-ti16", num_classes=1, image_size=15)
     with pytest.raises(InputError, match="did you mean 'layers'"):

@@ -69,6 +69,14 @@ def test_zero_steps_are_the_segmenter_and_several_numbers_share_one_encoder_pass
         assert not torch.allclose(several[0], several[1])
 
 
+@pytest.mark.usefixtures("user")
+@pytest.mark.parametrize("shape", [(2, 32, 32), (2, 72, 64), (1, 64, 64), (2, 1, 64, 64)])
+def test_labels_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    model = small()
+    with pytest.raises(ms.InputError, match=r"labels: shape .*\(2, 3, 64, 64\)"):
+        model(torch.zeros(2, 3, 64, 64), labels=torch.zeros(shape, dtype=torch.long))
+
+
 def test_a_model_without_the_block_refuses_steps() -> None:
     images = torch.randn(1, 3, 32, 32)
     small()(images, mean_shift_layers=0)

@@ -194,7 +194,7 @@ def test_a_run_with_adapters_keeps_them_to_resume_and_leaves_plain_weights(
         ([FREEZE, "--optimizer.layer_decay=0.5"], "optimizer.layer_decay: 0.5"),
         ([FREEZE, "--lora.rank=4"], "lora: .*optimizer.freeze is encoder"),
         ([FREEZE, "--gradient_checkpointing=true"], "gradient_checkpointing: .*optimizer.freeze is encoder"),
-        (["--lora.rank=0"], "lora.rank: 0; it must be at least 1"),
+        (["--lora.rank=0"], "lora.rank: 0 must be at least 1"),
         (["--lora={dropout: 1.0, targets: []}"], r"lora.dropout: 1.0 .*lora.targets: \[\]"),
         (["--lora.rang=3"], "'lora.rang', did you mean 'lora.rank'"),
         (["--lora={rank: many}"], "lora.rank: 'many' is not an integer"),

@@ -273,8 +273,8 @@ def test_without_a_val_split_the_final_weights_are_scored(done: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (["--data.folds", "1"], r"data\.folds: 1; it must be at least 2"),
-        (["--data.fold", "3"], r"data\.fold: 3; it must be from 0 to 2"),
+        (["--data.folds", "1"], r"data\.folds: 1 must be at least 2"),
+        (["--data.fold", "3"], r"data\.fold: 3 must be from 0 to 2"),
         (["--data.folds", "null", "--data.fold", "0"], r"data\.fold: 0, but data\.folds is null"),
         (["--data.folds", "null"], r"data\.fold_groups: .*, but data\.folds is null"),
         (["--data.fold_groups", "(a)(b)"], r"data\.fold_groups: '\(a\)\(b\)' has 2 groups"),

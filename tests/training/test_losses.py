@@ -155,8 +155,8 @@ def test_class_weights_that_do_not_fit_the_data_are_refused(given: Any, message:
     ("fields", "message"),
     [
         (["--loss.cross_entropy", "0"], r"loss: cross_entropy, focal, dice, lovasz are 0"),
-        (["--loss.dice", "-1"], r"loss\.dice: -1.0 is not a finite number"),
-        (["--loss.ohem_share", "0"], r"loss\.ohem_share: 0.0; it must be above 0"),
+        (["--loss.dice", "-1"], r"loss\.dice: -1.0 must be finite"),
+        (["--loss.ohem_share", "0"], r"loss\.ohem_share: 0.0 must be above 0"),
         (["--loss.focal_gamma", "3"], r"loss\.focal_gamma: 3.0 has no effect; set loss\.focal above 0"),
         (["--loss.boundary_radius", "5"], r"loss\.boundary_radius: 5 has no effect; set loss\.boundary_weight"),
         (
@@ -226,6 +226,7 @@ def test_deep_supervision_averages_the_losses_after_each_step(
         ({"mean_shift": MeanShiftConfig(layers=3, channels=8)}, None),
         ({"pixel_shift": PixelShiftConfig(layers=1, channels=8)}, (1, 2)),
         ({"pixel_shift": PixelShiftConfig(layers=2, channels=8)}, (1, 2, 3, 4)),
+        ({"pixel_shift": PixelShiftConfig(layers=0, channels=8)}, None),
     ],
 )
 def test_deep_supervision_is_chosen_by_the_model(

@@ -222,6 +222,7 @@ def test_every_optimizer_of_timm_resumes_to_the_same_weights(name: str) -> None:
         ("adamw", {"betas": (0.9, 0.99)}, r"optimizer\.args\.betas: .*optimizer\.betas"),
         ("lion", {"beta": (0.9, 0.99)}, r"optimizer\.args\.beta: not an argument of lion; did you mean 'betas'"),
         ("lion", {"betas": [0.9, 1.5]}, r"optimizer\.args: lion rejects betas \[0.9, 1.5\]: "),
+        ("lion", {"betas": [0.9]}, r"optimizer\.args: lion rejects betas \[0.9\]: "),
         ("sgd", {"nesterof": True}, r"optimizer\.args\.nesterof: .*did you mean 'nesterov'"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 import meanshifter as ms
 from meanshifter.cli.main import main
-from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig
+from meanshifter.model.config import MeanShiftConfig, PixelShiftConfig, TokenMergingConfig
 from meanshifter.model.presets import SHIFTS
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.parsing import parse_recipe
@@ -66,11 +67,21 @@ def test_a_folder_of_data_is_a_recipe(tmp_path: Path) -> None:
         ("camvid_ti16", ["--minutes", "soon"], "minutes: 'soon' is not a number or null"),
         ("camvid_ti16", ["--model.mean_shift.channels", "x"], r"mean_shift\.channels: 'x' is not an integer or null"),
         ("camvid_ti16", ["--model.mean_shift", "5"], r"model\.mean_shift: '5' is not a mapping"),
-        ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0; it must be at least 1; ema: 2.0; it must be"),
+        ("camvid_ti16", ["--steps", "0", "--ema", "2"], "steps: 0 must be at least 1; ema: 2.0 must be"),
         ("camvid_ti16", ["--augment.scale", "[2.0, 0.5]"], r"augment\.scale: \(2\.0, 0\.5\) is not"),
         ("camvid_ti16", ["--evaluation.window", "256"], "evaluation.window_stride: 480 is above evaluation.window 256"),
         ("camvid_ti16", ["--data.val_split", "held_out"], "data.val_split: held_out, but data.val_pattern is null"),
-        ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0; it must be"),
+        ("camvid_ti16", ["--optimizer.momentum", "-1"], r"optimizer\.momentum: -1\.0 must be"),
+        ("camvid_ti16", ["--optimizer.power", "-5"], r"optimizer\.power: -5\.0 must be"),
+        ("camvid_ti16", ["--optimizer.schedule=cosine", "--optimizer.power=3"], r"optimizer\.power: 3\.0 is for poly"),
+        ("camvid_ti16", ["--model.decoder_layers", "4"], r"model\.decoder_layers: 4, but segmenter-ti16 has a linear"),
+        ("camvid_ti16", ["--model.mean", "0.5"], r"model\.mean: '\[0\.5\]' is not 3 numbers or null"),
+        ("folder", ["--model.init_from=m", "--model.mean=[0,0,0]"], r"model\.mean: conflicts with model\.init_from"),
+        (
+            "folder",
+            ["--model.preset=segmenter-s16", "--model.init_from=m"],
+            r"model\.preset: conflicts with .*init_from",
+        ),
         ("camvid_ti16", ["--optimizer.momentum", "0.95"], r"optimizer\.momentum: 0\.95 is for sgd.* adamw, remove it"),
         (
             "camvid_half_sgd",
@@ -83,6 +94,22 @@ def test_what_is_wrong_is_said_in_one_line(recipe: str, fields: list[str], messa
     with pytest.raises(ms.InputError, match=message) as caught:
         parse_recipe(recipe, fields)
     assert "\n" not in str(caught.value)
+
+
+def test_a_field_of_a_block_leaves_the_others_as_in_the_preset() -> None:
+    fields = ["--model.preset", "meanshifter-pixel-ti8", "--model.token_merging.ratio", "0.5"]
+    assert parse_recipe("folder", fields).model.token_merging == TokenMergingConfig(after_layer=3, ratio=0.5)
+
+
+def test_names_of_classes_keep_their_dashes() -> None:
+    fields = ["--loss.class-weights.traffic-light", "3", "--loss.class_weight_power", "0", "--log-every", "5"]
+    config = parse_recipe("folder", fields)
+    assert (config.loss.class_weights, config.log_every) == ({"traffic-light": 3}, 5)
+
+
+def test_a_recipe_in_place_of_the_data_is_said() -> None:
+    with pytest.raises(ms.InputError, match=r"data: 'camvid_ti16' is a recipe.*recipe='camvid_ti16'"):
+        ms.train("camvid_ti16")
 
 
 def test_all_that_is_out_of_range_is_said_at_once() -> None:
@@ -100,7 +127,7 @@ def test_all_that_is_out_of_range_is_said_at_once() -> None:
     }
     with pytest.raises(ms.InputError) as caught:
         parse_recipe("shapes", [word for name, value in wrong.items() for word in (f"--{name}", value)])
-    said = dict(part.split(" is not ")[0].split(": ") for part in str(caught.value).split("; "))
+    said = dict(re.split(r" is not | must be ", part)[0].split(": ") for part in str(caught.value).split("; "))
     assert said == wrong, "each once, and no contradiction that follows from them"
 
 

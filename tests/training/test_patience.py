@@ -143,7 +143,7 @@ def test_a_checkpoint_from_before_counts_from_zero() -> None:
     ("fields", "named"),
     [
         (["--evaluation.patience", "2", "--evaluation.interval", "0"], "evaluation.patience: 2, but .*interval is 0"),
-        (["--evaluation.patience", "0"], "evaluation.patience: 0; it must be at least 1"),
+        (["--evaluation.patience", "0"], "evaluation.patience: 0 must be at least 1"),
     ],
 )
 def test_what_contradicts_is_refused(fields: list[str], named: str, tiny_text: str, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data import Shapes
@@ -42,6 +44,19 @@ def recipe(tmp_path: Path, start: Path, **fields: Any) -> TrainConfig:
     return parse_recipe(
         tmp_path / "recipe.yaml", [*(f"--{name}={value}" for name, value in given.items()), f"--out={tmp_path / 'run'}"]
     )
+
+
+def test_masks_are_looked_at_before_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meanshifter.training.setup.create_model", lambda *_, **__: pytest.fail("weights first"))
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for name in ("a.png", "b.png"):
+            pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / folder / name)
+    (tmp_path / "data" / "classes.txt").write_text("sky\nroad")
+    with pytest.raises(ms.InputError, match=r"masks.*\.png"):
+        ms.train(tmp_path / "data", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("head", ["linear", "mask", "shift"])

@@ -79,7 +79,7 @@ class ScoreTable:
         if self.has_published:
             parts.append(f"Published: {SOURCE.format(number=self.number)}, ViT-Ti/16, windows of 512 pixels.")
             parts.append(
-                "Difference: ours less published."
+                "Difference: ours minus published."
                 if self.is_comparable
                 else f"No differences are given, since these scores are not on ADE20K ({self.data})."
             )

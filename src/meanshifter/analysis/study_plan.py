@@ -222,6 +222,13 @@ def study_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def study_summary(name: str) -> str:
+    """What a study in the package is about: the first sentence of its comment, below the command."""
+    text = (resources.files("meanshifter") / "studies" / f"{name}.yaml").read_text("utf-8")
+    _, *comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return re.split(r"(?<=\.) |; |: ", " ".join(line.removeprefix("# ") for line in comment))[0].rstrip(".")
+
+
 def load_plan(study: str, recipe: str | None = None) -> Plan:
     """Load the plan of a study by name or YAML file, with its own recipe or another one.
 

@@ -104,7 +104,7 @@ def _score_table(found: Findings, split: str) -> str:
     published = {row: found.as_published(row) for row in found.rows}
     costs = {row: found.multiply_adds(row) for row in {*found.rows, found.plan.base}}
     head = ["", "M parameters", "× multiply-adds", "seeds", "aAcc, median", "mAcc, median", "mIoU, median"]
-    head += ["lowest to highest", f"less {found.plan.base} [95 %, seeds]", "[95 %, images]", "≤ 3 px", "≤ 9 px"]
+    head += ["lowest to highest", f"Δ vs. {found.plan.base} [95 %, seeds]", "[95 %, images]", "≤ 3 px", "≤ 9 px"]
     head += ["published, ADE20K", "its M parameters", "ours at that setting"]
     rows = []
     for row in found.rows:
@@ -144,7 +144,7 @@ def _pairs(found: Findings, split: str) -> str:
     rows = []
     for row, base in found.plan.pairs:
         pair = found.difference(row, split, base) if {row, base} <= set(found.rows) else None
-        rows.append([f"{row}, less {base}", *_pair_cells(pair)])
+        rows.append([f"{row} vs. {base}", *_pair_cells(pair)])
     return table(["", "mean [95 %, seeds]", "[95 %, images]"], rows)
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meanshifter.cli import MODEL_HELP
 from meanshifter.cli.evaluate import open_scored
-from meanshifter.cli.options import add_layout_options, add_reading_options, echo, load_predictor
+from meanshifter.cli.options import (
+    add_layout_options,
+    add_reading_options,
+    echo,
+    load_predictor,
+    refuse_without_dataset,
+)
 from meanshifter.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,9 +26,9 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Fits one temperature, by which logits are divided before the softmax, to the labels of images that the model "
-        "was not trained on, and stores it in the model's config.json. All probabilities and confidences use it from "
-        "then on. Label maps do not change, unless probabilities of scales, flips or models are averaged. Prints the "
+        "Fit one temperature, by which logits are divided before the softmax, to the labels of images that the model "
+        "was not trained on, and store it in the model's config.json. All probabilities and confidences use it from "
+        "then on. Label maps do not change, unless probabilities of scales, flips or models are averaged. Print the "
         "expected calibration error (ECE) and the negative log-likelihood (NLL) before and after."
     )
     add = parser.add_argument
@@ -54,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     dataset, test = _open(args, predictor)
     fit = calibrate(predictor, dataset, test=test, limit=args.limit, progress=True)
     echo(*fit.table().split("\n"))
-    _store(predictor, folder, fit.temperature, copy=args.out is not None)
+    _store(args.model, folder, fit.temperature, copy=args.out is not None)
     echo(f"stored in {folder / 'config.json'}")
 
 
@@ -113,10 +120,7 @@ def _data_of_run(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
     run = next((at for at in (path, path.parent.parent) if (at / "config.yaml").is_file()), None)
     if run is None:
         raise InputError(f"DATASET: missing; {args.model} is not a run folder, whose validation images are the default")
-    given = [name for name in ("root", "split") if getattr(args, name) is not None]
-    given += [name for name, value in vars(args).items() if name.startswith("data.") and value is not None]
-    if given:
-        raise InputError(f"--{given[0]}: given without DATASET, whose data it describes; add DATASET, or leave it out")
+    refuse_without_dataset(args)
     config = parse_recipe(run / "config.yaml")
     dataset, data = open_data(config)[1], config.data
     if args.test_split is None:
@@ -126,11 +130,13 @@ def _data_of_run(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
     return dataset, open_dataset(data.name, data.root, args.test_split, data.layout)
 
 
-def _store(predictor: Predictor, folder: Path, temperature: float, *, copy: bool) -> None:
-    from meanshifter.inference.protocol import as_segmenter
+def _store(source: str, folder: Path, temperature: float, *, copy: bool) -> None:
+    from meanshifter.checkpoints.load import load_with_state
     from meanshifter.model.saving import save_model, save_temperature
 
-    if copy:
-        save_model(as_segmenter(predictor.model), folder)
+    if copy:  # of the source, not of the predictor's model, whose tokens may be merged
+        model, held = load_with_state(source)
+        model.config = replace(model.config, temperature=temperature)
+        save_model(model, folder, held)
     else:
         save_temperature(folder, temperature)

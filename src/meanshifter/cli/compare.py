@@ -14,10 +14,10 @@ from meanshifter.errors import InputError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Evaluates every image with each model and shows the images where the last model gains most over the first, "
+        "Evaluate every image with each model and show the images where the last model gains most over the first, "
         "the median ones, and those where it gains least or loses: image, labels, predictions and error maps, and for "
         "models with a mean shift block the predictions after several numbers of steps. A single model with a mean "
-        "shift block is compared with itself after these numbers of steps. Writes the self-contained page "
+        "shift block is compared with itself after these numbers of steps. Write the self-contained page "
         "compare.html, compare.json with the scores of all images, a PNG of each image shown, and figures as PNG and "
         "PDF: images where the last model is better than the first, images where it is worse, and the steps. For "
         "figures of images without labels, use `meanshifter predict --sheet`."

@@ -31,8 +31,8 @@ CHECKPOINTS = ("checkpoints/best", "checkpoints/last")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Reads a MeanShifter model, a published model by name, an MMSegmentation checkpoint or the checkpoint.pth of "
-        "the official Segmenter, and writes it in any of these formats. Pickled files are read with an allow-list."
+        "Read a MeanShifter model, a published model by name, an MMSegmentation checkpoint or the checkpoint.pth of "
+        "the official Segmenter, and write it in any of these formats. Pickled files are read with an allow-list."
     )
     add = parser.add_argument
     add("source", metavar="MODEL", help=SEGMENTER_HELP)

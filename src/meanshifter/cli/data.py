@@ -13,6 +13,7 @@ from meanshifter.cli.options import (
     layout_of,
     load_predictor,
     reading_given,
+    refuse_without_dataset,
     say,
 )
 from meanshifter.errors import InputError, counted, did_you_mean
@@ -33,12 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into, created if necessary")
     download.add_argument("--split", metavar="SPLIT", help="download extra files: ade20k test, pascal_voc trainaug")
     _configure_check(commands.add_parser("check", help="report everything that is wrong with images and masks"))
-    _configure_review(commands.add_parser("review", help="list masks that a model doubts, and images to label next"))
+    _configure_review(commands.add_parser("review", help="find likely annotation errors, rank images for annotation"))
 
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Reads every image and mask of a data set and reports everything that is wrong. Exit status 0: no faults, "
+        "Read every image and mask of a data set and report everything that is wrong. Exit status 0: no faults, "
         "possibly notices; 2: there are faults."
     )
     add = parser.add_argument
@@ -60,22 +61,21 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
     add(
         "--fix-unknown",
         choices=("leave-out", "ignore"),
-        default="leave-out",
-        help="in the copy, leave out pairs with unknown mask values, or ignore these pixels (default: %(default)s)",
+        help="in the copy, leave out pairs with unknown mask values, or ignore these pixels (default: leave-out)",
     )
     add("--threads", metavar="N", type=int, help="files read concurrently (default: one per core)")
 
 
 def _configure_review(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Lists regions of masks that are probably wrong: where a model that was not trained on an image is sure of "
-        "another class. Also ranks unlabeled images by what the model is unsure of."
+        "Find likely annotation errors: regions where a model that was not trained on an image is sure of "
+        "another class. Also rank unlabeled images for annotation by the uncertainty of the model."
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="run, whose validation images or folds are reviewed, or any model and a DATASET")
     add("dataset", metavar="DATASET", nargs="?", help="name of a data set, or folder (default: the run's own)")
     add("--root", metavar="DIR", type=Path, help="folder of the named data set")
-    add("--split", default="val", help="split of DATASET, which the model must not have seen (default: %(default)s)")
+    add("--split", help="split of DATASET, which the model must not have seen (default: val)")
     add("--unlabeled", metavar="IMAGES", nargs="+", default=[], help="images, folders or globs to rank for labeling")
     add("--out", metavar="DIR", type=Path, required=True, help="folder for review.html, suspects.csv, to_label.csv")
     add("--show", metavar="N", type=int, default=60, help="regions and images with pictures (default: %(default)s)")
@@ -145,6 +145,8 @@ def _check(args: argparse.Namespace) -> int:
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads: {args.threads}; expected at least 1")
+    if args.fix_unknown is not None and args.fix is None:
+        raise InputError(f"--fix-unknown: {args.fix_unknown}, which is about the copy of --fix; add --fix DIR")
     with ProgressBar("checking") as bar:
         layout = layout_of(args, None)
         report = check(args.dataset, args.root, args.split, layout=layout, threads=args.threads, advance=bar.update)
@@ -199,8 +201,10 @@ def _review(args: argparse.Namespace) -> int:
         if given := reading_given(args):
             option = next(iter(given)).replace("_", "-")
             raise InputError(f"--{option}: only applies with a DATASET; a run is read as it was evaluated")
+        refuse_without_dataset(args)
         parts = parts_of(args.model, device=args.device)
     else:
+        args.split = "val" if args.split is None else args.split
         predictor = load_predictor(args.model, args)
         parts = [Part(predictor, open_scored(args, predictor.model.label_space, [args.model]))]
     done = review(

@@ -17,6 +17,7 @@ from meanshifter.cli.options import (
     echo,
     layout_of,
     load_predictor,
+    one_engine,
     start_processes,
 )
 from meanshifter.errors import InputError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Prints IoU, accuracy (recall), precision and Dice of every class, aAcc, mAcc, mIoU and mDice as defined by "
+        "Print IoU, accuracy (recall), precision and Dice of every class, aAcc, mAcc, mIoU and mDice as defined by "
         "MMSegmentation, and the evaluation protocol."
     )
     add = parser.add_argument
@@ -71,8 +72,8 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print the scores."""
-    if args.out is not None and args.out.is_dir():
-        raise InputError(f"--out: {args.out} is a folder; expected a file, such as {args.out / 'result.json'}")
+    if args.out is not None:
+        _check_out(args.out)
     if args.plot is not None:
         _check_plot(args)
     if args.predictions is not None:
@@ -93,6 +94,13 @@ def run(args: argparse.Namespace) -> None:
         for result in results:
             echo(f"{result.protocol.mean_shift_layers:>17}  {result.mIoU:5.2f}")
     _write(args, results)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a folder; expected a file, such as {out / 'result.json'}")
+    if file := next((path for path in out.parents if path.is_file()), None):
+        raise InputError(f"--out: {out} would be in {file}, which is a file; choose a folder")
 
 
 def _check_plot(args: argparse.Namespace) -> None:
@@ -121,7 +129,10 @@ def _write(args: argparse.Namespace, results: list[Result]) -> None:
 def _scores(args: argparse.Namespace, processes: Processes) -> list[Result]:
     from meanshifter.evaluation import evaluate
 
-    predictor = processes.run_all(lambda: load_predictor(args.model, args, others=args.ensemble))
+    steps = list(dict.fromkeys(args.mean_shift_layers or ()))
+    one_engine(args, steps)
+    first = steps[0] if len(steps) == 1 else None
+    predictor = processes.run_all(lambda: load_predictor(args.model, args, first, others=args.ensemble))
     dataset = processes.run_all(lambda: open_scored(args, predictor.model.label_space, [args.model, *args.ensemble]))
     asked = [None] if args.mean_shift_layers is None else args.mean_shift_layers
     results = evaluate(
@@ -143,7 +154,9 @@ def _score_predictions(args: argparse.Namespace) -> None:
     if args.model is not None:
         raise InputError(f"--predictions: conflicts with the model {args.model}; leave one of them out")
     given = [name for name in (*READING, *OF_MODELS) if hasattr(args, name)]  # even if None, for `none`
-    given += [name for name in ("mean_shift_layers", "device") if getattr(args, name) is not None]
+    given += [
+        name for name in ("mean_shift_layers", "device", "devices", "num_nodes") if getattr(args, name) is not None
+    ]
     given += ["ensemble"] if args.ensemble else []
     if given:
         option = given[0].replace("_", "-")

@@ -27,7 +27,7 @@ RUNS = Path("runs")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Serves a page on this machine and prints its address. Drop an image on it, or pick one of IMAGES: label map "
+        "Serve a page on this machine and print its address. Drop an image on it, or pick one of IMAGES: label map "
         "with opacity, legend and confidence; a slider over mean shift steps, with the patch encodings in a plane and "
         "their modes; for a patch that is clicked, its similarity to all others and the patches that the next step "
         "averages it with; two models side by side; ground truth and errors where there are masks. Ctrl-C stops it. "

@@ -32,7 +32,7 @@ PART = 640
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Writes a folder with the exported model, for any batch and image size, and config.json. `meanshifter predict` "
+        "Write a folder with the exported model, for any batch and image size, and config.json. `meanshifter predict` "
         "and `evaluate` accept the folder as a model. Label maps of the export are compared with those of the model "
         "before the folder is put in place."
     )

@@ -12,8 +12,8 @@ MOST = 65535
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
-    add("--classes", type=int, default=150, help="number of classes (default: 150)")
-    add("--image-size", type=int, default=512, help="side of the image in pixels (default: 512)")
+    add("--classes", type=int, help="number of classes (default: 150)")
+    add("--image-size", type=int, help="side of the image in pixels (default: 512)")
     add("--table", action="store_true", help="list the models of the published table instead")
     add("--published", action="store_true", help="list published models that load by name")
 
@@ -23,7 +23,14 @@ def run(args: argparse.Namespace) -> int | None:
     from meanshifter.errors import InputError
     from meanshifter.model.presets import PATCH
 
-    for name, value, least in (("--classes", args.classes, 1), ("--image-size", args.image_size, PATCH)):
+    if args.published and args.table:
+        raise InputError("--table: another table than --published; leave one of them out")
+    for name, value in (("--classes", args.classes), ("--image-size", args.image_size)):
+        if value is not None and (args.published or args.table):
+            raise InputError(f"{name}: only applies to the presets; leave out --table and --published")
+    classes = 150 if args.classes is None else args.classes
+    image_size = 512 if args.image_size is None else args.image_size
+    for name, value, least in (("--classes", classes, 1), ("--image-size", image_size, PATCH)):
         if not least <= value <= MOST:
             raise InputError(f"{name}: {value}; expected a whole number from {least} to {MOST}")
     if args.published:
@@ -33,7 +40,7 @@ def run(args: argparse.Namespace) -> int | None:
     elif args.table:
         _published()
     else:
-        _presets(args.classes, args.image_size)
+        _presets(classes, image_size)
     return 0
 
 

@@ -16,7 +16,7 @@ from meanshifter.utils.environment import install_hint
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Follows the patch encodings of a whole image through the steps of the model's mean shift block and writes "
+        "Follow the patch encodings of a whole image through the steps of the model's mean shift block and write "
         "DIR/modes.html, which works offline, next to its images as PNG and its numbers as modes.json: trajectories, "
         "modes, the segments of the modes, diagnostics, and classical mean shift for comparison. "
         f"Requires the extra study: {install_hint('study')}."

@@ -237,7 +237,8 @@ def load_models(names: Sequence[str], args: argparse.Namespace, *, labeling: boo
 def _check_alike(names: Sequence[str], models: Sequence[PatchModel], settings: Sequence[dict[str, Any]]) -> None:
     import meanshifter
 
-    protocols = [meanshifter.Predictor(model, **own).protocol() for model, own in zip(models, settings, strict=True)]
+    plain = [{name: value for name, value in own.items() if name != "engine"} for own in settings]  # each its own
+    protocols = [meanshifter.Predictor(model, **own).protocol() for model, own in zip(models, plain, strict=True)]
     for name, protocol in zip(names[1:], protocols[1:], strict=True):
         differing = [
             f"{field} is {protocols[0][field]} in {names[0]} and {value} in {name}"
@@ -249,6 +250,33 @@ def _check_alike(names: Sequence[str], models: Sequence[PatchModel], settings: S
                 f"--ensemble: {'; '.join(differing)}; set it for all models with the option of the same name, or give "
                 "models with the same preprocessing"
             )
+
+
+def one_engine(args: argparse.Namespace, steps: Sequence[int]) -> None:
+    """Let torch compute several numbers of mean shift steps, of which an export has a single one.
+
+    Raises:
+        InputError: another engine is asked for.
+    """
+    engine = getattr(args, "engine", "torch")
+    if len(set(steps)) < 2 or engine == "torch":
+        return
+    listed = " ".join(map(str, steps))
+    if engine != "auto":
+        raise InputError(
+            f"--engine: {engine}, but an export has one number of mean shift steps, and --mean-shift-layers has "
+            f"{listed}; give one number, or leave --engine out"
+        )
+    args.engine = "torch"
+    say(f"engine: torch, as an export has one number of mean shift steps, and --mean-shift-layers has {listed}")
+
+
+def refuse_without_dataset(args: argparse.Namespace) -> None:
+    """Raise an InputError for an option that describes a DATASET, where none is given."""
+    given = [name for name in ("root", "split") if getattr(args, name) is not None]
+    given += [name for name, value in vars(args).items() if name.startswith("data.") and value is not None]
+    if given:
+        raise InputError(f"--{given[0]}: given without DATASET, whose data it describes; add DATASET, or leave it out")
 
 
 def reading_settings(name: str, args: argparse.Namespace) -> dict[str, Any]:

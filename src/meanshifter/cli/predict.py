@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from meanshifter.cli.options import (
     echo,
     load_models,
     load_predictor,
+    one_engine,
     say,
     start_processes,
 )
@@ -128,7 +130,7 @@ def open_submission(args: argparse.Namespace) -> Submission | None:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Writes DIR/NAME.png for every image: a PNG of class numbers with the model's palette, as large as the image. "
+        "Write DIR/NAME.png for every image: a PNG of class numbers with the model's palette, as large as the image. "
         "Folders are searched recursively and keep their structure below DIR. Existing label maps are replaced, unless "
         "a manifest is kept. Each of several --mean-shift-layers has its own folder DIR/layers_N. Maps of confidence "
         "and probabilities are 16-bit PNGs in DIR/confidence. With --confidence, DIR/predictions.json lists the images "
@@ -204,6 +206,23 @@ def run(args: argparse.Namespace) -> int:
     """Predict every image; status 2 if an image could not be read."""
     from meanshifter.data.remote import is_address, is_tar
 
+    asked = _asked(args)
+    if clips := clips_of(args):
+        return predict_video.run(args, clips, asked)
+    one_engine(args, _steps(args))
+    runner, submission = _runner(args), open_submission(args)
+    elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
+    if elsewhere or args.backend or args.resume or args.overwrite:
+        if args.devices is not None or args.num_nodes is not None:
+            raise InputError("--devices, --num-nodes: do not apply to archives; use --backend ray with --workers")
+        if args.sheet:
+            raise InputError("--sheet: only applies to local images without a manifest; run a separate command for it")
+        return _run_archive(args, asked, submission, runner)
+    return _run_here(args, asked)
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """The maps that are asked for, as arguments of `Predictor`."""
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha: {args.alpha}; expected 0 (only the image) to 1 (only the colors)")
     if not 0 <= args.min_confidence <= 1:
@@ -219,17 +238,10 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.max_pixels is not None:
         asked["max_pixels"] = args.max_pixels
-    if clips := clips_of(args):
-        return predict_video.run(args, clips, asked)
-    submission = open_submission(args)
-    elsewhere = any(is_address(given) or is_tar(given) for given in args.inputs) or is_address(args.out)
-    if elsewhere or args.backend or args.resume or args.overwrite:
-        if args.devices is not None or args.num_nodes is not None:
-            raise InputError("--devices, --num-nodes: do not apply to archives; use --backend ray with --workers")
-        if args.sheet:
-            raise InputError("--sheet: only applies to local images without a manifest; run a separate command for it")
-        return _run_archive(args, asked, submission)
-    return _run_here(args, asked)
+    for name, times in Counter((*args.confidence, *args.probabilities)).items():
+        if times > 1:
+            raise InputError(f"{name!r}: given {times} times in --confidence and --probabilities; give it once")
+    return asked
 
 
 def _steps(args: argparse.Namespace) -> list[int]:
@@ -334,11 +346,12 @@ def _write_sheet(out: Path, rows: list[SheetRow], predictor: Predictor, steps: l
     echo(f"sheet: {', '.join(map(str, files))}")
 
 
-def _run_archive(args: argparse.Namespace, asked: dict[str, Any], submission: Submission | None) -> int:
+def _run_archive(
+    args: argparse.Namespace, asked: dict[str, Any], submission: Submission | None, runner: Runner | None
+) -> int:
     import meanshifter
     from meanshifter.jobs.archive import Work, in_process, label_archive
 
-    runner = _runner(args)
     model, reading = load_models([args.model, *args.ensemble], args, labeling=submission is None)
     if submission is not None:
         submission.check(model)

@@ -67,7 +67,8 @@ def clips_of(args: argparse.Namespace) -> list[ClipJob]:
             )
         return []
     for name, why in IMAGES_ONLY.items():
-        if getattr(args, name) not in (None, False, []):
+        value = getattr(args, name)
+        if not (value is None or value is False or value == []):
             raise InputError(f"--{name.replace('_', '-')}: {why}")
     if args.mean_shift_layers is not None and len(set(args.mean_shift_layers)) > 1:
         steps = " ".join(map(str, args.mean_shift_layers))

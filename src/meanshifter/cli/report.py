@@ -12,9 +12,9 @@ from meanshifter.errors import InputError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Writes report.html into a finished, stopped or running run: curves, scores of each class, confusions, best "
+        "Write report.html into a finished, stopped or running run: curves, scores of each class, confusions, best "
         "and worst images, training samples, speed, protocol and commands. The page needs no network and no other "
-        "file. Takes one pass over the validation images. `meanshifter train` writes it at its end."
+        "file. Take one pass over the validation images. `meanshifter train` writes it at its end."
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="run folder, or folder of a cross-validation")

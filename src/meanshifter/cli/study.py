@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print the plan and its cost on this machine, and exit")
     add("--list", action="store_true", help="list the studies and exit")
     parser.epilog = (
-        "Trains each row of the study with each seed, evaluates it at several depths and writes table.md, table.csv, "
+        "Train each row of the study with each seed, evaluate it at several depths and write table.md, table.csv, "
         "study.json, table_1 and table_2 (.md, .csv, .json, .tex) and plots. If interrupted, the same command resumes. "
         "Fields of the recipe, such as --data.root DIR, apply to all training runs."
     )
@@ -33,11 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Run the study, print its cost, or list the studies."""
-    from meanshifter.analysis.study_plan import study_names
+    from meanshifter.analysis.study_plan import study_names, study_summary
     from meanshifter.errors import InputError
 
     if args.list:
-        echo(*study_names())
+        width = max(map(len, study_names()))
+        echo(*(f"{name:{width}}  {study_summary(name)}" for name in study_names()))
         return 0
     if args.study is None:
         raise InputError(f"study: missing; give a YAML file or one of {', '.join(study_names())}")

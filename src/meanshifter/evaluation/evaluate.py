@@ -129,11 +129,11 @@ def evaluate(
         processes=processes,
         progress=progress and processes.is_main,
     )
-    results = {}
+    results, engine = {}, predictor.engine_for(steps)
     for layers, total in zip(steps, totals, strict=True):
         matrix = total[: K * K].reshape(K, K)
         details = Details.unpack(total[K * K :], K, bins) if detailed else None
-        conditions = replace(protocol, mean_shift_layers=layers)
+        conditions = replace(protocol, mean_shift_layers=layers, engine=engine)
         results[layers] = Result(matrix, space.names, conditions, ignored=ignored, details=details)
     return results if several else results[steps[0]]
 

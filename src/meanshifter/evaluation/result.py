@@ -62,6 +62,9 @@ class Result:
     details: Details | None = None
     """Scores at boundaries, by size and thickness of regions, and of calibration; None unless asked for."""
 
+    def __repr__(self) -> str:
+        return f"Result(mIoU {self.mIoU:.2f}, mAcc {self.mAcc:.2f}, aAcc {self.aAcc:.2f}; {self.protocol})"
+
     @property
     def ignored_share(self) -> float:
         """Share of all pixels that are ignored; NaN if not counted."""

@@ -14,6 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,7 @@ from meanshifter.errors import InputError, RunError, summarize_error
 from meanshifter.export.export import export
 from meanshifter.export.runtime import FORMATS, RuntimeModel, load_export
 from meanshifter.inference.precision import AUTOCAST, fused_attention_pays
+from meanshifter.model.config import ModelConfig
 from meanshifter.model.saving import describe, is_export, weights_hash
 from meanshifter.model.segmenter import Predicting, Segmenter
 from meanshifter.ops import upsampled_argmax
@@ -54,6 +56,10 @@ GAIN: Final = 0.97
 """`auto` leaves torch only for an engine with at most this share of its time; smaller gains are noise."""
 ROUNDS: Final = 3
 NAME: Final = "measured.json"
+
+
+class UnfitError(InputError):
+    """An engine cannot compute the model, now or later, so that a measurement may remember it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class EngineModel(Predicting):
 
     def __init__(self, segmenter: Segmenter, runtime: RuntimeModel, choice: Choice) -> None:
         self.segmenter, self.runtime, self.choice = segmenter, runtime, choice
-        self.config, self.label_space = segmenter.config, segmenter.label_space
+        self.label_space = segmenter.label_space
         self.output_stride, self.heads = segmenter.output_stride, segmenter.heads
         self.has_steps, self.own_precision = segmenter.has_steps, segmenter.own_precision
         self.fastest_device, self.normalize = "cpu", segmenter.normalize
@@ -97,13 +103,27 @@ class EngineModel(Predicting):
         return self.logits_at(images, [mean_shift_layers])[0]
 
     @property
+    def config(self) -> ModelConfig:
+        """The configuration of the model."""
+        return self.segmenter.config
+
+    @config.setter
+    def config(self, config: ModelConfig) -> None:
+        self.segmenter.config = config
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.segmenter.device
 
+    def engine_for(self, layers: Sequence[int | None]) -> str:
+        """What computes the logits after these numbers of mean shift steps: an export has a single one built in."""
+        fixed = self.device.type == "cpu" and {self.steps(count) for count in layers} == {self._layers}
+        return self.choice.engine if fixed else "torch"
+
     def logits_at(self, images: Tensor, layers: Sequence[int | None]) -> list[Tensor]:
         """Compute patch logits (B, K, h, w) after each of several numbers of mean shift steps."""
-        if images.device.type == "cpu" and {self.steps(count) for count in layers} == {self._layers}:
+        if self.engine_for(layers) != "torch":
             return self.runtime.logits_at(images, [self._layers] * len(layers))
         return self.segmenter.logits_at(images, layers)
 
@@ -170,27 +190,30 @@ class _Exports:
             InputError: as `with_engine`.
         """
         if self._model.own_precision is not None:
-            raise InputError(
+            raise UnfitError(
                 f"engine: {engine}, but the weights are in {self._model.own_precision}; use engine torch, or a model "
                 "in fp32"
             )
         known = [name for name in PRECISIONS if name in FORMATS[engine].PRECISIONS]
         if self._precision not in known:
-            raise InputError(
+            raise UnfitError(
                 f"engine: {engine} does not compute in {self._precision}; use {' or '.join(known)}, or engine torch"
             )
         require_installed(f"engine: {engine}", FORMATS[engine].EXTRA, *PACKAGES[engine])
         folder = self._home / f"{engine}-{_version(PACKAGES[engine][0])}-{self._precision}"
-        if not is_export(folder):
-            with ProgressBar(f"export to {engine}", time_left=False):
-                export(
-                    self._model,
-                    folder,
-                    format=engine,
-                    precision=self._precision,
-                    mean_shift_layers=self._layers,
-                    check=self._compare,
-                )
+        if is_export(folder):
+            with suppress(InputError):  # of a damaged file, which is written again
+                return load_export(folder)
+        with ProgressBar(f"export to {engine}", time_left=False):
+            export(
+                self._model,
+                folder,
+                format=engine,
+                precision=self._precision,
+                mean_shift_layers=self._layers,
+                check=self._compare,
+                overwrite=True,
+            )
         return load_export(folder)
 
     def fastest(self) -> Choice:
@@ -205,24 +228,29 @@ class _Exports:
             [machine.processor(), f"{torch.get_num_threads()} threads", *versions, self._precision, _named(self._shape)]
         )
         if situation not in known:
-            known[situation] = self._measure(available)
+            known[situation], passing = self._measure(available)
             try:
-                write_text(place, dump_json(known, indent=2) + "\n")
+                if not passing:
+                    write_text(place, dump_json(known, indent=2) + "\n")
             except InputError as error:  # a read-only home: torch works all the same
                 known[situation]["refused"]["the measurement"] = f"cannot be kept: {error}"
         seconds, refused = known[situation]["seconds"], known[situation]["refused"]
         best = min(seconds, key=seconds.__getitem__)
         return Choice(best if seconds[best] <= GAIN * seconds["torch"] else "torch", seconds, self._shape, refused)
 
-    def _measure(self, engines: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Seconds per pass of torch and each engine that agrees with it, taking turns, and why others do not count."""
+    def _measure(self, engines: Iterable[str]) -> tuple[dict[str, dict[str, Any]], bool]:
+        """Seconds per pass of torch and each engine that agrees with it, taking turns, and why others do not count.
+
+        Also whether one of the reasons may pass, such as a full disk.
+        """
         images = self._windows()
         ways: dict[str, Callable[[Tensor], object]] = {"torch": self._by_torch}
-        refused = {}
+        refused, passing = {}, False
         for engine in engines:
             try:
                 ways[engine] = self.load(engine)
             except (InputError, RunError) as error:
+                passing = passing or not isinstance(error, UnfitError)
                 refused[engine] = summarize_error(error).removeprefix(f"engine: {engine}").strip(" ,")
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(1 + ROUNDS):
@@ -230,7 +258,7 @@ class _Exports:
                 began = time.perf_counter()
                 run(images)
                 times[name].append(time.perf_counter() - began)
-        return {"seconds": {name: min(several[1:]) for name, several in times.items()}, "refused": refused}
+        return {"seconds": {name: min(several[1:]) for name, several in times.items()}, "refused": refused}, passing
 
     def _by_torch(self, images: Tensor) -> Tensor:
         B, _, H, W = self._shape
@@ -258,7 +286,7 @@ class _Exports:
         share = float((labels != theirs).float().mean())
         if not share <= MOST_DIFFERENT:
             name = exported.stated["format"]
-            raise InputError(
+            raise UnfitError(
                 f"engine: {name}, but {100 * share:.3f} % of the pixels of generated scenes get another label than "
                 f"with torch, above {100 * MOST_DIFFERENT:g} %; use engine torch"
             )

@@ -48,7 +48,7 @@ from meanshifter.inference.windows import Blend, Budget, enough_memory, window_s
 from meanshifter.ops import Confidence, View, label_map, pixel_confidence
 
 if TYPE_CHECKING:
-    from meanshifter.export.engines import Choice
+    pass
 
 Readable = Picture | LargeFile
 Own = Literal["model"]
@@ -328,10 +328,18 @@ class Predictor:
             "mean_shift_layers": self.mean_shift_layers,
             "merge_tokens": self.merge_tokens,
             "precision": self.precision,
-            "engine": _names(self.engines),
+            "engine": self.engine_for([self.mean_shift_layers]),
             "compat": reading.compat,
             "temperature": tuple(member.config.temperature for member in members_of(self.model)),
         }
+
+    def engine_for(self, layers: Sequence[int]) -> str | None:
+        """The engines other than torch, joined by "+", that compute the logits after these numbers of steps in one
+        pass; None: torch."""
+        names = [
+            member.engine_for(layers) if hasattr(member, "engine_for") else "torch" for member in members_of(self.model)
+        ]
+        return "+".join(names) if set(names) - {"torch"} else None
 
     def resolve_layers(self, layers: int | None) -> int:
         """Resolve `layers`, where None is the trained number, or 0 for a model without mean shift.
@@ -403,9 +411,3 @@ class Predictor:
 
 def _open(source: Pixels | LargeFile) -> AbstractContextManager[Pixels | FileRows]:
     return source.rows() if isinstance(source, LargeFile) else nullcontext(source)
-
-
-def _names(engines: Sequence[Choice]) -> str | None:
-    """The engines other than torch, joined by "+"; None: torch."""
-    names = [choice.engine for choice in engines]
-    return "+".join(names) if set(names) - {"torch"} else None

@@ -47,6 +47,10 @@ class Segmentation:
         """
         return self.source.pixels() if isinstance(self.source, LargeFile) else self.source
 
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Segmentation({height}×{width} pixels, {self.label_space.num_classes} classes)"
+
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """Return the label map, for `np.asarray(segmentation)`."""
         return np.array(self.labels, dtype=dtype, copy=bool(copy) or None) if dtype or copy else self.labels
@@ -58,8 +62,8 @@ class Segmentation:
         return buffer.getvalue()
 
     def to_image(self) -> Image.Image:
-        """Return the train ids as an image: mode P with the palette, or 16-bit gray above 256 classes."""
-        if self.label_space.num_classes > 256:
+        """Return the train ids as an image: mode P with the palette, or 16-bit gray above 255 classes."""
+        if self.label_space.num_classes > 255:
             return Image.fromarray(self.labels.astype(np.uint16))
         index = Image.fromarray(self.labels.astype(np.uint8))
         # all 256 entries: with fewer, Pillow packs pixels into 1, 2 or 4 bits, which some readers do not support

@@ -195,7 +195,9 @@ class PixelShiftConfig:
             divisors = (number for number in range(1, patch_size + 1) if patch_size % number == 0)
             return min(divisors, key=lambda number: max(number / 4, 4 / number))
         if patch_size % self.factor:
-            raise InputError(f"pixel_shift.factor: {self.factor} does not divide the patch size {patch_size}")
+            raise InputError(
+                f"pixel_shift.factor: {self.factor} does not divide the patch size {patch_size}; use a divisor"
+            )
         return self.factor
 
 

@@ -92,7 +92,7 @@ class TrainConfig:
         """One phrase per field that is out of range or contradicts another."""
         values = {name: attrgetter(name)(self) for name in [*_RULES, *(name for pair in _LIMITS for name in pair)]}
         bad = {name: rule for name, (accepts, rule) in _RULES.items() if not accepts(values[name])}
-        wrong = [f"{name}: {values[name]}; it must be {_spelled(rule, values[name])}" for name, rule in bad.items()]
+        wrong = [f"{name}: {values[name]} must be {_spelled(rule, values[name])}" for name, rule in bad.items()]
         for name, other in _LIMITS:
             value, most = values[name], values[other]
             # a field that is already listed would only be listed twice
@@ -214,6 +214,7 @@ _RULES: Final[dict[str, _Rule]] = {
         lambda betas: all(0 <= beta < 1 for beta in betas),
         "two numbers that are at least 0 and below 1",
     ),
+    "optimizer.power": _FINITE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.clip_norm": (lambda value: value is None or value > 0, "above 0, or null"),
     "loss.class_weight_power": _NOT_NEGATIVE,

@@ -113,6 +113,9 @@ def train_config(
     main = setup.learner.processes.is_main
     planned = asked is not None and config.minutes is None
     notes = [f"minutes {asked:g}: using the number of steps in config.yaml"] if planned else []
+    if config.minutes is None and config.optimizer.warmup >= config.steps:
+        warmup = f"{config.optimizer.warmup} of {counted(config.steps, 'step')}"
+        notes.append(f"optimizer.warmup: {warmup}, so the learning rate never reaches optimizer.lr; lower it")
     try:
         result = fit(config, setup, Display(setup.run.path.name, quiet=quiet or not main), notes)
     finally:

@@ -143,7 +143,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
     try:
         _, options = _timm_arguments(config)
         made = create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], name, lr=config.lr, weight_decay=0.0, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, LookupError, AssertionError, RuntimeError, NotImplementedError) as error:
         given = ", ".join(f"{key} {value!r}" for key, value in config.args.items())
         raise InputError(f"optimizer.args: {config.name} rejects {given}: {summarize_error(error)}") from error
     if made.state_dict().keys() - {"state", "param_groups"}:

@@ -17,11 +17,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from meanshifter.errors import InputError, did_you_mean, summarize_error
 from meanshifter.model.config import FORMAT_VERSION, MeanShiftConfig, PixelShiftConfig, TokenMergingConfig
 from meanshifter.model.migration import FORMER, migrate_recipe
-from meanshifter.model.presets import SHIFTS
+from meanshifter.model.presets import PRESETS, SHIFTS, parse_preset
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.fields import SIZE, field_names, join_tuples, members, spread_numbers
 from meanshifter.training.recipes import recipe_names, recipe_text
-from meanshifter.training.sections import LoraConfig, of_model
+from meanshifter.training.sections import LoraConfig, ModelRecipe, of_model
 from meanshifter.utils.files import LARGEST_YAML, parse_yaml, read_text
 
 BLOCKS: Final = {
@@ -47,6 +47,8 @@ KINDS: Final = {
 """Types of fields, as messages name them."""
 FREE_FORM: Final = ("model.encoder_args", "optimizer.args", "loss.class_weights")
 """Fields whose keys are not checked here."""
+KEPT: Final = ("init_from", "drop_path")
+"""Fields of the model that apply next to `init_from`."""
 
 
 def with_size(values: Mapping[str, Any], size: Any, *, wins: bool) -> dict[str, Any]:
@@ -129,9 +131,10 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
         raise InputError(f"{recipe}: format_version {version}; this version of meanshifter reads {FORMAT_VERSION}")
     _refuse_unknown(_leaves(values), f"{recipe}: ")
     dashes = re.compile(r"^--[^=]+")  # in option names, where fields have underscores
-    words = (dashes.sub(lambda option: "--" + option[0][2:].replace("-", "_"), field) for field in fields)
+    words = (dashes.sub(lambda option: _underscored(option[0]), field) for field in fields)
     given = join_tuples([*preset_fields, *words])
     _refuse_unknown(item[2:].split("=", 1)[0] for item in given if item.startswith("--"))
+    _refuse_beside_init(given)
     values, given = _without_shorthands(values, given)
     values, given = _merge_blocks(values, given)
     config, wrong = _parse(values, given, str(recipe))
@@ -141,6 +144,23 @@ def parse_recipe(recipe: str | Path, fields: Sequence[str] = ()) -> TrainConfig:
     if wrong := [*config.violations(), *wrong]:
         raise InputError("; ".join(wrong))
     return config
+
+
+def _refuse_beside_init(given: Sequence[str]) -> None:
+    """Raise an InputError for fields that `init_from` replaces; a recipe may have them, the command line not."""
+    options = [item[2:].split("=", 1)[0] for item in given if item.startswith("--")]
+    if "model.init_from" not in options or _take(list(given), "model.init_from")[0] in (None, "null"):
+        return
+    own = tuple(f"model.{field.name}" for field in dataclasses.fields(ModelRecipe) if field.name not in KEPT)
+    if wrong := [option for option in options if option.startswith(own)]:
+        raise InputError(f"{wrong[0]}: conflicts with model.init_from, whose model has its own; leave one out")
+
+
+def _underscored(option: str) -> str:
+    """An option with underscores for dashes, except in names that are free, such as those of classes."""
+    plain = "--" + option[2:].replace("-", "_")
+    prefix = next((f"--{field}." for field in FREE_FORM if plain.startswith(f"--{field}.")), None)
+    return plain if prefix is None else prefix + option[len(prefix) :]
 
 
 def config_of(
@@ -203,7 +223,8 @@ def _merge_blocks(values: dict[str, Any], given: list[str]) -> tuple[dict[str, A
     model = values.get("model")
     model = dict(model) if isinstance(model, Mapping) else {}
     asked = _take(given, "model.preset")[0]
-    family = str(model.get("preset") if asked is None else asked).rpartition("-")[0].removesuffix("-mask")
+    preset = str(model.get("preset") if asked is None else asked)
+    family = preset.rpartition("-")[0].removesuffix("-mask")
     for name in BLOCKS:
         words, given = _take_block(given, f"model.{name}")
         block = _overridden(model.get(name), words, f"--model.{name}")
@@ -211,6 +232,9 @@ def _merge_blocks(values: dict[str, Any], given: list[str]) -> tuple[dict[str, A
             model[name] = block
         if name == "mean_shift" and isinstance(block, Mapping) and family in SHIFTS:
             model[name] = {**dataclasses.asdict(SHIFTS[family]), **block}
+        if name == "token_merging" and isinstance(block, Mapping) and preset in PRESETS:
+            merging = parse_preset(preset).token_merging
+            model[name] = {**({} if merging is None else dataclasses.asdict(merging)), **block}
     words, given = _take_block(given, "lora")
     lora = _overridden(values.get("lora"), words, "--lora")
     values = {**values, "lora": lora} if words else values
@@ -279,8 +303,10 @@ def _of_parser(error: Exception) -> str:
 
 def _kinds(stated: str) -> str:
     choices = re.findall(r"Literal\[(.*?)\]", stated + "]")
+    several = [len(part.split(",")) for part in re.findall(r"\btuple\[([^\]]*)\]", stated)]
     names = re.findall(r"<class '(.*?)'>|\b(list|dict)\[", stated)
-    kinds = [KINDS.get(name.rpartition(".")[2], name) for name in map("".join, names)]
+    kinds = [f"{count} numbers" for count in several]
+    kinds += [KINDS.get(name.rpartition(".")[2], name) for name in map("".join, names)]
     if choices or len(kinds) > 1:
         kinds = [kind.partition(",")[0] for kind in kinds]  # without an example
     return " or ".join([f"one of {part.replace(chr(39), '')}" for part in choices] + kinds) or stated

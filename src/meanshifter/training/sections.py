@@ -20,6 +20,7 @@ from meanshifter.model.config import (
     TokenMergingConfig,
     arguments_with,
 )
+from meanshifter.model.presets import PRESETS, parse_preset
 
 HELD_OUT: Final = "held_out"
 """The split of the training images that `data.val_pattern` names."""
@@ -89,13 +90,11 @@ class DataConfig:
         """The fields about folds and extra data that are out of range, or contradict each other or the evaluation."""
         wrong = []
         if self.folds is not None and not 2 <= self.folds <= LARGEST:
-            wrong.append(f"data.folds: {self.folds}; it must be at least 2, or null for no cross-validation")
+            wrong.append(f"data.folds: {self.folds} must be at least 2, or null for no cross-validation")
         if self.fold is not None and self.folds is None:
             wrong.append(f"data.fold: {self.fold}, but data.folds is null; set the number of folds")
         elif self.fold is not None and self.folds is not None and not 0 <= self.fold < self.folds:
-            wrong.append(
-                f"data.fold: {self.fold}; it must be from 0 to {self.folds - 1}, as data.folds is {self.folds}"
-            )
+            wrong.append(f"data.fold: {self.fold} must be from 0 to {self.folds - 1}, as data.folds is {self.folds}")
         if self.fold_groups is not None:
             wrong += self._group_violations(self.fold_groups)
         if self.val_split == HELD_OUT and self.val_pattern is None:
@@ -141,9 +140,10 @@ class ModelRecipe:
     pixel_shift: PixelShiftConfig | None = None
     """Mean shift from pixels, such as {layers: 1, factor: 4}; null: none, or the preset's."""
     token_merging: TokenMergingConfig | None = None
-    """Merging of uniform patches within the encoder, such as {after_layer: 4, ratio: 0.6}; null: none."""
+    """Merging of uniform patches within the encoder, such as {after_layer: 4, ratio: 0.6}; null: the preset's;
+    {ratio: 0}: none."""
     patch_size: int | None = None
-    """Side of a patch in pixels, to which the encoder's weights are resampled; null: the encoder's own."""
+    """Side of a patch in pixels, to which the encoder's weights are resampled; null: the preset's."""
     decoder_layers: int = 2
     """Transformer layers in the mask decoder."""
     image_size: tuple[int, int] | None = None
@@ -179,6 +179,9 @@ class ModelRecipe:
             )
         except InputError as error:
             return [of_model(str(error))]
+        linear = self.preset in PRESETS and parse_preset(self.preset).decoder == "linear"
+        if linear and self.init_from is None and self.decoder_layers != type(self).decoder_layers:
+            return [f"model.decoder_layers: {self.decoder_layers}, but {self.preset} has a linear decoder; remove it"]
         return []
 
 
@@ -313,6 +316,8 @@ class OptimizerConfig:
             if self.name != owner and tuple_of(value) != tuple_of(default):
                 remedy = "remove it" if self.name in ("sgd", "adamw") else f"set optimizer.args.{name}"
                 wrong.append(f"optimizer.{name}: {value} is for {owner}; with optimizer.name {self.name}, {remedy}")
+        if self.schedule == "cosine" and self.power != type(self).power:
+            wrong.append(f"optimizer.power: {self.power} is for poly; with optimizer.schedule cosine, remove it")
         if self.freeze is not None and self.layer_decay is not None:
             wrong.append(
                 f"optimizer.layer_decay: {self.layer_decay} needs an encoder that is trained, but optimizer.freeze is "
@@ -350,7 +355,7 @@ class LoraConfig:
             ("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("targets", self.targets, len(self.targets) > 0, "a list of layer names, such as [qkv, proj]"),
         ]
-        return [f"lora.{name}: {value}; it must be {rule}" for name, value, valid, rule in rules if not valid]
+        return [f"lora.{name}: {value} must be {rule}" for name, value, valid, rule in rules if not valid]
 
 
 @dataclass

@@ -33,11 +33,11 @@ from meanshifter.training.data import Batch, Share, batches, class_weights, gpu_
 from meanshifter.training.data_record import DataRecord
 from meanshifter.training.loggers import check_loggers
 from meanshifter.training.optimizer import SampledDropPaths, WeightAverage, check_optimizer, create_optimizer
-from meanshifter.training.sections import HELD_OUT, DataConfig, ModelRecipe
+from meanshifter.training.sections import HELD_OUT, DataConfig, ModelRecipe, of_model
 from meanshifter.training.state import Progress, RunFolder, TrainState
 from meanshifter.training.stream import Mix, SampleStream
 from meanshifter.training.token_cache import TokenCache, check_tokens
-from meanshifter.utils.distributed import Processes, create_fabric, launch, process_counts
+from meanshifter.utils.distributed import Processes, create_fabric, is_first_process, launch, process_counts
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -140,7 +140,7 @@ def supervised_steps(config: TrainConfig, model: Segmenter) -> tuple[int, ...] |
     last = config.loss.deep_supervision
     if last == "auto":
         last = None if model.pixel_shift is None else 2 * model.pixel_shift.layers
-    if last is None:
+    if last is None or last == 0:
         return None
     if not model.has_steps:
         raise InputError(
@@ -165,11 +165,13 @@ def prepare(config: TrainConfig, *, resume: bool, encoder: nn.Module | None = No
     data = DataRecord.of(joined, val_set)
     run = RunFolder(Path(str(config.out)))
     run.check(config, data, resume=resume)
+    # before the weights are downloaded, and in one process
+    seen = _check_data(config, train_set, val_set, extra) if is_first_process() else None
     model = build_model(config, train_set.label_space, encoder)
     supervised_steps(config, model)  # refused before anything is written
     choose_trained(model, config)
     processes = launch(fabric)
-    look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra))
+    look = processes.broadcast(lambda: _check_data(config, train_set, val_set, extra) if seen is None else seen)
     fabric.to_device(model)  # first, so that restored optimizer state is placed on the same device
     optimizer = create_optimizer(model, config.optimizer)
     decoded = Cached(joined, config.data.cache * 1_000_000 // max(config.data.workers, 1))
@@ -359,7 +361,10 @@ def build_model(config: TrainConfig, label_space: LabelSpace, encoder: nn.Module
         size = config.augment.crop if config.model.image_size is None else config.model.image_size
         if encoder is not None:
             settings |= {"encoder": copy.deepcopy(encoder), "encoder_args": None, "drop_path": None}
-        model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
+        try:
+            model = create_model(config.model.preset, classes=label_space, image_size=size, **settings)
+        except InputError as error:
+            raise InputError(of_model(str(error))) from error
     else:
         model = _started(config.model.init_from, config.model, label_space)
     # a temperature was fitted to the weights before training

@@ -183,6 +183,12 @@ def _started() -> tuple[int | None, int | None]:
     return None, None
 
 
+def is_first_process() -> bool:
+    """Whether this process was not started by another one as its helper, or by torchrun or SLURM as one of several."""
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
 def launch(fabric: Fabric) -> Processes:
     """Start the other processes, or join those that torchrun or SLURM started."""
     with _prints_on_stderr():
