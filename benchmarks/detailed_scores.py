@@ -23,7 +23,7 @@ from meanshifter.evaluation.metrics import boundary_counts, confusion_matrix, ne
 from meanshifter.evaluation.regions import find_regions, region_counts
 
 SIZES = {"CamVid": (360, 480, 11), "ADE20K": (512, 683, 150), "Cityscapes": (1024, 2048, 19)}
-"""Height, width and classes of an image of a data set."""
+"""Height, width and classes of an image of a dataset."""
 IGNORE = 255
 
 

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Scenes of the generated data set at this size."""
+    """Scenes of the generated dataset at this size."""
     folder.mkdir()
     scenes = ms.datasets.Shapes(split="val")
     for k in range(count):

@@ -38,7 +38,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Planted(Dataset):
-    """A data set with one region of some images relabeled."""
+    """A dataset with one region of some images relabeled."""
 
     def __init__(self, dataset: Dataset, count: int, seed: int) -> None:
         self.dataset, self.name, self.split = dataset, dataset.name, f"{dataset.split} with planted errors"

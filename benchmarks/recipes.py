@@ -33,7 +33,7 @@ from meanshifter.utils.files import dump_json, write_text
 
 FILE = Path(__file__).resolve().parents[1] / "src" / "meanshifter" / "recipes" / COSTS
 CLASSES = {"ade20k": 150, "camvid": 11, "folder": 8}
-"""Number of classes by data set."""
+"""Number of classes by dataset."""
 IMAGES = 8
 """Training images."""
 WARM_UP = 1

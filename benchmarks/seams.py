@@ -2,7 +2,7 @@
 
 python benchmarks/seams.py RUN [--split val] --window 128 --window-stride 96
 
-RUN is a run folder, whose data set and resizing are used; `--split held_out` takes the images of data.val_pattern.
+RUN is a run folder, whose dataset and resizing are used; `--split held_out` takes the images of data.val_pattern.
 
 For each blending: mIoU; how often neighboring pixels have different labels where a window begins or ends, and how often
 one, two and three pixels beside it, where the content of images is the same. Without seams, the two are equal. A stride

@@ -47,7 +47,7 @@ LAYOUTS = {
     "ade20k": (151, "images/{split}/{name}.jpg", "annotations/{split}/{name}.png", ("training", "validation")),
     "folder": (11, "images/{split}/{name}.jpg", "masks/{split}/{name}.png", ("train", "val")),
 }
-"""Of each data set: how many values its masks have, where its files lie, and its splits."""
+"""Of each dataset: how many values its masks have, where its files lie, and its splits."""
 
 
 QUICK: dict[str, Any] = {
@@ -164,7 +164,7 @@ class Workshop:
     """Tiny data and models, put where a command expects its own."""
 
     def __init__(self, store: Path) -> None:
-        """Make images, data sets of CamVid's and ADE20K's layout, a folder, and a run of each number of classes."""
+        """Make images, datasets of CamVid's and ADE20K's layout, a folder, and a run of each number of classes."""
         self.store = store
         for kind, (values, image, mask, splits) in LAYOUTS.items():
             for split, k in itertools.product(splits, range(4)):
@@ -201,7 +201,7 @@ class Workshop:
         assert status == 0, said
 
     def data(self, place: str, dataset: str = "folder") -> None:
-        """Put a data set at `place`."""
+        """Put a dataset at `place`."""
         _copy(self.store / (dataset if (self.store / dataset).is_dir() else "folder"), Path(place))
 
     def images(self, place: str) -> None:
@@ -216,7 +216,7 @@ class Workshop:
     def prepare(self, command: str, args: argparse.Namespace) -> None:
         """Put everything into the working folder that the arguments name as there."""
         given = vars(args)
-        by_name = command == "predict" and given.get("root") is not None  # the test images of a data set
+        by_name = command == "predict" and given.get("root") is not None  # the test images of a dataset
         dataset = str(given.get("dataset") or (given["inputs"][0] if by_name else "camvid"))
         models = [given.get(name) for name in ("model", "source")] + list(given.get("models") or [])
         for place in filter(None, [*models, *(given.get("ensemble") or [])]):

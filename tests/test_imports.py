@@ -18,7 +18,7 @@ SEAMS = {
     ("inference.resolve", "checkpoints.load"),  # names where a model is expected, Predictor("runs/x"),
     ("inference.resolve", "checkpoints.compat"),  # of tools where a Preprocess is,
     ("inference.resolve", "export.engines"),  # and of engines
-    ("inference.predictor", "export.engines"),
+    ("inference.protocol", "evaluation.result"),  # what a model evaluates to
     ("model.segmenter", "model.saving"),  # methods of a model that call what is above it: save, from_pretrained,
     ("model.segmenter", "model.hub"),  # save_pretrained and push_to_hub,
     ("model.segmenter", "inference.predictor"),  # predict,

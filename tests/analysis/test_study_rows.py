@@ -131,7 +131,7 @@ def test_self_training_without_a_share_is_refused(made: Path) -> None:
 
 
 def test_label_maps_of_a_teacher_are_not_of_scored_images(made: Path, tmp_path: Path) -> None:
-    """A training image that stands in a scored split too, as some data sets have it, gets no pseudo labels."""
+    """A training image that stands in a scored split too, as some datasets have it, gets no pseudo labels."""
     plan = load_plan(str(made / "study.yaml"))
     cell = next(cell for cell in plan.cells(made / "out", []) if cell.teacher is not None)
     assert cell.teacher is not None

@@ -1,4 +1,4 @@
-"""`meanshifter predict` on the test split of a data set, and the archive that its evaluation server takes."""
+"""`meanshifter predict` on the test split of a dataset, and the archive that its evaluation server takes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_options_of_a_data_set_need_one(root: Path, capsys: pytest.CaptureFixtur
     photos = str(root / "release_test/testing")
     for command, said in (
         (["predict", "m", "ade20k"], "--root: missing; ade20k is read from a folder"),
-        (["predict", "m", photos, "--submission", "a.zip"], "--submission: only applies to data sets by name"),
+        (["predict", "m", photos, "--submission", "a.zip"], "--submission: only applies to datasets by name"),
         (["predict", "m", photos, "--root", str(root)], "is unknown"),
         (["predict", "m", "shapes", "--root", str(root)], "--root: shapes "),
         (["predict", "m", "ade20k", "camvid", "--root", str(root)], "--root: given with 2 inputs"),

@@ -1,4 +1,4 @@
-"""The public data sets: their label maps, their layouts, and the real images."""
+"""The public datasets: their label maps, their layouts, and the real images."""
 
 from __future__ import annotations
 

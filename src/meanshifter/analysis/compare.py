@@ -1,4 +1,4 @@
-"""Compare models on the images of a data set: where the last is better than the first, and where it is worse.
+"""Compare models on the images of a dataset: where the last is better than the first, and where it is worse.
 
 A single model with a mean shift block is compared with itself, after several numbers of steps.
 """
@@ -76,7 +76,7 @@ def run_comparison(
 
     Args:
         models: name → predictor; two or more, or one with a mean shift block.
-        dataset: a data set with the classes of the models.
+        dataset: a dataset with the classes of the models.
         out: folder for the results.
         num_images: number of images shown of each of best, median and worst (see `choose`), and on each sheet.
         images: names of the images to show instead.
@@ -87,7 +87,7 @@ def run_comparison(
 
     Raises:
         InputError: fewer than two models, unless it is one with a block and at least two numbers of steps; classes that
-            differ from the data set's; an argument out of range; an unknown image; a folder that is not empty. All of
+            differ from the dataset's; an argument out of range; an unknown image; a folder that is not empty. All of
             this is checked before an image is read; afterwards, a sample that cannot be read.
     """
     folder, names = Path(out), list(dataset.names)[: count_images(dataset, limit)]
@@ -311,7 +311,7 @@ class Sheet:
 
     kind: Literal["better", "worse", "layers"]
     indices: tuple[int, ...]
-    """Of the images in the data set; none where there is nothing to show."""
+    """Of the images in the dataset; none where there is nothing to show."""
     columns: tuple[tuple[str, int], ...]
     """Model and mean shift steps of each label map, after image and ground truth."""
     model: str = ""

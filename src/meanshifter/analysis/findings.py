@@ -145,7 +145,7 @@ class Findings:
 
     @property
     def data_name(self) -> str | None:
-        """The data set of all trainings; None before the first one is finished."""
+        """The dataset of all trainings; None before the first one is finished."""
         return next((cell.config.data.name for cell in self.cells.values()), None)
 
     def is_comparable(self, split: str) -> bool:

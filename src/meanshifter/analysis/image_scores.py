@@ -78,7 +78,7 @@ class Choice:
     """An image to show, and why."""
 
     index: int
-    """In the data set."""
+    """In the dataset."""
     group: str
     """"best", "median" or "worst" by the difference in wrong pixels, or "image" where it was requested."""
     rank: int
@@ -174,7 +174,7 @@ def score(
 def choose(differences: npt.NDArray[np.float64], num_images: int) -> list[Choice]:
     """The `num_images` images of the largest, the middle and the smallest difference, no image twice.
 
-    Images whose difference is NaN are skipped; ties keep the order of the data set. With fewer than 3 × `num_images`
+    Images whose difference is NaN are skipped; ties keep the order of the dataset. With fewer than 3 × `num_images`
     images all are shown: the better third as best, the worse third as worst, the rest as median.
     """
     ranked = [int(i) for i in np.argsort(-differences, kind="stable") if not math.isnan(differences[i])]

@@ -39,8 +39,8 @@ def report(
     Args:
         run: the folder of a run, or of a cross-validation.
         dataset: the images to score; None: those that the run validates on.
-        root: the folder of the run's data set, if it has moved.
-        split: another split of the run's data set, such as "test".
+        root: the folder of the run's dataset, if it has moved.
+        split: another split of the run's dataset, such as "test".
         limit: score only the first images; None: `evaluation.limit` of the run, or all of a cross-validation.
         out: the HTML file; None: report.html in the run folder.
         device: where to run the model; None: a GPU if there is one, unless the run was on the CPU.
@@ -58,7 +58,7 @@ def report(
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} images; expected at least 1, or leave it out for those of the run")
     if dataset is not None and (root is not None or split is not None):
-        raise InputError("dataset: conflicts with root and split, which are of the run's own data set; leave them out")
+        raise InputError("dataset: conflicts with root and split, which are of the run's own dataset; leave them out")
     if root is not None:
         record = replace(record, config=replace(record.config, data=replace(record.config.data, root=str(root))))
     given = dataset is not None or root is not None or split is not None or limit is not None

@@ -398,7 +398,7 @@ def commands(report: Report) -> list[str]:
 
 
 def _evaluated(record: RunRecord) -> str:
-    """The data set of a run's evaluations, with the options that give the same scores."""
+    """The dataset of a run's evaluations, with the options that give the same scores."""
     config, data = record.config, record.config.data
     words = f"{data.name}" if data.root is None else f"{data.name} --root {shlex.quote(data.root)}"
     if data.name == "folder" and data.root is not None:

@@ -81,7 +81,7 @@ class ImageScores:
 def score_run(
     record: RunRecord, dataset: Dataset, *, limit: int | None, device: str | None, progress: bool
 ) -> ImageScores:
-    """Score the best checkpoint of a run (else the last one) on a data set, or the label maps of a cross-validation.
+    """Score the best checkpoint of a run (else the last one) on a dataset, or the label maps of a cross-validation.
 
     Raises:
         InputError: there is no checkpoint, or no pooled scores of a cross-validation yet; the model cannot be loaded;

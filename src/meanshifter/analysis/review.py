@@ -46,7 +46,7 @@ class Suspect:
     """A region whose mask is probably wrong."""
 
     index: int
-    """Of the image in the data set."""
+    """Of the image in the dataset."""
     image: str
     """Its name."""
     labeled: int
@@ -87,7 +87,7 @@ def parts_of(run: str | Path, *, device: str | None = None) -> list[Part]:
     path = Path(run)
     runs = sorted(path.glob("fold*/config.yaml")) or [path / "config.yaml"]
     if not runs[0].is_file():
-        raise InputError(f"{path}: has no config.yaml; give a run folder, or a model and a data set")
+        raise InputError(f"{path}: has no config.yaml; give a run folder, or a model and a dataset")
     parts = []
     for config_file in runs:
         config = parse_recipe(config_file)
@@ -105,11 +105,11 @@ def find_suspects(parts: Iterable[Part], *, limit: int | None = None, progress: 
     Args:
         parts: models and images; several for the folds of a cross-validation. Indices of suspects count through all
             of them.
-        limit: only the first `limit` images of each data set.
+        limit: only the first `limit` images of each dataset.
         progress: show a progress bar.
 
     Raises:
-        InputError: the classes of predictor and data set differ, there are no images, or one cannot be read.
+        InputError: the classes of predictor and dataset differ, there are no images, or one cannot be read.
     """
     suspects: list[Suspect] = []
     first = 0

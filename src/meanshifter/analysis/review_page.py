@@ -60,7 +60,7 @@ def review(
         out: folder for review.html, suspects.csv and to_label.csv; other files there are kept.
         unlabeled: images without masks; they are ranked by the first model.
         shown: suspects, and images to label, with pictures on the page.
-        limit: only the first images of each data set.
+        limit: only the first images of each dataset.
         overwrite: replace the files of an earlier review.
         progress: show progress bars on standard error, if that is a terminal.
 

@@ -168,7 +168,7 @@ def _kind(cell: Cell) -> TrainConfig:
 
 
 def _scored(cell: Cell, dataset: Any) -> int:
-    """The number of images of a data set that are scored."""
+    """The number of images of a dataset that are scored."""
     limit = cell.config.evaluation.limit
     return len(dataset) if limit is None else min(limit, len(dataset))
 

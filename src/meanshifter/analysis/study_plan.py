@@ -63,7 +63,7 @@ class Plan:
     depths: tuple[int, ...] = ()
     """Numbers of mean shift steps to evaluate each model with, in addition to the trained number."""
     splits: tuple[str, ...] | None = None
-    """What is scored: splits of the data set, or "held_out" for the training images that data.val_pattern names; None:
+    """What is scored: splits of the dataset, or "held_out" for the training images that data.val_pattern names; None:
     the recipe's validation split."""
     depth_table: Mapping[str, list[Any]] = field(default_factory=dict)
     """Limits of the table over L'_ms: `rows`, names or patterns, and `depths`."""
@@ -312,7 +312,7 @@ def set_up(
     only_table: Table | None = None,
     jobs: int = 1,
 ) -> Setup:
-    """Set up a study, with the arguments and errors of `run_study`; data sets are opened, and nothing is written."""
+    """Set up a study, with the arguments and errors of `run_study`; datasets are opened, and nothing is written."""
     if jobs < 1:
         raise InputError(f"jobs: {jobs}; it must be at least 1")
     if only_table not in (None, 1, 2):
@@ -363,7 +363,7 @@ def depth_rows(plan: Plan, cells: Sequence[Cell]) -> list[str]:
 
 
 def _check_files(job: Setup) -> None:
-    """Open all data sets and look for weight files, so that what is missing is reported before the trainings."""
+    """Open all datasets and look for weight files, so that what is missing is reported before the trainings."""
     from meanshifter.training.setup import open_split
 
     seen: list[dict[str, Any]] = []

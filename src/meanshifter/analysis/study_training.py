@@ -88,11 +88,11 @@ def number_of_trainings(cell: Cell) -> int:
 def label_unused(teacher: TrainConfig, folder: Path, scored: Sequence[Dataset]) -> None:
     """Write the label maps and margins that a trained teacher predicts for the images that it was not trained on.
 
-    Images that are also in a data set that is scored are left out; some data sets have one in two splits.
+    Images that are also in a dataset that is scored are left out; some datasets have one in two splits.
 
     Raises:
         RunError: an image cannot be read.
-        InputError: a data set has no files.
+        InputError: a dataset has no files.
     """
     from meanshifter.data.predictions import RECORD, record_predictions
     from meanshifter.inference.predictor import Predictor

@@ -1,4 +1,4 @@
-"""The images of the explorer: those of a folder or data set, and those that were dropped on the page."""
+"""The images of the explorer: those of a folder or dataset, and those that were dropped on the page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Entry:
 
     name: str
     place: Path | int
-    """Its file, or its place in the data set."""
+    """Its file, or its place in the dataset."""
 
 
 class Gallery:
@@ -74,7 +74,7 @@ class Gallery:
             return self._uploads.get(key) or self._listed.get(key)
 
     def source(self, entry: Entry) -> Path | Pixels:
-        """The file of an image, or the pixels of one that a data set generates."""
+        """The file of an image, or the pixels of one that a dataset generates."""
         if isinstance(entry.place, Path):
             return entry.place
         assert self.dataset is not None

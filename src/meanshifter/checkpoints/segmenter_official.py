@@ -42,7 +42,7 @@ NAMES = Names(
     "decoder.q.weight",
 )
 DATASETS: dict[Any, LabelSpace] = {"ade20k": ade20k.LABELS, "cityscapes": cityscapes.LABELS}
-"""Its names of the data sets whose classes are in our catalog."""
+"""Its names of the datasets whose classes are in our catalog."""
 NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
     "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "deit": ((123.68 / 255, 116.28 / 255, 103.53 / 255), (58.4 / 255, 57.12 / 255, 57.38 / 255)),
@@ -186,7 +186,7 @@ def _check_same(shown: Mapping[str, Any], stated: Any, path: Path, *within: str)
 
 
 def _dataset(variant: Mapping[str, Any]) -> str | None:
-    """The training data set, by its name there."""
+    """The training dataset, by its name there."""
     name = _section(variant, "dataset_kwargs").get("dataset")
     return name if isinstance(name, str) else None
 

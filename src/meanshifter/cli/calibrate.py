@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="name listed by `meanshifter data list`, or folder of images and masks (default: the data of the run)",
     )
-    add("--root", metavar="DIR", type=Path, help="folder of the data set, except for shapes")
+    add("--root", metavar="DIR", type=Path, help="folder of the dataset, except for shapes")
     add("--split", help="split of the fit (default: val; without DATASET, the validation images of the run)")
     add(
         "--test-split",
@@ -111,7 +111,7 @@ def _open(args: argparse.Namespace, predictor: Predictor) -> tuple[Dataset, Data
 
 
 def _data_of_run(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
-    """The validation images of a run, and another split of its data set."""
+    """The validation images of a run, and another split of its dataset."""
     from meanshifter.data.catalog import open_dataset
     from meanshifter.training.parsing import parse_recipe
     from meanshifter.training.setup import open_data

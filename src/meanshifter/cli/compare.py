@@ -1,4 +1,4 @@
-"""`meanshifter compare`: show where models differ on the images of a data set."""
+"""`meanshifter compare`: show where models differ on the images of a dataset."""
 
 from __future__ import annotations
 

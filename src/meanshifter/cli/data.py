@@ -1,4 +1,4 @@
-"""`meanshifter data`: list the data sets, download one, check one for faults, or review its labels with a model."""
+"""`meanshifter data`: list the datasets, download one, check one for faults, or review its labels with a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     commands.add_parser("list", help="list names, classes, images, terms and sources")
-    download = commands.add_parser("download", help="download, verify and unpack a data set")
+    download = commands.add_parser("download", help="download, verify and unpack a dataset")
     download.add_argument("name", metavar="NAME", help="name listed by `meanshifter data list`")
     download.add_argument("dir", metavar="DIR", type=Path, help="folder to unpack into, created if necessary")
     download.add_argument("--split", metavar="SPLIT", help="download extra files: ade20k test, pascal_voc trainaug")
@@ -39,12 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Read every image and mask of a data set and report everything that is wrong. Exit status 0: no faults, "
+        "Read every image and mask of a dataset and report everything that is wrong. Exit status 0: no faults, "
         "possibly notices; 2: there are faults."
     )
     add = parser.add_argument
-    add("dataset", metavar="NAME", help="folder of images and masks, or name of a data set with --root")
-    add("--root", metavar="DIR", type=Path, help="folder of the named data set")
+    add("dataset", metavar="NAME", help="folder of images and masks, or name of a dataset with --root")
+    add("--root", metavar="DIR", type=Path, help="folder of the named dataset")
     add("--split", metavar="SPLIT", nargs="+", help="splits to check (default: all)")
     add_layout_options(parser, runs=False)
     add("--out", metavar="FILE.html", type=Path, help="write a page with pictures of the findings")
@@ -73,8 +73,8 @@ def _configure_review(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="run, whose validation images or folds are reviewed, or any model and a DATASET")
-    add("dataset", metavar="DATASET", nargs="?", help="name of a data set, or folder (default: the run's own)")
-    add("--root", metavar="DIR", type=Path, help="folder of the named data set")
+    add("dataset", metavar="DATASET", nargs="?", help="name of a dataset, or folder (default: the run's own)")
+    add("--root", metavar="DIR", type=Path, help="folder of the named dataset")
     add("--split", help="split of DATASET, which the model must not have seen (default: val)")
     add("--unlabeled", metavar="IMAGES", nargs="+", default=[], help="images, folders or globs to rank for labeling")
     add("--out", metavar="DIR", type=Path, required=True, help="folder for review.html, suspects.csv, to_label.csv")
@@ -132,7 +132,7 @@ def _download(name: str, folder: Path, split: str | None) -> None:
         raise InputError("shapes: generated when read; there is nothing to download")
     if name not in kinds:
         hint = did_you_mean(name.lower(), names, f"expected one of {', '.join(names)}")
-        raise InputError(f"data set {name!r} is unknown; {hint}")
+        raise InputError(f"dataset {name!r} is unknown; {hint}")
     echo(f"{name}: {kinds[name].about.terms}")
     made = kinds[name].download(folder, split)
     echo(f"{name}{'' if split is None else f' {split}'} is in {made}")

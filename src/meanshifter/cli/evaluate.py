@@ -1,4 +1,4 @@
-"""`meanshifter evaluate`: evaluate a model on a data set."""
+"""`meanshifter evaluate`: evaluate a model on a dataset."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that specify the data set, which `open_scored` reads."""
+    """Add the arguments that specify the dataset, which `open_scored` reads."""
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="name listed by `meanshifter data list`, or folder of images and masks")
-    add("--root", metavar="DIR", type=Path, help="folder of the data set, except for shapes")
-    add("--split", default="val", help="split of the data set (default: %(default)s)")
+    add("--root", metavar="DIR", type=Path, help="folder of the dataset, except for shapes")
+    add("--split", default="val", help="split of the dataset (default: %(default)s)")
     add("--limit", type=int, metavar="N", help="evaluate only the first N images")
     add_layout_options(parser, runs=True)
 
@@ -177,7 +177,7 @@ def _score_predictions(args: argparse.Namespace) -> None:
 
 
 def open_scored(args: argparse.Namespace, label_space: LabelSpace | None, models: Sequence[str] = ()) -> Dataset:
-    """The data set of the command line; a folder that does not describe its classes has those of the model.
+    """The dataset of the command line; a folder that does not describe its classes has those of the model.
 
     A folder on which one of `models` was trained has the layout and split of that run.
     """

@@ -39,10 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[MODEL…] [IMAGES]",
         nargs="*",
         help=f"{MODEL_HELP} (default: the newest runs in {RUNS}/); last, an image, a folder of images, a folder of "
-        "images and masks, or a data set listed by `meanshifter data list` with --root",
+        "images and masks, or a dataset listed by `meanshifter data list` with --root",
     )
-    add("--root", metavar="DIR", type=Path, help="folder of the data set, except for shapes")
-    add("--split", help="split of a data set (default: val), or of a folder of images and masks (default: all)")
+    add("--root", metavar="DIR", type=Path, help="folder of the dataset, except for shapes")
+    add("--split", help="split of a dataset (default: val), or of a folder of images and masks (default: all)")
     add(
         "--mean-shift-layers", type=int, metavar="N", help="last step of the slider (default: 8, or as trained if more)"
     )
@@ -111,7 +111,7 @@ def _images(place: str | None, args: argparse.Namespace, space: LabelSpace, mode
     if place is None or (place not in HOMES and not Path(place).is_dir()):
         for option, given in (("root", args.root), ("split", args.split)):
             if given is not None:
-                raise InputError(f"--{option}: {given}, but no data set was given; name it last, or leave this out")
+                raise InputError(f"--{option}: {given}, but no dataset was given; name it last, or leave this out")
         return place
     if place in HOMES and place != "folder":
         if args.root is None and place != "shapes":

@@ -28,18 +28,18 @@ from meanshifter.errors import (
 COMMANDS = {
     "demo": "train a small Segmenter and two small MeanShifters on generated images, and show the results",
     "train": "train a model from a recipe, or on a folder of images and masks",
-    "evaluate": "evaluate a model on a data set",
+    "evaluate": "evaluate a model on a dataset",
     "calibrate": "calibrate the confidence of a model by temperature scaling",
     "predict": "write the label maps of images",
     "explore": "serve a local page that shows label maps, mean shift steps and patches of images",
-    "compare": "show where models differ on the images of a data set",
+    "compare": "show where models differ on the images of a dataset",
     "report": "write a page about a run: curves, scores, confusions, pictures",
     "export": "write a model for other runtimes: ONNX, OpenVINO, torch.export",
     "models": "list the presets with their parameters and cost",
     "convert": "convert models from and to the formats of other tools",
     "study": "train and evaluate everything that a study compares, and write its tables",
     "modes": "show where mean shift moves the patch encodings of an image, and the resulting segments",
-    "data": "list, download or check data sets",
+    "data": "list, download or check datasets",
 }
 
 

@@ -69,7 +69,7 @@ def start_processes(args: argparse.Namespace) -> Processes:
 def add_layout_options(parser: argparse.ArgumentParser, *, runs: bool) -> None:
     """Add the options of `FolderLayout`; `runs`: defaults may come from a model's run."""
     group = parser.add_argument_group(
-        "layout of a data set folder",
+        "layout of a dataset folder",
         "Where images and masks are, and which share is held out as val."
         + (" Defaults come from the model's run if it was trained on the same folder." if runs else ""),
     )

@@ -40,25 +40,25 @@ if TYPE_CHECKING:
 def add_submission_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `open_submission` reads."""
     group = parser.add_argument_group(
-        "data sets by name",
+        "datasets by name",
         "With --root, INPUT is a name listed by `meanshifter data list`, and all images of a split are predicted, "
         "with or without labels: predict MODEL ade20k --root DIR --submission labels.zip",
     )
     add = group.add_argument
-    add("--root", metavar="DIR", type=Path, help="folder of the data set")
-    add("--split", metavar="SPLIT", help="split of the data set (default: test)")
+    add("--root", metavar="DIR", type=Path, help="folder of the dataset")
+    add("--split", metavar="SPLIT", help="split of the dataset (default: test)")
     add(
         "--submission",
         metavar="FILE",
         type=Path,
-        help="pack the label maps for the data set's evaluation server once all exist; keeps a manifest, and "
+        help="pack the label maps for the dataset's evaluation server once all exist; keeps a manifest, and "
         "preprocesses like `evaluate`",
     )
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A data set whose label maps are packed into a file."""
+    """A dataset whose label maps are packed into a file."""
 
     dataset: PublicDataset
     file: Path
@@ -92,10 +92,10 @@ class Submission:
 
 
 def open_submission(args: argparse.Namespace) -> Submission | None:
-    """Replace the name of a data set in the inputs by its images; returns the submission to pack, if any.
+    """Replace the name of a dataset in the inputs by its images; returns the submission to pack, if any.
 
     Raises:
-        InputError: options are missing or conflict, or the data set or the file is invalid.
+        InputError: options are missing or conflict, or the dataset or the file is invalid.
     """
     from meanshifter.data.catalog import HOMES
     from meanshifter.data.remote import is_address
@@ -106,13 +106,13 @@ def open_submission(args: argparse.Namespace) -> Submission | None:
         for option in ("split", "submission"):
             if getattr(args, option) is not None:
                 raise InputError(
-                    f"--{option}: only applies to data sets by name; add --root DIR, the folder of the data set"
+                    f"--{option}: only applies to datasets by name; add --root DIR, the folder of the dataset"
                 )
         if named in HOMES and named not in ("folder", "shapes") and not Path(named).exists():
             raise InputError(f"--root: missing; {named} is read from a folder")
         return None
     if named is None:
-        raise InputError(f"--root: given with {len(args.inputs)} inputs; give one data set, such as ade20k")
+        raise InputError(f"--root: given with {len(args.inputs)} inputs; give one dataset, such as ade20k")
     dataset = open_images(named, args.root, "test" if args.split is None else args.split)
     args.inputs = [str(path) for path in dataset.image_paths]
     if args.submission is None:
@@ -144,13 +144,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         nargs="+",
         help="image, folder of images, quoted glob, tar of samples (also shard-{000..009}.tar), address of these "
-        "(s3://, gs://, https://, …), or with --root a data set by name; or videos, animated GIFs, or the number of a "
+        "(s3://, gs://, https://, …), or with --root a dataset by name; or videos, animated GIFs, or the number of a "
         "camera",
     )
     add(
         "--out",
         metavar="DIR",
-        default="meanshifter-labels",  # "labels" could be the labels of a data set
+        default="meanshifter-labels",  # "labels" could be the labels of a dataset
         help="folder for the label maps, or its address, such as s3://bucket/labels (default: %(default)s)",
     )
     add(

@@ -18,9 +18,9 @@ IMAGES_ONLY = {
     "confidence": "confidence maps are only written for images; write the frames as images to get them",
     "probabilities": "probabilities are only written for images; write the frames as images to get them",
     "sheet": "only applies to images",
-    "root": "only applies to data sets by name",
-    "split": "only applies to data sets by name",
-    "submission": "only applies to data sets by name",
+    "root": "only applies to datasets by name",
+    "split": "only applies to datasets by name",
+    "submission": "only applies to datasets by name",
     "resume": "does not apply to videos, which have no manifest; results are replaced once they are complete",
     "overwrite": "does not apply to videos, which have no manifest; results are replaced once they are complete",
     "backend": "does not apply to videos; start one command for each",
@@ -55,7 +55,7 @@ def clips_of(args: argparse.Namespace) -> list[ClipJob]:
     """
     from meanshifter.jobs.clips import plan_clips
 
-    if args.root is not None and args.as_video is None:  # the input is the name of a data set
+    if args.root is not None and args.as_video is None:  # the input is the name of a dataset
         clips = []
     else:
         clips = plan_clips(args.inputs, Path(args.out), frames=args.as_video is not None)

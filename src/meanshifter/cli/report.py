@@ -22,10 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "dataset",
         metavar="DATASET",
         nargs="?",
-        help="score this data set: a name listed by `meanshifter data list`, or a folder (default: that of the run)",
+        help="score this dataset: a name listed by `meanshifter data list`, or a folder (default: that of the run)",
     )
-    add("--root", metavar="DIR", type=Path, help="folder of the data set, such as that of the run if it has moved")
-    add("--split", help="split of the data set (default: that of the run, or val of another data set)")
+    add("--root", metavar="DIR", type=Path, help="folder of the dataset, such as that of the run if it has moved")
+    add("--split", help="split of the dataset (default: that of the run, or val of another dataset)")
     add("--limit", type=int, metavar="N", help="score only the first N images (default: as in the run)")
     add("--out", metavar="FILE.html", type=Path, help="the page (default: RUN/report.html)")
     add("--device", help="cpu, cuda, cuda:1, … (default: cuda if available, else cpu)")
@@ -54,4 +54,4 @@ def run(args: argparse.Namespace) -> None:
 def _refuse_layout(args: argparse.Namespace) -> None:
     given = [name for name, value in vars(args).items() if name.startswith("data.") and value is not None]
     if given:
-        raise InputError(f"--{given[0]}: only for a DATASET; the run's own data set has the layout of its config.yaml")
+        raise InputError(f"--{given[0]}: only for a DATASET; the run's own dataset has the layout of its config.yaml")

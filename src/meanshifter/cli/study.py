@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--recipe", metavar="RECIPE", help="name or file of a recipe, in place of the study's")
     add("--seeds", type=int, nargs="+", metavar="N", help="seeds of all rows, in place of the study's")
     add("--depths", type=int, nargs="*", metavar="N", help="additional mean shift steps to evaluate")
-    add("--splits", nargs="+", metavar="SPLIT", help="splits of the data set to evaluate, or held_out")
+    add("--splits", nargs="+", metavar="SPLIT", help="splits of the dataset to evaluate, or held_out")
     add("--rows", nargs="+", metavar="ROW", help="train only these rows: names, or patterns with *")
     add("--only-table", type=int, choices=(1, 2), help="1: only the trained number of steps; 2: only rows over L'_ms")
     add("--dry-run", action="store_true", help="print the plan and its cost on this machine, and exit")

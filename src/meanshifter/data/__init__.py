@@ -1,4 +1,4 @@
-"""Label spaces, readers of images and masks, data sets and augmentation. Importing this package imports no torch."""
+"""Label spaces, readers of images and masks, datasets and augmentation. Importing this package imports no torch."""
 
 from meanshifter.data.catalog import open_dataset
 from meanshifter.data.catalog.ade20k import ADE20K

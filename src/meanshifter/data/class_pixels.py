@@ -1,4 +1,4 @@
-"""The pixels of each class in each image of a data set, and draws of classes and images that prefer rare classes."""
+"""The pixels of each class in each image of a dataset, and draws of classes and images that prefer rare classes."""
 
 from __future__ import annotations
 

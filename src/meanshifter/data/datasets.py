@@ -1,6 +1,6 @@
-"""Data sets: indexed samples of an image and its labels, with a label space.
+"""Datasets: indexed samples of an image and its labels, with a label space.
 
-`Folder` reads your own images and masks; the public data sets are in `catalog`.
+`Folder` reads your own images and masks; the public datasets are in `catalog`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Dataset(ABC):
     split: str
     label_space: LabelSpace
     named_by: str = ""
-    """Where the classes come from, such as "classes.txt"; empty if the data set defines them."""
+    """Where the classes come from, such as "classes.txt"; empty if the dataset defines them."""
     labeled: bool = True
     """False if the labels are withheld, as for test splits: the images can be predicted but not scored."""
 
@@ -215,7 +215,7 @@ class Folder(FileDataset):
     def from_lists(
         cls, images: Sequence[str | Path], masks: Sequence[str | Path], label_space: LabelSpace, *, split: str = "all"
     ) -> FileDataset:
-        """A data set in which mask i belongs to image i, whatever their names.
+        """A dataset in which mask i belongs to image i, whatever their names.
 
         Raises:
             InputError: the lists are empty or differ in length.
@@ -296,7 +296,7 @@ def held_out(pairs: list[Pair], folder: Path, split: str, share: float | None = 
 
 
 class Selection(Dataset):
-    """Samples of another data set, at the given places."""
+    """Samples of another dataset, at the given places."""
 
     def __init__(self, dataset: Dataset, places: Sequence[int]) -> None:
         self.name, self.split, self.label_space = dataset.name, dataset.split, dataset.label_space
@@ -316,11 +316,11 @@ class Selection(Dataset):
         return self._dataset[self._places[index]]
 
     def read_reduced(self, index: int, factor: Factor) -> Sample:
-        """Read one sample as the data set does."""
+        """Read one sample as the dataset does."""
         return self._dataset.read_reduced(self._places[index], factor)
 
     def read_labels(self, index: int) -> Labels:
-        """Read the labels of one sample as the data set does."""
+        """Read the labels of one sample as the dataset does."""
         return self._dataset.read_labels(self._places[index])
 
     def pair(self, index: int) -> Pair | None:
@@ -351,7 +351,7 @@ class Subset(Selection):
 
 
 class Cached(Selection):
-    """A data set that keeps the first samples it decodes, as many as fit into `budget` bytes.
+    """A dataset that keeps the first samples it decodes, as many as fit into `budget` bytes.
 
     Samples are never evicted: training reads all samples in turn, so the oldest would be evicted just before it is
     needed. The arrays are read-only, since they are returned again.
@@ -366,7 +366,7 @@ class Cached(Selection):
         return self.read_reduced(index, lambda _height, _width: 1.0)
 
     def read_reduced(self, index: int, factor: Factor) -> Sample:
-        """The cached sample in full size; else that of the data set, which is cached if it is not reduced."""
+        """The cached sample in full size; else that of the dataset, which is cached if it is not reduced."""
         place = self._places[index]
         if place not in self._kept:
             sample = self._dataset.read_reduced(place, factor)
@@ -379,6 +379,6 @@ class Cached(Selection):
         return self._kept[place]
 
     def read_labels(self, index: int) -> Labels:
-        """The cached labels of one sample, else those of the data set."""
+        """The cached labels of one sample, else those of the dataset."""
         kept = self._kept.get(self._places[index])
         return super().read_labels(index) if kept is None else kept.labels

@@ -290,7 +290,7 @@ def _difference(file: Path, digest: str, url: str, published_by: str) -> str | N
 
 @dataclass(frozen=True)
 class Archive:
-    """The archive of a data set."""
+    """The archive of a dataset."""
 
     url: str
     filename: str
@@ -303,7 +303,7 @@ class Archive:
 
 
 def fetch_and_unpack(archive: Archive, root: str | Path) -> Path:
-    """Download an archive into `root`, check it, unpack it and remove it; returns the data set's folder.
+    """Download an archive into `root`, check it, unpack it and remove it; returns the dataset's folder.
 
     An archive that `root` already holds under its own name is checked and used.
 

@@ -27,7 +27,7 @@ Measure = Literal["margin", "probability"]
 
 
 class Concatenated(Dataset):
-    """The samples of several data sets, one after the other, with the name and classes of the first."""
+    """The samples of several datasets, one after the other, with the name and classes of the first."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         first = datasets[0]
@@ -42,7 +42,7 @@ class Concatenated(Dataset):
 
     @property
     def names(self) -> Sequence[str]:
-        """Names of the samples; two data sets may use the same name."""
+        """Names of the samples; two datasets may use the same name."""
         return list(chain.from_iterable(dataset.names for dataset in self._datasets))
 
     def __len__(self) -> int:
@@ -53,12 +53,12 @@ class Concatenated(Dataset):
         return dataset[place]
 
     def read_reduced(self, index: int, factor: Factor) -> Sample:
-        """Read one sample as its data set does."""
+        """Read one sample as its dataset does."""
         dataset, place = self._at(index)
         return dataset.read_reduced(place, factor)
 
     def read_labels(self, index: int) -> Labels:
-        """Read the labels of one sample as its data set does."""
+        """Read the labels of one sample as its dataset does."""
         dataset, place = self._at(index)
         return dataset.read_labels(place)
 
@@ -81,16 +81,16 @@ class Concatenated(Dataset):
 
 
 class Confident(Concatenated):
-    """A data set whose pixels of low confidence are ignored, as are those that it ignores itself.
+    """A dataset whose pixels of low confidence are ignored, as are those that it ignores itself.
 
     The confidence of the sample NAME is `DIR/confidence/MEASURE/NAME.png`, 16-bit gray of which 65535 is 1.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         folder: DIR.
         measure: what the files hold.
         least: pixels of less confidence are ignored; 0 ignores none and reads no files.
-        ignore: the ignored train id, which replaces that of the data set.
+        ignore: the ignored train id, which replaces that of the dataset.
 
     Raises:
         InputError: a sample has no confidence file.
@@ -200,7 +200,7 @@ def shared_images(dataset: Dataset, other: Dataset) -> list[Path]:
 
 
 def _image_files(dataset: Dataset) -> list[Path]:
-    """The image files of a data set; none of a generated one."""
+    """The image files of a dataset; none of a generated one."""
     pairs = (dataset.pair(index) for index in range(len(dataset)))
     return [pair.image for pair in pairs if pair is not None]
 

@@ -1,4 +1,4 @@
-"""Divisions of a data set by seed and name: into folds for cross-validation, or into a share and the rest."""
+"""Divisions of a dataset by seed and name: into folds for cross-validation, or into a share and the rest."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Fold(Selection):
     """The samples of one fold, or with `held_out=False` those of all other folds.
 
     Args:
-        dataset: the divided data set.
+        dataset: the divided dataset.
         numbers: the fold of each sample, as of `folds.fold_numbers`.
         fold: the fold.
         folds: their number, for the name of the split.

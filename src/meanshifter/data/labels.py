@@ -42,7 +42,7 @@ and white."""
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set and how its masks encode them.
+    """The classes of a dataset and how its masks encode them.
 
     Train ids are 0..K-1; pixels of the value `ignore` (255, or 65535 above 255 classes) are neither trained nor scored.
     """

@@ -1,6 +1,6 @@
 """Pair image files with mask files, and the folder layouts in which they are found.
 
-Files are listed first. A data set then rejects a listing at the first problem; the doctor reports all of them.
+Files are listed first. A dataset then rejects a listing at the first problem; the doctor reports all of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Listing:
     doubles: tuple[tuple[str, Path, Path], ...] = ()
     """Name, the file that is listed, and another file of the same name."""
     lost: tuple[str, ...] = ()
-    """Names in the data set's own list that have no image."""
+    """Names in the dataset's own list that have no image."""
     passed: PassedOver = field(default_factory=PassedOver)
     """Skipped files."""
     remedy: str = "an image and its mask have the same name up to the extension"
@@ -236,7 +236,7 @@ _PUBLIC: Final = {
     "trainannot": "camvid",
     "annotations/training": "ade20k",
 }
-"""Folder → the data set to which it belongs."""
+"""Folder → the dataset to which it belongs."""
 _MASK_WORDS: Final = ("mask", "label", "annot", "segm", "truth", "gt", "target")
 _MOST_FILES: Final = 100_000
 _DEPTH: Final = 3

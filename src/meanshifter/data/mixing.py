@@ -25,7 +25,7 @@ class Partner:
 
     how: Literal["copy_paste", "cutmix", "classmix"]
     place: int
-    """Its index in the data set."""
+    """Its index in the dataset."""
     rare_class: int | None
     """The class that its crop shows, and that copy-paste pastes."""
     rng: np.random.Generator
@@ -46,7 +46,7 @@ def draw_partners(
     Args:
         config: the probabilities.
         rng: the sample's generator, of which only the seed is used.
-        length: images of the data set.
+        length: images of the dataset.
         rare: draws the classes of copy-paste.
         choose: turns an index into that of the image that is used, and the class that its crop shows, by `rare_crops`.
     """

@@ -1,4 +1,4 @@
-"""Label maps that `meanshifter predict --confidence` wrote, as a data set: the image of each, and the classes.
+"""Label maps that `meanshifter predict --confidence` wrote, as a dataset: the image of each, and the classes.
 
 The record `predictions.json` lies beside the label maps. With it, their folder is read like one of images and masks,
 although the images lie elsewhere. The label maps hold train ids.

@@ -1,4 +1,4 @@
-"""Evaluation on a data set: scores from a confusion matrix, with the conditions they were measured under."""
+"""Evaluation on a dataset: scores from a confusion matrix, with the conditions they were measured under."""
 
 from meanshifter.evaluation.evaluate import evaluate
 from meanshifter.evaluation.metrics import confusion_matrix

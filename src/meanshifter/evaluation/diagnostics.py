@@ -1,4 +1,4 @@
-"""Diagnostics of the mean shift steps of a trained model, on a few images of a data set.
+"""Diagnostics of the mean shift steps of a trained model, on a few images of a dataset.
 
 Glossary: N tokens, D token width.
 """

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a data set in one pass."""
+"""Evaluation of a model on a dataset in one pass."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def evaluate(
     detailed: bool = False,
     calibration_bins: int = BINS,
 ) -> Result | dict[int, Result]:
-    """Evaluate a predictor, or a model as ``Predictor(model)``, on a data set.
+    """Evaluate a predictor, or a model as ``Predictor(model)``, on a dataset.
 
     Images and masks are read ahead in threads. Each image is preprocessed and encoded once, however many entries
     `mean_shift_layers` has. Predictions are compared at the size of the mask.
 
     Args:
         predictor: a `Predictor` or a model.
-        dataset: a data set with the classes of the model.
+        dataset: a dataset with the classes of the model.
         mean_shift_layers: None: the predictor's own; a number: that many steps; a sequence: results by number of
             steps, from a single pass over the data.
         progress: show a progress bar on standard error, if it is a terminal.
@@ -87,8 +87,8 @@ def evaluate(
         calibration_bins: bins of confidence of the calibration error.
 
     Raises:
-        InputError: the classes of data set and model differ in number or, unless one of them is unnamed, in name
-            (ignoring case); the data set is empty; a sample cannot be read; the predictor leaves pixels without a class
+        InputError: the classes of dataset and model differ in number or, unless one of them is unnamed, in name
+            (ignoring case); the dataset is empty; a sample cannot be read; the predictor leaves pixels without a class
             (`min_confidence`).
     """
     if not isinstance(predictor, Predictor):
@@ -190,7 +190,7 @@ def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = N
     """The conditions under which `predictor` is evaluated on the first `limit` images of `dataset`.
 
     Raises:
-        InputError: the data set is empty, or the limit is below 1.
+        InputError: the dataset is empty, or the limit is below 1.
     """
     return Protocol(
         dataset=dataset.name,
@@ -204,16 +204,16 @@ def protocol_of(predictor: Predictor, dataset: Dataset, *, limit: int | None = N
 
 
 def require_dataset(dataset: Dataset) -> None:
-    """Raise an InputError for a path or a name in place of a data set."""
+    """Raise an InputError for a path or a name in place of a dataset."""
     if isinstance(dataset, str | Path):
         raise InputError(
-            f"dataset: {str(dataset)!r} is a name; give a data set, such as ms.datasets.Folder({str(dataset)!r}, "
+            f"dataset: {str(dataset)!r} is a name; give a dataset, such as ms.datasets.Folder({str(dataset)!r}, "
             'split="val")'
         )
 
 
 def check_classes(model: LabelSpace, dataset: LabelSpace, name: str, *, title: str = "the model") -> None:
-    """Check that a data set, `name`, has the classes of a model, `title`.
+    """Check that a dataset, `name`, has the classes of a model, `title`.
 
     Raises:
         InputError: the number of classes differs, or a name (ignoring case). The generic names "class 0", "class 1", …
@@ -222,7 +222,7 @@ def check_classes(model: LabelSpace, dataset: LabelSpace, name: str, *, title: s
     if model.num_classes != dataset.num_classes:
         raise InputError(
             f"{title} has {model.num_classes} classes, but {name} has {dataset.num_classes}; "
-            "use a model trained on these classes, or the data set it was trained on"
+            "use a model trained on these classes, or the dataset it was trained on"
         )
     if is_unnamed(model) or is_unnamed(dataset):
         return
@@ -230,7 +230,7 @@ def check_classes(model: LabelSpace, dataset: LabelSpace, name: str, *, title: s
         if ours.casefold() != theirs.casefold():
             raise InputError(
                 f"{title} calls class {k} {ours!r}, but {name} calls it {theirs!r}; "
-                "use a model trained on these classes, or the data set it was trained on"
+                "use a model trained on these classes, or the dataset it was trained on"
             )
 
 
@@ -243,7 +243,7 @@ def count_images(dataset: Dataset, limit: int | None) -> int:
     """Number of images to evaluate: all, or the first `limit`.
 
     Raises:
-        InputError: the limit is below 1, or the data set is empty.
+        InputError: the limit is below 1, or the dataset is empty.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} images; expected at least 1, or leave it out for all")

@@ -35,7 +35,7 @@ def evaluate_predictions(
     """Evaluate the label maps in `folder`, which are named like the images of `dataset`.
 
     Args:
-        folder: 8- or 16-bit index images with train ids, or RGB images in the colors of the data set's palette. The
+        folder: 8- or 16-bit index images with train ids, or RGB images in the colors of the dataset's palette. The
             ignored value of the labels (255), and 0 with a `label_offset` of 1, mean no class and count as wrong.
         dataset: the labels; predictions are compared at their size.
         label_offset: the value of class 0, such as 1 for tools that count from 1.

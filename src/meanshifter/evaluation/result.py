@@ -42,7 +42,7 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Scores of a model on a data set, from a single confusion matrix over all images.
+    """Scores of a model on a dataset, from a single confusion matrix over all images.
 
     aAcc is the share of correct pixels; mIoU the mean IoU over classes in labels or predictions (`absent` lists the
     others); mAcc the mean accuracy over classes in the labels. A class that is predicted but not in the labels has IoU
@@ -225,7 +225,7 @@ class Protocol:
     """The conditions of an evaluation: everything but the method that influences the scores. `str` is a single line."""
 
     dataset: str
-    """Name of the data set, such as camvid."""
+    """Name of the dataset, such as camvid."""
     split: str
     """Name of the split, such as val."""
     images: int

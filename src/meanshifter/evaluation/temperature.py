@@ -118,7 +118,7 @@ def calibrate(
     calibration_bins: int = BINS,
     progress: bool = False,
 ) -> TemperatureFit:
-    """Fit the temperature of a model on a data set, set it in `model.config`, and measure the calibration.
+    """Fit the temperature of a model on a dataset, set it in `model.config`, and measure the calibration.
 
     The labels of a model at a single scale without flip do not change; where probabilities of scales, flips or models
     are averaged, they may. `model.save` stores the temperature.
@@ -133,7 +133,7 @@ def calibrate(
         progress: show progress bars on standard error, if it is a terminal.
 
     Raises:
-        InputError: an ensemble, whose members have a temperature each; a data set that `evaluate` refuses, or that
+        InputError: an ensemble, whose members have a temperature each; a dataset that `evaluate` refuses, or that
             has no labeled pixels.
         RunError: no temperature from 0.05 to 20 minimizes the NLL, which is left as it was.
     """

@@ -1,4 +1,4 @@
-"""Label maps in the format of an evaluation server: PNGs with the data set's own values, in one archive."""
+"""Label maps in the format of an evaluation server: PNGs with the dataset's own values, in one archive."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Add = Callable[[str, bytes], None]
 
 
 def open_images(name: str, root: str | Path | None, split: str) -> PublicDataset:
-    """Open the images of a split of a public data set, with or without labels.
+    """Open the images of a split of a public dataset, with or without labels.
 
     Raises:
-        InputError: an unknown name, a data set that is not read from files, or any error of the data set itself.
+        InputError: an unknown name, a dataset that is not read from files, or any error of the dataset itself.
     """
     dataset = None if name in ("folder", "shapes") else open_dataset(name, root, split, labeled=False)
     if not isinstance(dataset, PublicDataset):
         known = ", ".join(home for home in HOMES if home not in ("folder", "shapes"))
-        raise InputError(f"--root: {name} is not a known data set ({known}); pass images or their folder")
+        raise InputError(f"--root: {name} is not a known dataset ({known}); pass images or their folder")
     return dataset
 
 
 def check_submission(dataset: PublicDataset, file: str | Path) -> SubmissionFormat:
-    """The format of the data set's server, after checking that `file` is a valid place for a submission.
+    """The format of the dataset's server, after checking that `file` is a valid place for a submission.
 
     Raises:
         InputError: no server, a wrong file name extension, a folder, or a place that cannot be written.
@@ -66,8 +66,8 @@ def check_submission(dataset: PublicDataset, file: str | Path) -> SubmissionForm
 def write_submission(dataset: PublicDataset, folder: str | Path, file: str | Path) -> int:
     """Pack the label maps of a split for its evaluation server; returns their number.
 
-    The PNGs hold the values of the data set's own masks (ADE20K: 1 to 150), as 8-bit grayscale or, where the server
-    asks for it, as indices of the data set's palette. Equal label maps make archives of equal bytes.
+    The PNGs hold the values of the dataset's own masks (ADE20K: 1 to 150), as 8-bit grayscale or, where the server
+    asks for it, as indices of the dataset's palette. Equal label maps make archives of equal bytes.
 
     Args:
         dataset: the split; each of its images NAME.jpg must have a label map.

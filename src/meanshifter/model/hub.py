@@ -176,7 +176,7 @@ def _score_lines(scores: Scores) -> list[str]:
     if not scores:
         return ["No scores were given."]
     lines = [
-        "| data set | split | images | aAcc | mAcc | mIoU | protocol |",
+        "| dataset | split | images | aAcc | mAcc | mIoU | protocol |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     shown = ("dataset", "split", "images")

@@ -1,4 +1,4 @@
-"""Training samples: the sample stream, the data loader workers, and data sets cached on the device."""
+"""Training samples: the sample stream, the data loader workers, and datasets cached on the device."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ _LONGEST_REASON = 400
 
 
 class TrackedDataset(TorchDataset[Read], Generic[Read]):
-    """A data set that records, in memory shared with the main process, which position each worker is reading."""
+    """A dataset that records, in memory shared with the main process, which position each worker is reading."""
 
     def __init__(self, inner: TorchDataset[Read], workers: int) -> None:
         self._inner = inner

@@ -48,7 +48,7 @@ class DataRecord:
 
     @classmethod
     def of(cls, train_set: Dataset, val_set: Dataset) -> DataRecord:
-        """The record of two data sets; reads no samples."""
+        """The record of two datasets; reads no samples."""
         train, val = (SplitRecord(data.label_space, tuple(data.names)) for data in (train_set, val_set))
         return cls(train, val)
 

@@ -82,7 +82,7 @@ def train(
     again.
 
     Args:
-        data: the data set folder (`data.root`), a mapping of fields of that section, or a complete `TrainConfig`
+        data: the dataset folder (`data.root`), a mapping of fields of that section, or a complete `TrainConfig`
             instead of recipe and fields.
         recipe: a name listed by `meanshifter train --list`, or a YAML file.
         resume: continue the run in the run folder, to the same weights as without the interruption.

@@ -169,7 +169,7 @@ def config_of(
     """Create a training configuration from a recipe and the keywords of `train`.
 
     Args:
-        data: the data set folder, or a mapping of fields of the section `data`; None: as in the recipe and `fields`.
+        data: the dataset folder, or a mapping of fields of the section `data`; None: as in the recipe and `fields`.
         recipe: as in `parse_recipe`.
         fields: overrides: `{"steps": 10, "optimizer": {"lr": 0.1}, "model.preset": "segmenter-s16"}`.
 

@@ -31,9 +31,9 @@ class DataConfig:
     """Training and validation data."""
 
     name: str = "folder"
-    """Data set: folder, camvid, ade20k, pascal_voc, cityscapes or shapes."""
+    """Dataset: folder, camvid, ade20k, pascal_voc, cityscapes or shapes."""
     root: str | None = None
-    """Data set folder."""
+    """Dataset folder."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str | None = "val"
@@ -54,7 +54,7 @@ class DataConfig:
     """Regular expression with one group, such as ^(patient[0-9]+)_: images whose names have the same text in the group
     stay in one fold; null: every image is on its own."""
     images: str | None = None
-    """Image folder inside a custom data set folder, such as JPEGImages; null: images."""
+    """Image folder inside a custom dataset folder, such as JPEGImages; null: images."""
     masks: str | None = None
     """Mask folder, such as SegmentationClass; null: masks. With a mask_suffix it may be the image folder."""
     mask_suffix: str | None = None
@@ -83,7 +83,7 @@ class DataConfig:
 
     @property
     def layout(self) -> FolderLayout:
-        """Where a data set folder keeps its images and masks."""
+        """Where a dataset folder keeps its images and masks."""
         return FolderLayout(self.images, self.masks, self.mask_suffix, self.val_share)
 
     def violations(self, evaluation: EvaluationConfig) -> list[str]:

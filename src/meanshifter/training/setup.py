@@ -220,7 +220,7 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The training and validation sets of a configuration.
 
     Raises:
-        InputError: a data set cannot be opened, `data.val_pattern` leaves no images, or `data.folds` names no fold.
+        InputError: a dataset cannot be opened, `data.val_pattern` leaves no images, or `data.folds` names no fold.
     """
     data = config.data
     train_set, held_out = open_training_data(config)
@@ -240,7 +240,7 @@ def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
 
 
 def open_split(data: DataConfig, split: str) -> Dataset:
-    """A split of the data set, or with "held_out" the training images that `data.val_pattern` names.
+    """A split of the dataset, or with "held_out" the training images that `data.val_pattern` names.
 
     Raises:
         InputError: as `open_dataset`, and for held-out images where none are.
@@ -282,7 +282,7 @@ def _train_split(data: DataConfig) -> Dataset:
 
 
 def open_extra_data(data: DataConfig, train_set: Dataset) -> list[Dataset]:
-    """The extra training data, one data set for each folder.
+    """The extra training data, one dataset for each folder.
 
     Raises:
         InputError: a folder cannot be opened, has other classes, or lacks confidence maps that are needed.
@@ -292,7 +292,7 @@ def open_extra_data(data: DataConfig, train_set: Dataset) -> list[Dataset]:
 
 
 def join_extra(data: DataConfig, train_set: Dataset, extra: list[Dataset]) -> tuple[Dataset, Mix | None]:
-    """All training data as one data set, and how the stream mixes the extra ones in; None: there are none."""
+    """All training data as one dataset, and how the stream mixes the extra ones in; None: there are none."""
     if not extra:
         return train_set, None
     joined = Concatenated([train_set, *extra])

@@ -26,10 +26,10 @@ Sampled = tuple[Tensor, Tensor, str]
 
 
 class SampleStream(TorchDataset[Sampled | InputError]):
-    """An endless stream of augmented samples: one shuffle of the data set after another.
+    """An endless stream of augmented samples: one shuffle of the dataset after another.
 
     The shuffle is keyed by (seed, epoch) and the augmentation by (seed, position), never by worker or process. With
-    `augment.rare_crops`, some samples are of other images than the shuffle's. With a `mix`, the data set's first
+    `augment.rare_crops`, some samples are of other images than the shuffle's. With a `mix`, the dataset's first
     samples and its extra ones each have shuffles of their own; `rare_crops` changes only the former, and what is mixed
     into a sample comes from them.
     """
@@ -45,7 +45,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         mix: Mix | None = None,
         pixels: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """`pixels`: the `class_pixels` of the data set without extra samples; None: counted when needed."""
+        """`pixels`: the `class_pixels` of the dataset without extra samples; None: counted when needed."""
         self.dataset, self.config, self.seed, self.mix = dataset, config, seed, mix
         self.mean, self.std = mean, std
         self._rare: RareClasses | None = None
@@ -59,11 +59,11 @@ class SampleStream(TorchDataset[Sampled | InputError]):
             return error
 
     def place(self, position: int) -> int:
-        """Data set index of the sample at `position`."""
+        """Dataset index of the sample at `position`."""
         return self.chosen(position)[0]
 
     def chosen(self, position: int) -> tuple[int, int | None]:
-        """Data set index of the sample at `position`, and the class that its crop shows; None: any."""
+        """Dataset index of the sample at `position`, and the class that its crop shows; None: any."""
         return self._chosen(self._shuffled(position), self.generator(position))
 
     @property
@@ -93,7 +93,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
         return np.random.default_rng((self.seed, position, 1))
 
     def sample(self, position: int) -> Sampled:
-        """Image (3, h, w) float32, labels (h, w) uint8 or uint16 as in the data set, and name."""
+        """Image (3, h, w) float32, labels (h, w) uint8 or uint16 as in the dataset, and name."""
         rng = self.generator(position)
         place, rare_class = self.chosen(position)
         sample, scale = self._read(place, rng)
@@ -139,7 +139,7 @@ class SampleStream(TorchDataset[Sampled | InputError]):
 
 @dataclass(frozen=True)
 class Mix:
-    """A data set whose last samples are extra ones, and the share of the stream that they get.
+    """A dataset whose last samples are extra ones, and the share of the stream that they get.
 
     Extra samples are spread evenly: the first n positions of the stream hold n · share of them, rounded down.
     """
@@ -152,7 +152,7 @@ class Mix:
     """Share of the stream, between 0 and 1."""
 
     def place(self, position: int, seed: int) -> int:
-        """Data set index of the sample at `position` of the stream with this seed."""
+        """Dataset index of the sample at `position` of the stream with this seed."""
         before = self._extra_before(position)
         if self._extra_before(position + 1) == before:
             epoch, turn = divmod(position - before, self.first)

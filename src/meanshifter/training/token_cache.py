@@ -34,7 +34,7 @@ from meanshifter.training.stream import SampleStream
 FOLDER: Final = "token_cache"
 """Folder in the run folder."""
 Variant = tuple[int, bool]
-"""Index of an image in the data set, and whether it is mirrored."""
+"""Index of an image in the dataset, and whether it is mirrored."""
 
 
 class TokenHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Public data sets, one file each, and `open_dataset`, which opens one by name."""
+"""Public datasets, one file each, and `open_dataset`, which opens one by name."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HOMES: Final = {
 def open_dataset(
     name: str, root: str | Path | None, split: str, layout: FolderLayout = USUAL, *, labeled: bool = True
 ) -> Dataset:
-    """Open a split of a data set by name; the path of a folder in place of the name opens it as a `Folder`.
+    """Open a split of a dataset by name; the path of a folder in place of the name opens it as a `Folder`.
 
     With `labeled=False`, splits whose labels are withheld, such as ADE20K's "test", can be opened too.
 
     Raises:
-        InputError: the name is unknown, a layout is given for a data set that has its own, the split has no labels,
-            and as the data set itself.
+        InputError: the name is unknown, a layout is given for a dataset that has its own, the split has no labels,
+            and as the dataset itself.
     """
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", name
@@ -46,7 +46,7 @@ def open_dataset(
 
 
 def require_usual(name: str, layout: FolderLayout) -> None:
-    """Raise an InputError if a layout is given for a data set other than a folder."""
+    """Raise an InputError if a layout is given for a dataset other than a folder."""
     if layout != USUAL:
         raise InputError(
             f"{layout.options().strip()}: accepted for a folder of images and masks only; {name} has its own layout"
@@ -54,6 +54,6 @@ def require_usual(name: str, layout: FolderLayout) -> None:
 
 
 def unknown_dataset(name: str) -> InputError:
-    """The error about an unknown data set."""
+    """The error about an unknown dataset."""
     hint = did_you_mean(name.lower(), HOMES, f"expected one of {', '.join(HOMES)}, or an existing folder")
-    return InputError(f"data set {name!r} is unknown; {hint}")
+    return InputError(f"dataset {name!r} is unknown; {hint}")

@@ -1,4 +1,4 @@
-"""The base class of the public data sets: their origin, folder layout and download."""
+"""The base class of the public datasets: their origin, folder layout and download."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from meanshifter.errors import InputError
 
 @dataclass(frozen=True)
 class SubmissionFormat:
-    """The format of an evaluation server: an archive with one PNG per image, in the data set's own mask values."""
+    """The format of an evaluation server: an archive with one PNG per image, in the dataset's own mask values."""
 
     archive: str = ".zip"
     """.zip or .tgz."""
     folder: str = ""
     """Folder of the files in the archive, with a slash at the end; empty: the top level."""
     palette: bool = False
-    """Whether the PNGs have the data set's palette instead of plain gray."""
+    """Whether the PNGs have the dataset's palette instead of plain gray."""
 
 
 @dataclass(frozen=True)
 class About:
-    """Facts about a data set, as listed by `meanshifter data list`."""
+    """Facts about a dataset, as listed by `meanshifter data list`."""
 
     name: str
     title: str
@@ -48,10 +48,10 @@ class About:
 
 
 class PublicDataset(FileDataset):
-    """A data set in its official folder layout: images (H,W,3) uint8, labels (H,W) of the label space's dtype.
+    """A dataset in its official folder layout: images (H,W,3) uint8, labels (H,W) of the label space's dtype.
 
     Args:
-        root: the data set's folder, or one that contains it.
+        root: the dataset's folder, or one that contains it.
         split: one of `splits`.
 
     Raises:
@@ -61,9 +61,9 @@ class PublicDataset(FileDataset):
     about: ClassVar[About]
     space: ClassVar[LabelSpace]
     splits: ClassVar[Mapping[str, str]]
-    """Split → the folder, relative to the data set's, whose existence shows that the split is there."""
+    """Split → the folder, relative to the dataset's, whose existence shows that the split is there."""
     inside: ClassVar[Sequence[str]]
-    """Folders below `root` that may hold the data set."""
+    """Folders below `root` that may hold the dataset."""
     withheld: ClassVar[frozenset[str]] = frozenset()
     """Splits without labels: `labeled` is False, and their samples cannot be read."""
     repeats: ClassVar[Mapping[str, Sequence[str]]] = {}
@@ -90,18 +90,18 @@ class PublicDataset(FileDataset):
 
     @classmethod
     def place(cls, root: Path, split: str) -> Path | None:
-        """The data set's folder, which is `root` or in it and contains the split; None if there is none."""
+        """The dataset's folder, which is `root` or in it and contains the split; None if there is none."""
         places = [root, *(root / folder for folder in cls.inside)]
         return next((place for place in places if (place / cls.splits[split]).is_dir()), None)
 
     @classmethod
     @abstractmethod
     def find(cls, folder: Path, split: str) -> Listing:
-        """List the files of a split in the data set's folder."""
+        """List the files of a split in the dataset's folder."""
 
     @classmethod
     def source(cls, split: str | None = None) -> str:
-        """How to get the data set or, with a separate archive, one split, in a few words."""
+        """How to get the dataset or, with a separate archive, one split, in a few words."""
         if cls.about.archive is None:
             return f"available from {cls.about.home}"
         option = f" --split {split}" if split in cls.about.archives else ""
@@ -109,7 +109,7 @@ class PublicDataset(FileDataset):
 
     @classmethod
     def download(cls, root: str | Path, split: str | None = None) -> Path:
-        """Download, check and unpack the data set, or the separate archive of `split`, into `root`; returns the folder.
+        """Download, check and unpack the dataset, or the separate archive of `split`, into `root`; returns the folder.
 
         Raises:
             InputError: the data cannot be downloaded freely, the split has no separate archive, and as

@@ -1,4 +1,4 @@
-"""Shapes: a generated data set for trying everything without a download."""
+"""Shapes: a generated dataset for trying everything without a download."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Shapes(Dataset):
     only on (seed, split, index) and the size.
 
     Args:
-        root: ignored, since there is nothing to read; every data set has this argument.
+        root: ignored, since there is nothing to read; every dataset has this argument.
         split: "train" or "val", which share no sample.
         size: (H, W) in pixels, or one side for both; at least 32 each. Shapes scale with the shorter side.
         length: number of samples; None: 4000 for train, 200 for val.
-        seed: each seed gives a different data set.
+        seed: each seed gives a different dataset.
 
     Raises:
         InputError: an unknown split, a side below 32, a length below 1 or a negative seed.

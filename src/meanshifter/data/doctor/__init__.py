@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a data set, write a repaired copy, and check a sample before training."""
+"""Find everything that is wrong with a dataset, write a repaired copy, and check a sample before training."""
 
 from meanshifter.data.doctor.check import SampleReport, check, check_sample
 from meanshifter.data.doctor.findings import KINDS, Finding, Kind, Report

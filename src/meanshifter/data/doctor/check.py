@@ -1,4 +1,4 @@
-"""Check a data set: list its files, examine them, and report everything that is wrong."""
+"""Check a dataset: list its files, examine them, and report everything that is wrong."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from meanshifter.data.reading import said
 from meanshifter.errors import InputError
 
 SAMPLE: Final = 12
-"""Pairs per data set that `check_sample` examines, spread over all of it: a few hundredths of a second on CamVid."""
+"""Pairs per dataset that `check_sample` examines, spread over all of it: a few hundredths of a second on CamVid."""
 _SOFT: Final = ("all-ignored", "blank-image", "palettes")  # faults that do not stop a training
 _BATCH: Final = 64
 
 
 @dataclass
 class _Source:
-    """A data set before its files are opened."""
+    """A dataset before its files are opened."""
 
     name: str
     root: Path
@@ -58,7 +58,7 @@ class _Source:
 
 
 def _open_source(name: str, root: str | Path | None, splits: Sequence[str] | None, layout: FolderLayout) -> _Source:
-    """List the splits (None: all) of a named data set, or of a folder whose path stands in place of the name."""
+    """List the splits (None: all) of a named dataset, or of a folder whose path stands in place of the name."""
     if name not in HOMES and root is None and Path(name).is_dir():
         name, root = "folder", name
     if name not in HOMES:
@@ -158,18 +158,18 @@ def check(
     threads: int | None = None,
     advance: Callable[[int, int], None] = lambda done, count: None,
 ) -> Report:
-    """Examine every file of a data set.
+    """Examine every file of a dataset.
 
     Args:
-        name: of a data set, or the path of a folder.
-        root: folder of a named data set.
+        name: of a dataset, or the path of a folder.
+        root: folder of a named dataset.
         splits: splits to check; None: all.
         layout: where a folder keeps its images and masks.
         threads: None: as many as there are cores.
         advance: called with the number of examined pairs and the number of all pairs.
 
     Raises:
-        InputError: the data set is unknown or cannot be listed.
+        InputError: the dataset is unknown or cannot be listed.
     """
     source = _open_source(str(name), root, splits, layout)
     work = [(pair, split) for split, pairs in source.pairs.items() for pair in pairs]
@@ -273,7 +273,7 @@ class SampleReport:
 
     classes: int
     named_by: str
-    """As `Dataset.named_by`, or the data set's name."""
+    """As `Dataset.named_by`, or the dataset's name."""
     ignored: float
     """Share of ignored pixels in the sampled masks; NaN if there are none."""
     masks: int
@@ -287,7 +287,7 @@ class SampleReport:
 
 
 def check_sample(datasets: Sequence[Dataset], command: str, *, count: int = SAMPLE) -> SampleReport:
-    """Examine `count` pairs of each data set; generated data sets have no files and pass.
+    """Examine `count` pairs of each dataset; generated datasets have no files and pass.
 
     Blank images, masks that are ignored everywhere and palettes that only differ in their colors are UserWarnings. If
     the sample leaves open whether the ignored value is a class, more masks are read until that is settled.
@@ -295,7 +295,7 @@ def check_sample(datasets: Sequence[Dataset], command: str, *, count: int = SAMP
     Args:
         datasets: those of a training, including the validation set; all have the classes of the first.
         command: the command that checks all of the data, for messages.
-        count: pairs of each data set.
+        count: pairs of each dataset.
 
     Raises:
         InputError: a fault that would stop or spoil the training, or no sampled mask labels anything.
@@ -320,11 +320,11 @@ def check_sample(datasets: Sequence[Dataset], command: str, *, count: int = SAMP
         warnings.warn(f"{folder}: {question.message}", stacklevel=2)
     ignored, pixels = sum(mask.ignored for mask in masks), sum(sum(mask.pixels.values()) for mask in masks)
     share = ignored / pixels if pixels else float("nan")
-    return SampleReport(space.num_classes, named_by or f"the data set {datasets[0].name}", share, len(masks))
+    return SampleReport(space.num_classes, named_by or f"the dataset {datasets[0].name}", share, len(masks))
 
 
 def _places(length: int, count: int) -> list[int]:
-    """A random index in each of `count` equal parts of the data set: files may alternate between two sources."""
+    """A random index in each of `count` equal parts of the dataset: files may alternate between two sources."""
     rng = np.random.default_rng(0)
     edges = np.linspace(0, length, min(count, length) + 1).astype(int).tolist()
     return [int(rng.integers(low, high)) for low, high in pairwise(edges)]

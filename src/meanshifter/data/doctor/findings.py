@@ -1,4 +1,4 @@
-"""The kinds of findings about a data set, single findings, and the report of a check."""
+"""The kinds of findings about a dataset, single findings, and the report of a check."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ KINDS: Final = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem in a data set."""
+    """One problem in a dataset."""
 
     kind: str
     """A key of `KINDS`."""
@@ -134,7 +134,7 @@ class Question:
     """The class that the value is likely to be."""
 
     def finding(self, root: Path) -> Finding:
-        """The question as a finding about the data set in `root`."""
+        """The question as a finding about the dataset in `root`."""
         return Finding("ignored-class" if self.strong else "ignored-class-unsure", f"{root}: {self.message}")
 
 
@@ -253,7 +253,7 @@ class Report:
     """The findings and statistics of one check."""
 
     source: str
-    """Name of the data set, or "folder"."""
+    """Name of the dataset, or "folder"."""
     root: Path
     label_space: LabelSpace | None
     """None if the classes could not be derived."""

@@ -1,4 +1,4 @@
-"""Write a repaired copy of a data set: fix what needs no guessing, leave out and list the rest."""
+"""Write a repaired copy of a dataset: fix what needs no guessing, leave out and list the rest."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def repair(
     split is kept.
 
     Args:
-        report: the check of the data set.
+        report: the check of the dataset.
         out: a folder that does not exist or is empty.
         ignore_unknown: ignore pixels of values outside the label map; otherwise their pairs are left out.
         advance: called with the number of finished pairs and the number of all pairs.

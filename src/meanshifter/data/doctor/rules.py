@@ -1,4 +1,4 @@
-"""Judge the examined files: each pair, the data set as a whole, its palettes and its duplicates."""
+"""Judge the examined files: each pair, the dataset as a whole, its palettes and its duplicates."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def summary_line(report: Report, label_space: LabelSpace) -> str:
     """Number of classes, where their names come from, and how much is ignored."""
     return (
         f"{label_space.num_classes} class{'es'[: 2 * (label_space.num_classes != 1)]}, names from "
-        f"{report.named_by or f'the data set {report.source}'}; {report.ignored_share:.1%} of all pixels are ignored"
+        f"{report.named_by or f'the dataset {report.source}'}; {report.ignored_share:.1%} of all pixels are ignored"
     )
 
 
