@@ -47,11 +47,14 @@ def run(args: argparse.Namespace) -> int | None:
 def _presets(classes: int, image_size: int) -> None:
     from meanshifter.model.presets import PRESETS, parse_preset, size_of
 
-    echo(f"{'preset':24} {'encoder':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})")
+    width = max(map(len, PRESETS))
+    echo(
+        f"{'preset':{width}} {'encoder':24} {'parameters':>12} {'GMACs':>8}   (K {classes}, {image_size}×{image_size})"
+    )
     for preset in PRESETS:
         size = size_of(preset, num_classes=classes, image_size=image_size)
         encoder = parse_preset(preset).encoder
-        echo(f"{preset:24} {encoder:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
+        echo(f"{preset:{width}} {encoder:24} {size.parameters:>12,} {size.multiply_adds / 1e9:>8.2f}")
 
 
 def _published() -> None:
