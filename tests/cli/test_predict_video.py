@@ -154,7 +154,7 @@ def test_ctrl_c_leaves_playable_files(model: str, tmp_path: Path) -> None:
     done = running.wait()
     assert done.returncode == 130, done.stderr
     (line,) = done.stderr.splitlines()
-    count = int(line.partition("the first ")[2].split()[0])
+    count = int(line.partition("interrupted after ")[2].split()[0])
     assert 0 < count < 800
     assert names("out/long") == ["areas.csv", "frames", "labels.mp4", "overlay.mp4"]
     assert len(names("out/long/frames")) == count

@@ -76,14 +76,14 @@ def test_numbers_of_a_recipe_are_bounded(field: str) -> None:
     config = TrainConfig()
     *path, name = field.split(".")
     setattr(getattr(config, path[0]) if path else config, name, HUGE)
-    with pytest.raises(ms.InputError, match=rf"{field}: {HUGE} is not .*[01] to \d+"):
+    with pytest.raises(ms.InputError, match=rf"{field}: {HUGE} must be"):
         config.check()
 
 
 def test_a_learning_rate_is_finite() -> None:
     config = TrainConfig()
     config.optimizer.lr = float("inf")
-    with pytest.raises(ms.InputError, match=r"optimizer\.lr: inf is not"):
+    with pytest.raises(ms.InputError, match=r"optimizer\.lr: inf must be a finite number"):
         config.check()
 
 

@@ -294,8 +294,8 @@ def test_pseudo_labels_of_validation_images_are_a_warning(data: Path, pseudo: Pa
     [
         ({"extra_share": 0.3}, "data.extra_share: 0.3, but data.extra_train is empty"),
         ({"extra_min_confidence": 0.3}, "data.extra_min_confidence: 0.3, but data.extra_train is empty"),
-        ({"extra_train": ["x"], "extra_share": 1.0}, "data.extra_share: 1.0 is not a number between 0 and 1"),
-        ({"extra_train": ["x"], "extra_min_confidence": 1.5}, "data.extra_min_confidence: 1.5 is not"),
+        ({"extra_train": ["x"], "extra_share": 1.0}, "data.extra_share: 1.0 must be between 0 and 1"),
+        ({"extra_train": ["x"], "extra_min_confidence": 1.5}, "data.extra_min_confidence: 1.5 must be"),
     ],
 )
 def test_contradictory_fields_are_refused(fields: dict[str, Any], message: str) -> None:

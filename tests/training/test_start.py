@@ -14,6 +14,7 @@ from PIL import Image
 
 import meanshifter as ms
 from meanshifter.data import Shapes
+from meanshifter.model.config import MeanShiftConfig
 from meanshifter.training.config import TrainConfig
 from meanshifter.training.loop import train
 from meanshifter.training.parsing import parse_recipe
@@ -133,6 +134,9 @@ def test_contradictions_and_renamed_classes_are_told(tmp_path: Path) -> None:
     source.save(tmp_path / "source")
     with pytest.warns(UserWarning, match="is 'sky' in .*source but 'background' in the data"):
         build_model(recipe(tmp_path, tmp_path / "source"), Shapes().label_space)
-    config = recipe(tmp_path, tmp_path / "source", **{"model.mean_shift.layers": 1})
+    with pytest.raises(ms.InputError, match=r"model\.mean_shift: .*model\.init_from"):
+        recipe(tmp_path, tmp_path / "source", **{"model.mean_shift": "{layers: 1}"})
+    config = recipe(tmp_path, tmp_path / "source")
+    config.model.mean_shift = MeanShiftConfig(layers=1)
     with pytest.raises(ms.InputError, match=r"model\.mean_shift: .*model\.init_from"):
         build_model(config, Shapes().label_space)

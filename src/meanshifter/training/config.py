@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from math import inf
+from math import inf, isfinite
 from operator import attrgetter
 from typing import Any, Final, Literal
 
@@ -184,7 +184,9 @@ class TrainConfig:
 
 
 def _spelled(rule: str, value: Any) -> str:
-    return f"at most {LARGEST}" if isinstance(value, int) and value > LARGEST else rule
+    if isinstance(value, int) and value > LARGEST:
+        return f"at most {LARGEST}"
+    return rule if not isinstance(value, float) or isfinite(value) else "a finite number"
 
 
 _Rule = tuple[Callable[[Any], bool], str]
