@@ -28,7 +28,7 @@ from torch import Tensor
 
 import meanshifter
 from meanshifter.data.catalog.shapes import MIN_SIDE, Shapes
-from meanshifter.errors import InputError, RunError, summarize_error
+from meanshifter.errors import InputError, RunError, counted, summarize_error
 from meanshifter.export.export import export
 from meanshifter.export.runtime import FORMATS, RuntimeModel, load_export
 from meanshifter.inference.precision import AUTOCAST, fused_attention_pays
@@ -224,9 +224,8 @@ class _Exports:
         place = self._home / NAME
         known = _read(place)
         versions = [f"{packages[0]} {_version(packages[0])}" for packages in available.values()]
-        situation = ", ".join(
-            [machine.processor(), f"{torch.get_num_threads()} threads", *versions, self._precision, _named(self._shape)]
-        )
+        threads = counted(torch.get_num_threads(), "thread")
+        situation = ", ".join([machine.processor(), threads, *versions, self._precision, _named(self._shape)])
         if situation not in known:
             known[situation], passing = self._measure(available)
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import meanshifter
-from meanshifter.errors import InputError
+from meanshifter.errors import InputError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -142,10 +142,11 @@ def describe() -> str:
     cpu = torch.device("cpu")
     units = "bfloat16 units" if has_bfloat16(cpu) else "no bfloat16 units"
     accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    threads = counted(torch.get_num_threads(), "thread")
     return (
         f"{datetime.date.today().isoformat()} · meanshifter {meanshifter.__version__} · torch {torch.__version__} · "
         f"Python {platform.python_version()} · {processor()}, {os.cpu_count()} cores, "
-        f"{torch.backends.cpu.get_cpu_capability()}, {units}{accelerator} · {torch.get_num_threads()} threads"
+        f"{torch.backends.cpu.get_cpu_capability()}, {units}{accelerator} · {threads}"
     )
 
 
