@@ -103,6 +103,14 @@ def test_lines_say_what_is_trained_and_how_long_it_takes(
     assert any(re.search(r"11/12 · loss .* · about \d+ s left", line) for line in lines)
 
 
+@pytest.mark.parametrize(("warmup", "told"), [(2, True), (1, False)])
+def test_a_warmup_that_never_ends_is_told(
+    warmup: int, told: bool, tiny: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(dataclasses.replace(tiny, steps=2, optimizer=dataclasses.replace(tiny.optimizer, warmup=warmup)))
+    assert ("optimizer.warmup: 2 of 2 steps" in capsys.readouterr().err) == told
+
+
 class Clock:
     """Time that passes only when told."""
 
