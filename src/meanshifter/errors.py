@@ -74,7 +74,9 @@ def is_out_of_files(error: BaseException) -> bool:
 
 
 _NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad[ _]alloc|ALLOC_FAILED", re.I
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad[ _]alloc|ALLOC_FAILED"
+    r"|could not create a (primitive|memory object)",  # oneDNN's words
+    re.I,
 )
 
 

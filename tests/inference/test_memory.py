@@ -75,6 +75,7 @@ def test_other_errors_are_not_converted(tiny_model: Callable[..., ms.Segmenter])
         ms.Predictor(model, **READING)(IMAGE)
     assert len(passes) == 1
     assert not is_out_of_memory(RunError("out of memory, but reported already"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are those of Linux")
