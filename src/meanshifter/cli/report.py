@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write report.html into a finished, stopped or running run: curves, scores of each class, confusions, best "
         "and worst images, training samples, speed, protocol and commands. The page needs no network and no other "
-        "file. Take one pass over the validation images. `meanshifter train` writes it at its end."
+        "file. Scoring takes one pass over the validation images. `meanshifter train` writes the report at its end."
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="run folder, or folder of a cross-validation")
